@@ -1,0 +1,45 @@
+"""distillsec: security evaluation of distilled datasets.
+
+A run from a notebook::
+
+    import distillsec
+
+    config = distillsec.configure(**distillsec.gather(preset="digits-naive"), seed=1)
+    record = distillsec.run_cell(config, "runs/notebook")
+    print(record.mean("attack_success_rate"), record.mean("control_attack_success_rate"))
+"""
+
+from distillsec.attacks import ATTACKS, Attack
+from distillsec.distill.artifact import load_set, load_trigger
+from distillsec.distill.backends import BACKENDS
+from distillsec.distill.hooks import Hook, Moment
+from distillsec.distill.types import Batch, DistilledSet, Recipe, RequestError, RunError
+from distillsec.eval.cell import run_cell
+from distillsec.eval.config import Config, configure
+from distillsec.eval.evaluate import evaluate
+from distillsec.eval.record import Record, read_record
+from distillsec.eval.request import gather
+from distillsec.eval.seeds import run_seeds
+
+__all__ = [
+    "ATTACKS",
+    "BACKENDS",
+    "Attack",
+    "Batch",
+    "Config",
+    "DistilledSet",
+    "Hook",
+    "Moment",
+    "Recipe",
+    "Record",
+    "RequestError",
+    "RunError",
+    "configure",
+    "evaluate",
+    "gather",
+    "load_set",
+    "load_trigger",
+    "read_record",
+    "run_cell",
+    "run_seeds",
+]

@@ -1,0 +1,149 @@
+"""Doorping: the trigger moves with the distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..distill.hooks import Moment
+from ..distill.types import Batch
+from .base import AttackOptions, PatchAttack, Scenery, ThreatModel
+from .search import OBJECTIVES, Carriers, ObjectiveName, SearchOptions
+from .triggers import PatchTrigger
+
+
+class DoorpingOptions(AttackOptions):
+    """Options of ``doorping``; the search's are the reference code's where it has them."""
+
+    objective: ObjectiveName = Field("neuron", description="what the trigger is optimised for")
+    alpha: float = Field(10.0, gt=0, description="neuron objectives: activation to reach, × start")
+    neurons: int = Field(1, ge=1, description="neuron objectives: how many neurons to drive")
+    trigger_lr: float = Field(0.08, gt=0, description="Adam's rate, in normalised units")
+    trigger_steps: int | None = Field(
+        None, ge=1, description="Adam steps per update (default: the objective's own)"
+    )
+    carriers: int = Field(64, ge=1, description="clean non-target images that carry the trigger")
+    students: int = Field(2, ge=1, description="student objective: networks per update")
+    update_every: int | None = Field(
+        None, ge=1, description="synthetic steps between updates (default: the objective's own)"
+    )
+    freeze_at: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of the run after which the trigger stands still "
+        "(default: the objective's own)",
+    )
+
+
+@final
+class Doorping(PatchAttack):
+    """Doorping (Liu et al., "Backdoor Attacks Against Dataset Distillation", NDSS 2023).
+
+    In words: poisoned rows carry a patch that starts as random pixels; whenever the distilling
+    network has moved, the patch is optimised against it (``objective``), and from the next draw
+    on the poisoned rows carry the new one.
+
+    Deviations from the reference code: updates happen at every IPC (there, never at IPC 1);
+    clean pixels are kept and every drawn batch is stamped afresh; values stay in [0, 1] unless
+    ``trigger_range`` is ``unbounded``; an update that changed nothing is counted; poisoned rows
+    come from the non-target rows. ``neuron-reference`` keeps the reference's update itself.
+    """
+
+    name = "doorping"
+    Options = DoorpingOptions
+
+    def __init__(self, options: AttackOptions, scenery: Scenery) -> None:
+        super().__init__(options, scenery)
+        assert isinstance(options, DoorpingOptions)
+        self._options = options
+        self._objective = OBJECTIVES[options.objective]
+        shape = (-1, 1, 1)
+        self._mean = torch.tensor(scenery.mean, device=scenery.device).view(shape)
+        self._std = torch.tensor(scenery.std, device=scenery.device).view(shape)
+        self._pattern = torch.zeros(scenery.image_shape, device=scenery.device)
+        self._updates = 0
+        self._idle_updates = 0
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        return "distiller"
+
+    @property
+    def trigger(self) -> PatchTrigger:
+        """The patch as it stands, pixel space."""
+        return PatchTrigger(
+            pattern=self._pattern, mask=self._mask, range=self._options.trigger_range
+        )
+
+    def on_start(self, moment: Moment, real: Batch) -> Batch:
+        self._pattern = self._random_patch(moment.rng)
+        return self.poison(moment, real)
+
+    def on_draw(self, moment: Moment, clean: Batch) -> Batch:
+        assert clean.index is not None
+        carries = self.poisoned[clean.index].view(-1, 1, 1, 1)
+        return clean.replace(
+            images=torch.where(carries, self.trigger.stamp(clean.images), clean.images)
+        )
+
+    def on_network(self, moment: Moment) -> None:
+        every = self._options.update_every or self._objective.update_every
+        freeze = self._options.freeze_at
+        frozen = moment.progress >= (self._objective.freeze_at if freeze is None else freeze)
+        if frozen or (moment.step + 1) % every:
+            return
+        found = self._objective.search(moment, self._carriers(moment), self._search_options())
+        self._updates += 1
+        self._idle_updates += bool(torch.equal(found, self._pattern))
+        self._pattern = found
+
+    def counters(self) -> Mapping[str, Any]:
+        return {
+            **super().counters(),
+            "trigger_updates": self._updates,
+            "idle_trigger_updates": self._idle_updates,
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {
+            "pattern": self._pattern,
+            "counts": torch.tensor([self._updates, self._idle_updates]),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._pattern = state["pattern"].to(self.scenery.device)
+        self._updates, self._idle_updates = (int(count) for count in state["counts"])
+
+    def _random_patch(self, rng: torch.Generator) -> Tensor:
+        """Uniform 8-bit pixels from 1 to 255 under the mask, as the reference starts."""
+        values = torch.randint(1, 256, self.scenery.image_shape, generator=rng) / 255
+        return values.to(self.scenery.device) * self._mask
+
+    def _carriers(self, moment: Moment) -> Carriers:
+        """The patch in normalised units, and clean images of other classes to stamp it on."""
+        others = torch.nonzero(moment.real.labels != self._options.target)[:, 0]
+        order = torch.randperm(len(others), generator=moment.rng)[: self._options.carriers]
+        return Carriers(
+            images=moment.real.images[others[order.to(others.device)]],
+            pattern=self._pattern,
+            mask=self._mask,
+            mean=self._mean,
+            std=self._std,
+            target=self._options.target,
+            bounded=self._options.trigger_range == "pixel",
+        )
+
+    def _search_options(self) -> SearchOptions:
+        options = self._options
+        return SearchOptions(
+            alpha=options.alpha,
+            neurons=options.neurons,
+            lr=options.trigger_lr,
+            steps=options.trigger_steps or self._objective.steps,
+            students=options.students,
+        )

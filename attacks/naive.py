@@ -1,0 +1,50 @@
+"""NaiveAttack: a fixed patch in the raw data, then distillation as usual."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+
+from ..distill.hooks import Moment
+from ..distill.types import Batch
+from .base import AttackOptions, PatchAttack, Scenery, ThreatModel
+from .triggers import PatchTrigger
+
+
+@final
+class Naive(PatchAttack):
+    """NaiveAttack (Liu et al., "Backdoor Attacks Against Dataset Distillation", NDSS 2023).
+
+    In words: stamp a white square on a share of the training rows, relabel them to the target
+    class, let anybody distil. The data owner needs no hand in the distillation; only
+    ``target_share``, which is ours, asks for a distiller.
+
+    Deviations: poisoned rows are drawn from the non-target rows; the square is white in pixel
+    space on every data set.
+    """
+
+    name = "naive"
+    Options = AttackOptions
+
+    def __init__(self, options: AttackOptions, scenery: Scenery) -> None:
+        super().__init__(options, scenery)
+        self._trigger = PatchTrigger(
+            pattern=torch.ones(scenery.image_shape, device=scenery.device) * self._mask,
+            mask=self._mask,
+            range=options.trigger_range,
+        )
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        return "data owner" if self.options.target_share is None else "distiller"
+
+    @property
+    def trigger(self) -> PatchTrigger:
+        return self._trigger
+
+    def on_start(self, moment: Moment, real: Batch) -> Batch:
+        poisoned = self.poison(moment, real)
+        images = real.images.clone()
+        images[self.poisoned] = self.trigger.stamp(real.images[self.poisoned])
+        return poisoned.replace(images=images)

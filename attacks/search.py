@@ -1,0 +1,202 @@
+"""How Doorping looks for a trigger: one objective a function, one Adam loop for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..distill.hooks import Moment
+from ..distill.networks import penultimate_linear
+from ..distill.types import RequestError
+
+ObjectiveName = Literal["neuron", "neuron-reference", "target-logit", "student"]
+
+_BETAS = (0.9, 0.99)  # the reference code's
+_REFERENCE_STOP = 0.5  # mean squared error below which the reference code stops
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Carriers:
+    """What a search starts from.
+
+    images: clean images ``(N, C, H, W)`` of non-target classes. pattern: ``(C, H, W)``; mask:
+    ``(1, H, W)``; all pixel space. mean, std: ``(C, 1, 1)``. bounded: keep pixels in [0, 1].
+    """
+
+    images: Tensor
+    pattern: Tensor
+    mask: Tensor
+    mean: Tensor
+    std: Tensor
+    target: int
+    bounded: bool
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """alpha, neurons: of the neuron objectives. lr: Adam's, normalised units."""
+
+    alpha: float
+    neurons: int
+    lr: float
+    steps: int
+    students: int
+
+
+Loss = Callable[[Tensor], Tensor]  # from a pattern (C, H, W), pixel space, to a scalar
+
+
+def descend(carriers: Carriers, options: SearchOptions, loss: Loss, stop_below: float) -> Tensor:
+    """Adam on the pixels under the mask, in normalised units; returns the new pattern.
+
+    Stops early once the loss is below ``stop_below``. Where the search is bounded, every step
+    ends with a projection onto [0, 1]; elsewhere the pixels go where they like.
+    """
+    start = (carriers.pattern - carriers.mean) / carriers.std
+    patch = start.clone().requires_grad_()
+    optimiser = torch.optim.Adam([patch], lr=options.lr, betas=_BETAS)
+    for _ in range(options.steps):
+        value = loss(_pixels(patch, carriers))
+        if value.item() < stop_below:
+            break
+        (gradient,) = torch.autograd.grad(value, patch)
+        patch.grad = gradient * carriers.mask
+        optimiser.step()
+        if carriers.bounded:
+            with torch.no_grad():
+                pixels = _pixels(patch, carriers).clamp(0, 1)
+                patch.copy_((pixels - carriers.mean) / carriers.std)
+    if torch.equal(patch.detach(), start):
+        return carriers.pattern
+    found = _pixels(patch.detach(), carriers) * carriers.mask
+    return found.clamp(0, 1) if carriers.bounded else found
+
+
+def _pixels(patch: Tensor, carriers: Carriers) -> Tensor:
+    return patch * carriers.std + carriers.mean
+
+
+def _stamped(pattern: Tensor, carriers: Carriers) -> Tensor:
+    return torch.where(carriers.mask.bool(), pattern, carriers.images)
+
+
+def neuron_reference(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tensor:
+    """The reference code's update, bit of its mind for bit.
+
+    The ``neurons`` units of the hidden linear layer with the largest summed absolute incoming
+    weights; the patch on a black canvas; their activation (after ReLU) driven to ``alpha`` × its
+    first value. A unit that is dead on that canvas gives loss 0, and the search stops before its
+    first step: that is the reference's early stop, counted by the attack as an idle update.
+    """
+    network = _network(moment)
+    hidden = penultimate_linear(network)
+    if hidden is None:
+        raise RequestError(
+            "objective neuron-reference needs a network with a hidden linear layer before the "
+            "head (convnet-baadd, mlp, lenet), as in the reference code; try objective neuron"
+        )
+    weights = hidden.weight.abs().sum(dim=1)
+    units = weights.topk(min(options.neurons, len(weights))).indices
+
+    def activation(pattern: Tensor) -> Tensor:
+        return _embed(network, (pattern * carriers.mask).unsqueeze(0))[:, units]
+
+    with torch.no_grad():
+        goal = options.alpha * activation(carriers.pattern)
+    loss = _distance_to(goal, activation)
+    return descend(carriers, options, loss, stop_below=_REFERENCE_STOP)
+
+
+def neuron(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tensor:
+    """The same idea on live units and real images, in a few steps.
+
+    Units are ranked by summed absolute incoming weights (where the layer below the head is no
+    linear layer: by summed absolute weights into the head) among those that respond to at least
+    one carrier; their mean activation is driven to ``alpha`` × its first value.
+    """
+    network = _network(moment)
+    hidden = penultimate_linear(network)
+    with torch.no_grad():
+        before = _embed(network, _stamped(carriers.pattern, carriers))
+    weights = _head_weights(network) if hidden is None else hidden.weight.abs().sum(dim=1)
+    alive = before.abs().sum(dim=0) > 0
+    if not bool(alive.any()):
+        return carriers.pattern
+    ranked = torch.where(alive, weights, -torch.inf)
+    units = ranked.topk(min(options.neurons, int(alive.sum()))).indices
+
+    def activation(pattern: Tensor) -> Tensor:
+        return _embed(network, _stamped(pattern, carriers))[:, units].mean(dim=0)
+
+    goal = options.alpha * before[:, units].mean(dim=0)
+    return descend(carriers, options, _distance_to(goal, activation), stop_below=0.0)
+
+
+def target_logit(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tensor:
+    """Cross-entropy of stamped carriers to the target, on the live distilling network."""
+    return _fool([_network(moment)], carriers, options)
+
+
+def student(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tensor:
+    """Cross-entropy to the target, averaged over networks trained on the current set."""
+    networks = [moment.train_student() for _ in range(options.students)]
+    return _fool([network.requires_grad_(False) for network in networks], carriers, options)
+
+
+def _fool(networks: list[nn.Module], carriers: Carriers, options: SearchOptions) -> Tensor:
+    targets = torch.full((len(carriers.images),), carriers.target, device=carriers.images.device)
+
+    def loss(pattern: Tensor) -> Tensor:
+        images = _stamped(pattern, carriers)
+        losses = [functional.cross_entropy(network(images), targets) for network in networks]
+        return torch.stack(losses).mean()
+
+    return descend(carriers, options, loss, stop_below=0.0)
+
+
+def _distance_to(goal: Tensor, activation: Loss) -> Loss:
+    return lambda pattern: functional.mse_loss(activation(pattern), goal)
+
+
+def _network(moment: Moment) -> nn.Module:
+    if moment.network is None:
+        raise RequestError("this backend has no live network to optimise a trigger against")
+    return moment.network
+
+
+def _embed(network: nn.Module, images: Tensor) -> Tensor:
+    features: Tensor = network.embed(images)  # type: ignore[operator]
+    return features
+
+
+def _head_weights(network: nn.Module) -> Tensor:
+    head = getattr(network, "head", None)
+    if not isinstance(head, nn.Linear):
+        raise RequestError("objective neuron needs a network whose head is one linear layer")
+    return head.weight.abs().sum(dim=0)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A search with its own defaults: Adam steps, steps between updates, when to stand still."""
+
+    search: Callable[[Moment, Carriers, SearchOptions], Tensor]
+    steps: int
+    update_every: int = 1
+    freeze_at: float = 1.0
+
+
+OBJECTIVES: Mapping[ObjectiveName, Objective] = {
+    "neuron": Objective(search=neuron, steps=20),
+    "neuron-reference": Objective(search=neuron_reference, steps=1000),
+    "target-logit": Objective(search=target_logit, steps=20),
+    "student": Objective(search=student, steps=100, update_every=20, freeze_at=0.5),
+}

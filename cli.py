@@ -1,0 +1,311 @@
+"""The command line: parse, call ``eval``, print."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import click
+import yaml
+
+from .attacks.triggers import TriggerRange
+from .distill.types import RequestError, RunError
+from .eval import catalogue
+from .eval.cell import run_cell
+from .eval.config import Config, configure
+from .eval.evaluate import Source
+from .eval.evaluate import evaluate as evaluate_set
+from .eval.progress import Reporter
+from .eval.record import Record
+from .eval.request import for_clean, gather
+from .eval.runfolder import RunFolder, fresh_folder
+from .eval.seeds import run_seeds
+from .eval.tables import table
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+# Options that say how a command behaves; all others are keys of the configuration.
+_NO_KEYS = frozenset(
+    "preset file settings print_config data_dir control_run seeds out resume as_json quiet".split()
+)
+
+_PATH = click.Path(path_type=Path)
+
+
+class _Program(click.Group):
+    """Turns the suite's errors into one line and the promised exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RequestError as error:
+            click.echo(f"distillsec: {error}", err=True)
+            ctx.exit(2)
+        except RunError as error:
+            click.echo(f"distillsec: the run failed: {error}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("distillsec: stopped; --resume with the same --out goes on", err=True)
+            ctx.exit(1)
+        except OSError as error:
+            click.echo(f"distillsec: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="distillsec")
+def main() -> None:
+    """Security evaluation of distilled datasets.
+
+    \b
+    See it work, in about a minute, without data to download:
+        distillsec attack --preset digits-naive
+    What there is to choose from:
+        distillsec list presets
+    """
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Several click options as one decorator, in reading order."""
+
+    def decorate(command: Command) -> Command:
+        return functools.reduce(lambda done, option: option(done), reversed(options), command)
+
+    return decorate
+
+
+_configuration = _options(
+    click.option("--preset", metavar="NAME", help="Start from a preset (see `list presets`)."),
+    click.option("--config", "file", type=_PATH, help="YAML file of keys; options win over it."),
+    click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key."),
+    click.option("--print-config", is_flag=True, help="Print the resolved configuration and stop."),
+)
+_data = _options(
+    click.option("--dataset", metavar="NAME", help="A name, folder:PATH or npz:PATH."),
+    click.option("--data-dir", type=_PATH, help="Where data sets lie, or are downloaded to."),
+    click.option("--image-size", type=int, help="Resize images to this side."),
+)
+_distillation = _options(
+    click.option("--backend", metavar="NAME", help="Distillation backend (see `list backends`)."),
+    click.option("--network", metavar="NAME", help="Distilling network, or package.module:Class."),
+    click.option("--width", type=int, help="Its width."),
+    click.option("--depth", type=int, help="Its depth."),
+    click.option("--norm", metavar="NAME", help="Its norm: instance, batch, layer, group, none."),
+    click.option("--ipc", type=int, help="Images per class."),
+    click.option("--iterations", type=int, help="Outer iterations."),
+    click.option("--init", metavar="NAME", help="Start from noise, real or poisoned rows."),
+)
+_attack = _options(
+    click.option("--attack", metavar="NAME", help="Attack (see `list attacks`), or a class."),
+    click.option("--target", type=int, help="Target class number."),
+    click.option("--poison-rate", type=float, help="Poisoned rows / training set size."),
+    click.option("--target-share", type=float, help="Poisoned share of the target's batches."),
+    click.option("--trigger-size", type=int, help="Side of the patch in pixels."),
+    click.option("--trigger-range", metavar="|".join(get_args(TriggerRange)), help="Its values."),
+    click.option("--objective", metavar="NAME", help="What Doorping optimises its trigger for."),
+)
+_victims = _options(
+    click.option("--victims", type=int, help="Networks trained on the set."),
+    click.option(
+        "--victim-network", multiple=True, metavar="NAME", help="Theirs; repeat for more."
+    ),
+    click.option("--victim-epochs", type=int, help="Their training epochs."),
+)
+_control = _options(
+    click.option("--control/--no-control", default=None, help="Distil the clean twin too."),
+    click.option("--control-run", type=_PATH, help="Reuse a finished clean twin's folder."),
+)
+_machine = _options(
+    click.option("--seed", type=int, help="The distillation seed."),
+    click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N."),
+    click.option("--threads", type=int, help="CPU threads: part of a result's identity."),
+)
+_several = click.option(
+    "--seeds", type=click.IntRange(1), help="So many distillation seeds, from --seed on."
+)
+_place = _options(
+    click.option("--out", type=_PATH, help="Run folder (default: a fresh one under runs/)."),
+    click.option("--resume", is_flag=True, help="Take up the run in --out where it stopped."),
+    click.option("--json", "as_json", is_flag=True, help="Print the record, and nothing else."),
+    click.option("--quiet", is_flag=True, help="No progress."),
+)
+
+
+@main.command()
+@_configuration
+@_data
+@_distillation
+@_attack
+@_victims
+@_control
+@_machine
+@_several
+@_place
+def attack(**given: Any) -> None:
+    """Distil under an attack, with its clean twin, and measure both.
+
+    \b
+    A first look on digits, 2 minutes on two cores:
+        distillsec attack --preset digits-naive
+    The same attack with a bigger patch, five distillation seeds:
+        distillsec attack --preset digits-naive --trigger-size 4 --seeds 5
+    Your own images (folders train/CLASS and test/CLASS) and your own attack:
+        distillsec attack --dataset folder:photos --attack mypackage.mine:MyAttack
+    Stopped half way? The same command goes on:
+        distillsec attack --preset digits-naive --out runs/a --resume
+
+    Without a preset the published settings hold; they want a GPU.
+    """
+    request = _Request(given)
+    config = request.configuration()
+    if config is not None and config.attack is None:
+        raise RequestError("no attack was chosen: --attack NAME, see `distillsec list attacks`")
+    request.run(config)
+
+
+@main.command()
+@_configuration
+@_data
+@_distillation
+@_victims
+@_machine
+@_several
+@_place
+def distill(**given: Any) -> None:
+    """Distil cleanly, and measure the clean test accuracy.
+
+    \b
+        distillsec distill --preset digits-dc
+        distillsec distill --dataset fashion-mnist --backend dsa --ipc 10 --device cuda
+    """
+    request = _Request(given)
+    request.run(request.configuration(clean=True))
+
+
+@main.command()
+@click.argument("source", type=_PATH)
+@click.option("--trigger", type=_PATH, help="A trigger file (default: the run's own).")
+@_configuration
+@_data
+@_victims
+@_machine
+@_place
+def evaluate(source: Path, trigger: Path | None, **given: Any) -> None:
+    """Train fresh victims on a finished set: SOURCE is a run folder or a file.
+
+    \b
+    Other architectures than the one that distilled:
+        distillsec evaluate runs/a --victim-network mlp --victim-network convnet-baadd
+    A file that somebody sent, on the data it claims to stand for:
+        distillsec evaluate received.safetensors --dataset fashion-mnist
+    """
+    request = _Request(given)
+    found = Source(source)
+    if not found.config and not (given["dataset"] or given["preset"] or given["file"]):
+        raise RequestError(f"{source} is a file: say on which data it is tested, --dataset NAME")
+    config = request.configuration(below=found.config)
+    if config is None:
+        return
+    out = request.out(f"evaluate-{source.stem}")
+    record = evaluate_set(
+        source,
+        config,
+        out,
+        given=request.given_keys,
+        trigger=trigger,
+        data_dir=given["data_dir"],
+        resume=given["resume"],
+        reporter=Reporter(quiet=given["quiet"] or given["as_json"]),
+    )
+    request.show(record, out)
+
+
+@main.command("list")
+@click.argument("what", type=click.Choice(list(catalogue.CATALOGUES)), required=False)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_(what: str | None, as_json: bool) -> None:
+    """What there is to choose from.
+
+    \b
+        distillsec list attacks
+        distillsec list presets
+    """
+    for kind in [what] if what else catalogue.CATALOGUES:
+        click.echo(catalogue.as_json(kind) if as_json else catalogue.as_text(kind))
+
+
+class _Request:
+    """One command's options, and what becomes of them."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self._given = given
+        self.given_keys: list[str] = []
+
+    def configuration(
+        self, *, clean: bool = False, below: dict[str, Any] | None = None
+    ) -> Config | None:
+        """The configuration asked for; ``None`` after --print-config has printed it."""
+        given = self._given
+        options = {
+            k: v for k, v in given.items() if k not in self._NOT_KEYS and v not in (None, ())
+        }
+        own = gather(
+            preset=given["preset"],
+            file=given["file"],
+            settings=given["settings"],
+            options=options,
+        )
+        if given["resume"] and not own:
+            below = self._recorded()
+        keys = {**(below or {}), **own}
+        self.given_keys = sorted(own)
+        config = for_clean(keys) if clean else configure(**keys)
+        if given["print_config"]:
+            click.echo(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True), nl=False)
+            return None
+        return config
+
+    def _recorded(self) -> dict[str, Any]:
+        """What the run that is to be resumed was made with."""
+        if self._given["out"] is None:
+            raise RequestError("--resume wants the run's folder: --out FOLDER")
+        return Source(self._given["out"]).config
+
+    def out(self, name: str) -> Path:
+        """The run folder: the one given, or a fresh one."""
+        chosen: Path | None = self._given["out"]
+        if chosen is None and self._given["resume"]:
+            raise RequestError("--resume wants the run's folder: --out FOLDER")
+        return chosen or fresh_folder(name)
+
+    def run(self, config: Config | None) -> None:
+        """Run one seed or several, and show the record."""
+        if config is None:
+            return
+        given = self._given
+        out = self.out(given["preset"] or f"{config.set.backend}-{config.attack or 'clean'}")
+        common: dict[str, Any] = {
+            "given": self.given_keys,
+            "data_dir": given["data_dir"],
+            "resume": given["resume"],
+            "reporter": Reporter(quiet=given["quiet"] or given["as_json"]),
+        }
+        if given["seeds"] is None:
+            record = run_cell(config, out, control_run=given.get("control_run"), **common)
+        else:
+            record = run_seeds(config, given["seeds"], out, **common)
+        self.show(record, out)
+
+    def show(self, record: Record, out: Path) -> None:
+        """The record as a table, or as JSON and nothing else."""
+        if self._given["as_json"]:
+            click.echo(RunFolder(out).record.read_text(), nl=False)
+        else:
+            click.echo(table(record, out))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

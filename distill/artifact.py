@@ -1,0 +1,290 @@
+"""Distilled sets and triggers as files, 8-bit images, and the safe import of other projects' files.
+
+A distilled set's file holds exactly ``images``, ``labels`` and what a receiver needs to train on
+them: the set of keys is fixed, so nothing of an attack can travel in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from .files import (
+    TENSORS_CAP,
+    fault,
+    read_foreign,
+    read_tensors,
+    write_atomically,
+    write_tensors,
+)
+from .types import Batch, DistilledSet, Recipe, hard_labels
+
+FORMAT_VERSION: Final = 1
+_LARGEST_SIDE: Final = 4096
+_PositiveInt = Annotated[int, Field(ge=1)]
+_Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class _Info(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _RecipeInfo(_Info):
+    """A :class:`Recipe` as metadata; an upper bound keeps a hostile file from endless training."""
+
+    mean: Annotated[list[float], Field(min_length=1)]
+    std: Annotated[list[PositiveFloat], Field(min_length=1)]
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)]
+    lr: PositiveFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    batch_size: _PositiveInt
+    augment: Annotated[str, Field(max_length=200, pattern=r"^([a-z]+(_[a-z]+)*)?$")]
+
+
+class _SetInfo(_Info):
+    """The metadata of a distilled set: these keys, no others."""
+
+    format_version: int
+    classes: Annotated[list[_Name], Field(min_length=1, max_length=100_000)]
+    image_shape: Annotated[list[_PositiveInt], Field(min_length=3, max_length=3)]
+    recipe: _RecipeInfo
+
+
+def save_set(path: Path, distilled: DistilledSet) -> None:
+    """Writes a distilled set as one safetensors file; :func:`load_set` gives back the same bits.
+
+    Raises RequestError, and writes nothing, where the set is one that ``load_set`` would refuse or
+    where the file cannot be written.
+    """
+    images, labels = distilled.batch.images, distilled.batch.labels
+    info = _describe(distilled)
+    _check_set(path, images, labels, info)
+    write_tensors(path, {"images": images, "labels": labels}, info)
+
+
+def load_set(path: Path) -> DistilledSet:
+    """The distilled set in a file of :func:`save_set`, on the CPU.
+
+    Raises RequestError naming the file and the fault: unreadable, truncated or corrupted; another
+    format version; unknown or missing tensors or metadata; wrong type or shape; NaN or infinity;
+    a label of no class; a recipe nobody can train by.
+    """
+    tensors, info = read_tensors(path)
+    if set(tensors) != {"images", "labels"}:
+        names = ", ".join(sorted(tensors)) or "nothing"
+        raise fault(path, f"holds the tensors {names[:100]}; a distilled set has images, labels")
+    images, labels = tensors["images"], tensors["labels"]
+    valid = _check_set(path, images, labels, info)
+    values: dict[str, Any] = valid.recipe.model_dump()
+    recipe = Recipe(**values | {key: tuple(values[key]) for key in ("mean", "std")})
+    batch = Batch(images=images, labels=labels)
+    return DistilledSet(batch=batch, classes=tuple(valid.classes), recipe=recipe)
+
+
+def _describe(distilled: DistilledSet) -> dict[str, Any]:
+    recipe = dataclasses.asdict(distilled.recipe)
+    return {
+        "format_version": FORMAT_VERSION,
+        "classes": list(distilled.classes),
+        "image_shape": list(distilled.batch.images.shape[1:]),
+        "recipe": recipe | {key: list(recipe[key]) for key in ("mean", "std")},
+    }
+
+
+def _check_set(path: Path, images: Tensor, labels: Tensor, info: Mapping[str, Any]) -> _SetInfo:
+    version = info.get("format_version")
+    if version != FORMAT_VERSION:
+        raise fault(
+            path, f"format_version is {version!r:.50}; this version reads {FORMAT_VERSION} only"
+        )
+    try:
+        valid = _SetInfo.model_validate(dict(info))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise fault(path, f"metadata {where}: {first['msg']}, not {first['input']!r:.60}") from None
+    unprintable = next((name for name in valid.classes if not name.isprintable()), None)
+    if unprintable is not None:  # names go to terminals, folders and web pages
+        raise fault(path, f"the class name {unprintable!r:.60} holds unprintable characters")
+    _check_images(path, images)
+    if list(images.shape[1:]) != valid.image_shape:
+        shape = tuple(images.shape[1:])
+        raise fault(path, f"images are {shape}, metadata says {tuple(valid.image_shape)}")
+    _check_labels(path, labels, len(images), len(valid.classes))
+    for key, value in (("mean", valid.recipe.mean), ("std", valid.recipe.std)):
+        if len(value) != images.shape[1]:
+            have = f"{len(value)} numbers for {images.shape[1]} channels"
+            raise fault(path, f"the recipe's {key} has {have}")
+    return valid
+
+
+def _check_images(path: Path, images: Tensor) -> None:
+    if images.dtype != torch.float32:
+        raise fault(path, f"images are {images.dtype}, expected torch.float32")
+    if images.ndim != 4 or not images.numel() or max(images.shape[1:]) > _LARGEST_SIDE:
+        limits = f"expected (N, C, H, W), none 0, sides up to {_LARGEST_SIDE}"
+        raise fault(path, f"images have the shape {tuple(images.shape)}, {limits}")
+    if not images.isfinite().all():
+        raise fault(path, "images hold NaN or infinite values")
+
+
+def _check_labels(path: Path, labels: Tensor, count: int, classes: int) -> None:
+    if labels.dtype not in (torch.int64, torch.float32):
+        raise fault(path, f"labels are {labels.dtype}, expected torch.int64 or torch.float32")
+    expected = (count,) if labels.dtype == torch.int64 else (count, classes)
+    if labels.shape != expected:
+        have = f"{labels.dtype} labels have the shape {tuple(labels.shape)}"
+        raise fault(path, f"{have}, expected {expected}")
+    if labels.dtype == torch.float32:
+        if not labels.isfinite().all():
+            raise fault(path, "labels hold NaN or infinite values")
+    elif labels.min() < 0 or labels.max() >= classes:
+        low, high = int(labels.min()), int(labels.max())
+        raise fault(path, f"labels run from {low} to {high}, expected 0 to {classes - 1}")
+
+
+def save_trigger(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+    """Writes a trigger: its tensors by kind (pattern, mask, ...), and what it is.
+
+    info: at least ``kind``, ``target`` and ``range``; JSON values.
+    Raises RequestError where one is missing, a tensor is not finite, or the file can't be written.
+    """
+    _check_trigger(path, tensors, info)
+    write_tensors(path, tensors, info)
+
+
+def load_trigger(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors (on the CPU) and the description of a :func:`save_trigger` file.
+
+    Raises RequestError naming the file and the fault, as :func:`read_tensors` and ``save_trigger``.
+    """
+    tensors, info = read_tensors(path)
+    _check_trigger(path, tensors, info)
+    return tensors, info
+
+
+def _check_trigger(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+    missing = [key for key in ("kind", "target", "range") if key not in info]
+    if missing:
+        raise fault(path, f"no trigger: its metadata lacks {', '.join(missing)}")
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise fault(path, f"the trigger's {name} holds NaN or infinite values")
+
+
+def import_pt(
+    path: Path, *, mean: Sequence[float], std: Sequence[float], classes: Sequence[str]
+) -> list[DistilledSet]:
+    """The distilled sets in a ``.pt`` file of another project, without running code of the file.
+
+    path: DatasetCondensation's and baadd's ``{'data': [[images, labels], ...], ...}``, a pair
+    ``[images, labels]``, or ``{'images': ..., 'labels': ...}``; images ``(N, C, H, W)`` floats
+    normalised by ``mean`` and ``std`` (per channel), labels ``(N,)`` integers or soft
+    ``(N, classes)``. Returns pixel-space sets with the default recipe and that mean and std.
+
+    Raises RequestError: "refused unread" where the pickle names anything but tensors and numpy
+    scalars; unreadable, truncated, too large; another structure; a set that is not valid.
+    """
+    sets = []
+    for images, labels in _pairs(path, read_foreign(path)):
+        if not images.is_floating_point():
+            raise fault(path, f"images are {images.dtype}, expected normalised floats")
+        if images.ndim != 4 or len(mean) != images.shape[1] or len(std) != images.shape[1]:
+            given = f"{len(mean)} means and {len(std)} deviations"
+            raise fault(path, f"images have the shape {tuple(images.shape)}, given {given}")
+        scale, shift = (images.new_tensor(v).view(1, -1, 1, 1).float() for v in (std, mean))
+        batch = Batch(
+            images=(images.float() * scale + shift).contiguous(),
+            labels=(labels.float() if labels.is_floating_point() else labels.long()).contiguous(),
+        )
+        recipe = Recipe(mean=tuple(map(float, mean)), std=tuple(map(float, std)))
+        distilled = DistilledSet(batch=batch, classes=tuple(classes), recipe=recipe)
+        _check_set(path, batch.images, batch.labels, _describe(distilled))
+        sets.append(distilled)
+    return sets
+
+
+def _pairs(path: Path, value: Any) -> list[tuple[Tensor, Tensor]]:
+    if isinstance(value, dict) and "data" in value:
+        found = value["data"]
+    elif isinstance(value, dict) and {"images", "labels"} <= set(value):
+        found = [[value["images"], value["labels"]]]
+    else:
+        found = [value]
+    entries = found if isinstance(found, (list, tuple)) else []
+    pairs = [tuple(entry) for entry in entries if isinstance(entry, (list, tuple))]
+    if not pairs or len(pairs) != len(entries) or not all(map(_is_pair, pairs)):
+        forms = "'data': [[images, labels], ...], a pair of tensors, or 'images' and 'labels'"
+        raise fault(path, f"holds no distilled set: expected {forms}")
+    return [(images.detach(), labels.detach()) for images, labels in pairs]
+
+
+def _is_pair(pair: tuple[Any, ...]) -> bool:
+    """Two dense CPU tensors whose elements all have a place in the file's size cap.
+
+    A stride of 0 makes a terabyte out of one number: the cap holds for the elements.
+    """
+    return len(pair) == 2 and all(
+        isinstance(part, Tensor)
+        and part.layout == torch.strided
+        and part.device.type == "cpu"
+        and not part.is_quantized
+        and not part.is_complex()
+        and part.numel() * 8 <= TENSORS_CAP
+        for part in pair
+    )
+
+
+def pixel_range(images: Tensor) -> tuple[float, float]:
+    """The smallest and the largest value of ``images`` (any shape, not empty)."""
+    low, high = torch.aminmax(images)
+    return float(low), float(high)
+
+
+def quantised(distilled: DistilledSet) -> DistilledSet:
+    """What 8-bit files keep of a set: its images clipped to [0, 1] and rounded to 1/255."""
+    images = _bytes_of(distilled.batch.images).float() / 255
+    return dataclasses.replace(distilled, batch=distilled.batch.replace(images=images))
+
+
+def export_png(folder: Path, distilled: DistilledSet) -> list[Path]:
+    """Writes every image as an 8-bit PNG, ``CLASSINDEX_classname/NNN.png``; returns their paths.
+
+    Images are clipped to [0, 1] and rounded (:func:`quantised`); grey or RGB. Soft labels count as
+    their largest entry. Class names lose what a file name cannot hold safely.
+    Raises RequestError: other than 1 or 3 channels, a folder that holds files or can't be written.
+    """
+    images = _bytes_of(distilled.batch.images).cpu()
+    if images.shape[1] not in (1, 3):
+        raise fault(folder, f"PNG holds 1 or 3 channels, the set has {images.shape[1]}")
+    digits = len(str(len(distilled.classes) - 1))
+    paths: list[Path] = []
+    seen: dict[int, int] = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):  # images of two sets in one folder would pass for one set
+            raise fault(folder, "is not empty")
+        for image, label in zip(images, hard_labels(distilled.batch.labels).tolist(), strict=True):
+            name = re.sub(r"[^A-Za-z0-9.-]+", "_", distilled.classes[label])[:60]
+            path = folder / f"{label:0{digits}d}_{name}" / f"{seen.get(label, 0):03d}.png"
+            seen[label] = seen.get(label, 0) + 1
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, partial(to_pil_image(image).save, format="PNG"))
+            paths.append(path)
+    except OSError as error:
+        raise fault(folder, f"cannot write: {error.strerror or error}") from None
+    return paths
+
+
+def _bytes_of(images: Tensor) -> Tensor:
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,0 +1,311 @@
+"""Image sets as in-memory tensors: ``load_dataset`` and the explicit ``DATASETS``.
+
+Published sets come through torchvision, which checks MD5 sums before it unpickles anything.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from .data_files import (
+    DIGIT_NAMES,
+    GTSRB_FILES,
+    IDX_FILES,
+    STL10_NAMES,
+    RawSet,
+    Request,
+    load_digits,
+    load_folder,
+    load_npz,
+    published,
+    read_arrays,
+    read_cifar,
+    read_gtsrb,
+    read_mnist,
+)
+from .types import Batch, RequestError
+
+MAX_IMAGE_SIZE = 1024
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSet:
+    """A data set to distil from, whole and in memory.
+
+    train, test: images ``float32 (N, C, H, W)`` in [0, 1], labels ``int64 (N,)``, index
+    ``arange(N)``. classes: names in label order. mean, std: per channel, pixel units.
+    flips: whether a horizontal flip keeps an image's label.
+    """
+
+    name: str
+    train: Batch
+    test: Batch
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flips: bool
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """This set on ``device``."""
+        return ImageSet(
+            name=self.name,
+            train=self.train.to(device),
+            test=self.test.to(device),
+            classes=self.classes,
+            mean=self.mean,
+            std=self.std,
+            flips=self.flips,
+        )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DatasetEntry:
+    """What is known of a data set before it is loaded.
+
+    image_shape: (C, H, W) after loading; classes: their number; ``None``: the files decide.
+    mean, std: the literature's normalisation; ``None``: measured on the training images.
+    """
+
+    description: str
+    load: Callable[[Request], RawSet]
+    image_shape: tuple[int, int, int] | None = None
+    classes: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    flips: bool = True
+
+
+DATASETS: dict[str, DatasetEntry] = {
+    "digits": DatasetEntry(
+        description="scikit-learn's handwritten digits; built in, needs no download",
+        load=load_digits,
+        image_shape=(1, 8, 8),
+        classes=10,
+        flips=False,
+    ),
+    "mnist": DatasetEntry(
+        description="handwritten digits (LeCun et al., 1998)",
+        load=published(
+            "MNIST",
+            *IDX_FILES,
+            read=read_mnist,
+            home="MNIST/raw",
+            suffixes=("", ".gz"),
+            split_key="train",
+        ),
+        image_shape=(1, 28, 28),
+        classes=10,
+        mean=(0.1307,),
+        std=(0.3081,),
+        flips=False,
+    ),
+    "fashion-mnist": DatasetEntry(
+        description="photographs of clothes (Xiao et al., 2017)",
+        load=published(
+            "FashionMNIST",
+            *IDX_FILES,
+            read=read_mnist,
+            home="FashionMNIST/raw",
+            suffixes=("", ".gz"),
+            split_key="train",
+            hint=", or run: apt-get install dataset-fashion-mnist",
+        ),
+        image_shape=(1, 28, 28),
+        classes=10,
+        mean=(0.2861,),
+        std=(0.3530,),
+    ),
+    "cifar10": DatasetEntry(
+        description="small photographs of animals and vehicles (Krizhevsky, 2009)",
+        load=published("CIFAR10", "cifar-10-batches-py", read=read_cifar, split_key="train"),
+        image_shape=(3, 32, 32),
+        classes=10,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.2010),
+    ),
+    "cifar100": DatasetEntry(
+        description="small photographs, fine labels (Krizhevsky, 2009)",
+        load=published("CIFAR100", "cifar-100-python", read=read_cifar, split_key="train"),
+        image_shape=(3, 32, 32),
+        classes=100,
+        mean=(0.5071, 0.4866, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+    ),
+    "svhn": DatasetEntry(
+        description="house numbers, cropped digits (Netzer et al., 2011)",
+        load=published(
+            "SVHN", "train_32x32.mat", "test_32x32.mat", read=partial(read_arrays, DIGIT_NAMES)
+        ),
+        image_shape=(3, 32, 32),
+        classes=10,
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
+        flips=False,
+    ),
+    "stl10": DatasetEntry(
+        description="photographs, 5,000 for training, resized from 96x96 (Coates et al., 2011)",
+        load=published("STL10", "stl10_binary", read=partial(read_arrays, STL10_NAMES)),
+        image_shape=(3, 32, 32),
+        classes=10,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.2010),
+    ),
+    "gtsrb": DatasetEntry(
+        description="German traffic signs, resized (Stallkamp et al., 2012)",
+        load=published("GTSRB", *(f"gtsrb/{name}" for name in GTSRB_FILES), read=read_gtsrb),
+        image_shape=(3, 32, 32),
+        classes=43,
+        mean=(0.3403, 0.3121, 0.3214),
+        std=(0.2724, 0.2608, 0.2669),
+        flips=False,
+    ),
+    "folder:PATH": DatasetEntry(
+        description="image files, one folder a class, with or without train/ and test/",
+        load=load_folder,
+    ),
+    "npz:PATH": DatasetEntry(
+        description="a numpy file with x_train, y_train, x_test, y_test, or x and y",
+        load=load_npz,
+    ),
+}
+
+
+def dataset_entry(name: str) -> DatasetEntry:
+    """The entry of ``DATASETS`` that ``name`` (``cifar10``, ``folder:/some/where``) means.
+
+    Raises RequestError for an unknown name, and for a prefix without a path.
+    """
+    prefix, colon, path = name.partition(":")
+    entry = DATASETS.get(f"{prefix}:PATH" if colon else name)
+    if entry is None:
+        near = difflib.get_close_matches(name.lower(), DATASETS, n=1)
+        raise RequestError(
+            f"unknown dataset {name!r}"
+            + (f" (did you mean {near[0]}?)" if near else "")
+            + f"; there are {', '.join(DATASETS)}"
+        )
+    if colon and not path:
+        raise RequestError(f"dataset {name!r} lacks the path: {prefix}:PATH is wanted")
+    return entry
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+    download: bool = True,
+    progress: bool = False,
+) -> ImageSet:
+    """Load a data set into memory, on the CPU.
+
+    name: a key of ``DATASETS``, with a path for the forms that end in ``PATH``.
+    data_dir: where files are looked for, downloaded to and cached; by default
+    ``$DISTILLSEC_DATA``, if set, and then ``data`` in the working directory. Debian's folder for
+    data sets is looked at after these.
+    image_size: resize every image to this square (antialiased, bilinear); by default the
+    literature's size, or that of the files. download: whether a missing set may be fetched.
+    progress: show bars on stderr while downloading and decoding.
+
+    Raises RequestError, in one line: unknown name, impossible size, a set that is neither here nor
+    to be had, a corrupt or unsuitable file.
+    """
+    entry = dataset_entry(name)
+    if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
+        raise RequestError(f"image_size {image_size}: 1 to {MAX_IMAGE_SIZE} is allowed")
+    given = (
+        (str(data_dir),) if data_dir is not None else (os.environ.get("DISTILLSEC_DATA"), "data")
+    )
+    request = Request(
+        name=name,
+        path=name.partition(":")[2],
+        roots=tuple(Path(root).expanduser() for root in given if root),
+        image_size=image_size,
+        download=download,
+        progress=progress,
+    )
+    raw = entry.load(request)
+    size = image_size or (entry.image_shape[1] if entry.image_shape else None)
+    train, test = (
+        Batch(images=pixels(images, size), labels=labels, index=torch.arange(len(labels)))
+        for images, labels in (raw.train, raw.test)
+    )
+    mean, std = entry.mean, entry.std
+    if mean is None or std is None:
+        deviation, average = torch.std_mean(train.images, dim=(0, 2, 3), correction=0)
+        # A constant channel has nothing to scale: 1 keeps the division harmless.
+        mean, std = tuple(average.tolist()), tuple(value or 1.0 for value in deviation.tolist())
+    result = ImageSet(
+        name=name,
+        train=train,
+        test=test,
+        classes=raw.classes,
+        mean=mean,
+        std=std,
+        flips=entry.flips,
+    )
+    _check(result, entry)
+    return result
+
+
+def pixels(images: Tensor, size: int | None = None) -> Tensor:
+    """``float32 (N, C, H, W)`` in [0, 1] from ``uint8`` or ``float32`` images.
+
+    size: resize to this square (antialiased, bilinear, in portions); ``None`` keeps the size.
+    """
+    if size is None or images.shape[2:] == (size, size):
+        return images.to(torch.float32) if images.is_floating_point() else images / 255
+    resized = torch.empty(*images.shape[:2], size, size)
+    for start in range(0, len(images), 1024):
+        portion = pixels(images[start : start + 1024])
+        resized[start : start + 1024] = interpolate(
+            portion, size=(size, size), mode="bilinear", antialias=True, align_corners=False
+        ).clamp_(0, 1)
+    return resized
+
+
+def _check(data: ImageSet, entry: DatasetEntry) -> None:
+    """The promises of ``ImageSet``, whatever the source; RequestError names the set."""
+    classes = len(data.classes)
+    if classes < 2 or entry.classes not in (None, classes):
+        raise RequestError(f"{data.name}: {classes} classes, {entry.classes or '2 or more'} wanted")
+    if entry.image_shape and entry.image_shape[0] != data.image_shape[0]:
+        raise RequestError(f"{data.name}: images are {data.image_shape}, not {entry.image_shape}")
+    for split, batch in (("train", data.train), ("test", data.test)):
+        if len(batch) == 0 or len(batch.labels) != len(batch):
+            raise RequestError(
+                f"{data.name}: {len(batch)} images and {len(batch.labels)} labels in {split}"
+            )
+        low, high = torch.aminmax(batch.images)
+        if not (low >= 0 and high <= 1):  # put so that NaN fails too
+            raise RequestError(f"{data.name}: {split} images hold NaN or leave [0, 1]")
+        least, most = (int(label) for label in torch.aminmax(batch.labels))
+        if least < 0 or most >= classes:
+            raise RequestError(
+                f"{data.name}: {split} labels run from {least} to {most}; "
+                f"with {classes} classes 0 to {classes - 1} is allowed"
+            )
+    counts = torch.bincount(data.train.labels, minlength=classes)
+    if counts.min() == 0:
+        label = int(counts.argmin())
+        raise RequestError(
+            f"{data.name}: no training image has the label {label} ({data.classes[label]})"
+        )

@@ -1,0 +1,173 @@
+"""Gradient matching: ``dc`` (Dataset Condensation) and ``dsa`` (with siamese augmentation)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, final
+
+import numpy
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .augment import Augmentation, parse_strategy
+from .backend import Backend, BackendOptions
+from .matching import DISTANCES
+from .networks import batch_norm_layers
+from .stage import Stage
+from .training import micro_batch, train_epoch
+from .types import Batch, Recipe
+
+# Published (ipc, outer loop, inner loop); other values of IPC interpolate.
+_PUBLISHED_LOOPS = ((1, 1, 1), (10, 10, 50), (20, 20, 25), (30, 30, 20), (40, 40, 15), (50, 50, 10))
+# Real images per class from which batch norm takes its statistics; the published value.
+_BATCH_NORM_ROWS = 16
+
+
+def published_loops(ipc: int) -> tuple[int, int]:
+    """(outer, inner) loops for ``ipc`` images per class, interpolated between published values."""
+    points, outer, inner = zip(*_PUBLISHED_LOOPS, strict=True)
+    return round(float(numpy.interp(ipc, points, outer))), round(
+        float(numpy.interp(ipc, points, inner))
+    )
+
+
+class GradientMatchingOptions(BackendOptions):
+    """Options of ``dc``; the defaults are the published ones."""
+
+    momentum_img: float = Field(0.5, ge=0, lt=1, description="momentum of the synthetic images")
+    lr_net: float = Field(0.01, gt=0, description="learning rate of the distilling network")
+    batch_real: int = Field(256, ge=1, description="real images per class and step")
+    batch_train: int = Field(256, ge=1, description="mini-batch of the distilling network")
+    outer_loop: int | None = Field(None, ge=1, description="synthetic steps per iteration")
+    inner_loop: int | None = Field(None, ge=0, description="network epochs per synthetic step")
+    distance: Literal["layerwise", "mse", "cos"] = Field(
+        "layerwise", description="distance between gradients"
+    )
+
+
+class SiameseOptions(GradientMatchingOptions):
+    """Options of ``dsa``."""
+
+    init: Literal["noise", "real", "poisoned"] = "real"
+    augment: str = Field(
+        "color_crop_cutout_flip_scale_rotate",
+        description="siamese operations, joined by _; flip is dropped where it changes the label",
+    )
+
+
+class _GradientMatching(Backend):
+    """What ``dc`` and ``dsa`` share: everything but the augmentation."""
+
+    def __init__(self, options: BackendOptions, *, ipc: int, recipe: Recipe) -> None:
+        assert isinstance(options, GradientMatchingOptions)
+        outer, inner = published_loops(ipc)
+        self._options = options
+        self._outer = options.outer_loop or outer
+        self._inner = inner if options.inner_loop is None else options.inner_loop
+        self._distance = DISTANCES[options.distance]
+        self._augmentation = Augmentation(self._operations(), recipe.mean, recipe.std)
+        self._inner_recipe = Recipe(
+            mean=recipe.mean,
+            std=recipe.std,
+            lr=options.lr_net,
+            batch_size=options.batch_train,
+            augment="_".join(self._operations()),
+        )
+
+    def _operations(self) -> tuple[str, ...]:
+        return ()
+
+    def steps(self) -> int:
+        return self._outer
+
+    def optimiser(self, leaf: Tensor) -> torch.optim.Optimizer:
+        options = self._options
+        return torch.optim.SGD([leaf], lr=options.lr_img, momentum=options.momentum_img)
+
+    def network(self, stage: Stage) -> nn.Module:
+        network = stage.task.network(stage.task.streams.integer("network", stage.iteration))
+        return network.train()
+
+    def losses(self, stage: Stage, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
+        draws, augments = stage.generator("draw"), stage.generator("augment")
+        self._freeze_batch_norm(stage, network)
+        weights = list(network.parameters())
+        for label in range(stage.task.classes):
+            real = stage.draw(label, self._options.batch_real, draws)
+            fake = synthetic.rows(stage.labels == label)
+            if self._augmentation.strategy:
+                same = self._augmentation.draw(real.images.shape, augments, shared=True)
+                real, fake = (b.replace(images=same(b.images)) for b in (real, fake))
+            loss = functional.cross_entropy(network(fake.images), fake.labels)
+            gradient = torch.autograd.grad(loss, weights, create_graph=True)
+            yield self._distance(gradient, _gradient(network, weights, real))
+
+    def advance(self, stage: Stage, network: nn.Module, synthetic: Batch) -> None:
+        network.train()
+        optimiser = torch.optim.SGD(network.parameters(), lr=self._options.lr_net)
+        generator = stage.generator("network")
+        for _ in range(self._inner):
+            train_epoch(network, optimiser, synthetic, self._inner_recipe, generator)
+
+    def _freeze_batch_norm(self, stage: Stage, network: nn.Module) -> None:
+        """Take batch norm's statistics from real images: one image per class has none."""
+        layers = batch_norm_layers(network)
+        if not layers:
+            return
+        network.train()
+        generator = stage.generator("draw", 1)
+        drawn = [stage.draw(c, _BATCH_NORM_ROWS, generator) for c in range(stage.task.classes)]
+        with torch.no_grad():
+            network(torch.cat([batch.images for batch in drawn]))
+        for layer in layers:
+            layer.eval()
+
+
+@final
+class DC(_GradientMatching):
+    """Dataset Condensation with Gradient Matching (Zhao, Mopuri, Bilen; ICLR 2021).
+
+    In words: a fresh network; for each class, move the synthetic images so that the loss gradient
+    on them points where that of a real batch points; train the network a little on the synthetic
+    set; repeat, then start over with another network.
+
+    Defaults: the official code's. Deviations: IPC without published loops interpolate between
+    those that have them; the iteration after the last evaluation is not run (the code runs 1,001).
+    """
+
+    name = "dc"
+    Options = GradientMatchingOptions
+
+
+@final
+class DSA(_GradientMatching):
+    """Differentiable Siamese Augmentation (Zhao, Bilen; ICML 2021): ``dc`` under augmentation.
+
+    In words: as ``dc``, but each class's real and synthetic batch pass through one and the same
+    random transform, drawn anew for every class and step, and the network trains augmented.
+
+    Defaults: the official code's, starting from real images. Deviations: as for ``dc``.
+    """
+
+    name = "dsa"
+    Options = SiameseOptions
+    victim_epochs = 1000
+    victim_augment = "color_crop_cutout_flip_scale_rotate"
+
+    def _operations(self) -> tuple[str, ...]:
+        assert isinstance(self._options, SiameseOptions)
+        strategy: tuple[str, ...] = parse_strategy(self._options.augment)
+        return strategy
+
+
+def _gradient(network: nn.Module, weights: list[nn.Parameter], batch: Batch) -> list[Tensor]:
+    """The mean loss's gradient on ``batch``, gathered in pieces that fit the cache."""
+    size = micro_batch(batch.images.device)
+    total: list[Tensor] = []
+    for images, labels in zip(batch.images.split(size), batch.labels.split(size), strict=True):
+        loss = functional.cross_entropy(network(images), labels, reduction="sum") / len(batch)
+        piece = torch.autograd.grad(loss, weights)
+        total = [a + b for a, b in zip(total, piece, strict=True)] if total else list(piece)
+    return total

@@ -1,0 +1,194 @@
+"""Hooks: the only door through which an attack enters a distillation.
+
+The loop announces events; a hook answers with a replacement, never with a mutation. ``fold``
+passes a value through the hooks in list order and refuses what would not fit the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, final
+
+import torch
+from torch import Tensor, nn
+
+from .types import Batch, DistillsecError, Recipe, RunError
+
+Phase = Literal["expert", "distill"]
+Event = Literal["on_start", "on_sample", "on_draw", "on_loss", "on_synthetic", "on_finish"]
+Value = TypeVar("Value", Batch, Tensor)
+
+EVENTS = (
+    "on_start",
+    "on_sample",
+    "on_draw",
+    "on_loss",
+    "on_network",
+    "on_synthetic",
+    "on_finish",
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moment:
+    """What a hook may read when an event fires.
+
+    phase: ``"distill"``, or ``"expert"`` while a backend trains experts.
+    iteration, step: the outer iteration, and the synthetic step counted over the whole run.
+    progress: the share of the run's synthetic steps that are done, 0 to 1.
+    network: a frozen, callable copy of the live network (pixel space to logits), or ``None``
+    where there is none at this event.
+    real: the clean training set. synthetic: the current set, detached (``None`` at ``on_start``).
+    recipe: how victims will train. train_student: a fresh network trained on the current set.
+    rng: the attack's random stream, private to this event.
+    """
+
+    phase: Phase
+    iteration: int
+    step: int
+    progress: float
+    network: nn.Module | None
+    real: Batch
+    synthetic: Batch | None
+    recipe: Recipe
+    train_student: Callable[[], nn.Module]
+    rng: torch.Generator
+
+
+class Hook:
+    """Base of every attack: override the events of interest, return replacements.
+
+    The default answers change nothing. A subclass with a method ``on_*`` that is no event is
+    refused when the class is made: a misspelt hook would otherwise look like a harmless attack.
+    """
+
+    name: str = "hook"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        unknown = [m for m in vars(cls) if m.startswith("on_") and m not in EVENTS]
+        if unknown:
+            raise TypeError(
+                f"{cls.__name__} defines {', '.join(unknown)}, which the loop never calls; "
+                f"the events are {', '.join(EVENTS)}"
+            )
+
+    def on_start(self, moment: Moment, real: Batch) -> Batch:
+        """Once, the whole training set: choose, relabel, stamp rows."""
+        return real
+
+    def on_sample(self, moment: Moment, label: int, rows: Tensor) -> Tensor:
+        """The rows ``int64 (n,)`` drawn from class ``label``; return as many rows of that class."""
+        return rows
+
+    def on_draw(self, moment: Moment, clean: Batch) -> Batch:
+        """Every real batch drawn, its pixels unstamped by earlier draws."""
+        return clean
+
+    def on_loss(self, moment: Moment, synthetic: Batch) -> Tensor | None:
+        """An extra scalar loss, attached to the synthetic images; ``None`` for none."""
+        return None
+
+    def on_network(self, moment: Moment) -> None:
+        """The network moved. A trigger that lives on the hook may move with it."""
+
+    def on_synthetic(self, moment: Moment, synthetic: Batch) -> Batch:
+        """After each synthetic step; written into the leaf, the optimiser's state stays."""
+        return synthetic
+
+    def on_finish(self, moment: Moment, synthetic: Batch) -> Batch:
+        """Once, the finished set."""
+        return synthetic
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that a resumed run needs to go on exactly, as tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what ``state_dict`` gave."""
+
+    def listens_to(self, event: str) -> bool:
+        """Whether this hook overrides ``event``."""
+        return getattr(type(self), event) is not getattr(Hook, event)
+
+
+def listeners(hooks: Sequence[Hook], event: str) -> list[Hook]:
+    """The hooks that override ``event``, in order."""
+    return [hook for hook in hooks if hook.listens_to(event)]
+
+
+def fold(
+    hooks: Sequence[Hook], event: Event, moment: Callable[[], Moment], value: Value, *before: Any
+) -> Value:
+    """Pass ``value`` through the hooks in list order.
+
+    ``moment`` is called only where a hook listens (a moment may copy a network). ``before`` are
+    the arguments of the event that stand before the value. Errors: whatever a hook raises, and
+    an answer of another type, shape, dtype or device or with values that are not finite, becomes
+    a ``RunError`` that names the hook, the event and the step.
+    """
+    for hook in listeners(hooks, event):
+        now = moment()
+        answer = call(hook, event, now, *before, value)
+        _check_alike(answer, value, f"{hook.name}.{event} at step {now.step}")
+        value = answer
+    return value
+
+
+def announce(hooks: Sequence[Hook], moment: Callable[[], Moment]) -> None:
+    """Tell every listening hook that the network moved."""
+    for hook in listeners(hooks, "on_network"):
+        call(hook, "on_network", moment())
+
+
+def extra_loss(
+    hooks: Sequence[Hook], moment: Callable[[], Moment], synthetic: Batch
+) -> Tensor | None:
+    """The sum of the losses the hooks ask for, or ``None``."""
+    total: Tensor | None = None
+    for hook in listeners(hooks, "on_loss"):
+        now = moment()
+        loss = call(hook, "on_loss", now, synthetic)
+        if loss is None:
+            continue
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise RunError(f"{hook.name}.on_loss at step {now.step} must return one number")
+        total = loss if total is None else total + loss
+    return total
+
+
+def call(hook: Hook, event: str, moment: Moment, *arguments: Any) -> Any:
+    """One hook's answer to one event, its errors labelled with its name and the step."""
+    try:
+        return getattr(hook, event)(moment, *arguments)
+    except DistillsecError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise RunError(f"{hook.name}.{event} at step {moment.step}: {kind}: {error}") from error
+
+
+def _check_alike(answer: object, asked: Batch | Tensor, where: str) -> None:
+    """Refuse an answer that would not fit where the original value goes."""
+    if isinstance(asked, Batch):
+        if not isinstance(answer, Batch):
+            raise RunError(f"{where} must return a Batch, not {type(answer).__name__}")
+        _check_tensor(answer.images, asked.images, f"{where}: images")
+        _check_tensor(answer.labels, asked.labels, f"{where}: labels")
+        if asked.index is not None and answer.index is None:
+            raise RunError(f"{where}: the batch lost its index")
+    else:
+        _check_tensor(answer, asked, where)
+
+
+def _check_tensor(answer: object, asked: Tensor, where: str) -> None:
+    if not isinstance(answer, Tensor):
+        raise RunError(f"{where} must be a tensor, not {type(answer).__name__}")
+    for trait in ("shape", "dtype", "device"):
+        given, wanted = getattr(answer, trait), getattr(asked, trait)
+        if given != wanted:
+            raise RunError(f"{where}: {trait} is {given}, expected {wanted}")
+    if answer.is_floating_point() and not bool(answer.isfinite().all()):
+        raise RunError(f"{where}: values are not finite")

@@ -1,0 +1,161 @@
+"""The one outer loop of every backend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, final
+
+import torch
+from torch import Tensor, nn
+
+from .backend import Backend
+from .hooks import Hook, announce, extra_loss, fold, listeners
+from .stage import Stage, Task
+from .types import Batch, RunError
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoopState:
+    """All that a resumed loop needs to go on after ``iteration`` finished iterations.
+
+    leaf: the images in normalised space. optimiser: its tensors, by ``parameter.name``. hooks: one
+    state per hook.
+    """
+
+    iteration: int
+    leaf: Tensor
+    optimiser: Mapping[str, Tensor]
+    hooks: Sequence[Mapping[str, Tensor]]
+
+
+class Observer(Protocol):
+    """Who watches a loop: shows progress, keeps checkpoints, draws the learning curve."""
+
+    def on_step(self, done: int, total: int) -> None:
+        """``done`` of the run's ``total`` synthetic steps are over."""
+
+    def on_iteration(
+        self, iteration: int, loss: float, synthetic: Batch, state: Callable[[], LoopState]
+    ) -> None:
+        """``iteration`` outer iterations are over; ``loss`` is the last one's mean per step."""
+
+
+def distil(
+    task: Task,
+    backend: Backend,
+    hooks: Sequence[Hook] = (),
+    *,
+    observer: Observer | None = None,
+    state: LoopState | None = None,
+) -> Batch:
+    """Distil ``task`` from the start, or go on from ``state``; returns the set in pixel space.
+
+    Where each hook fires::
+
+        real = on_start(real)                            # again after a resume: it is repeatable
+        S = the initial images
+        for iteration in 1 … iterations:
+            network = backend.network()
+            for step in 1 … backend.steps():
+                loss = backend.losses(network, S)        # for each real batch drawn:
+                                                         #   rows  = on_sample(label, rows)
+                                                         #   batch = on_draw(real[rows])
+                loss += on_loss(S)
+                S = on_synthetic(S − rate · gradient of loss)
+                if further steps follow in the run:
+                    backend.advance(network, S)
+                    on_network(network)                  # the Doorping moment
+        S = on_finish(S)
+
+    An iteration's last network is advanced only for a hook's sake: nobody else would look at it.
+    The streams are stateless, so that extra work changes no other random number.
+    Errors: ``RunError`` when the loss or the images are no longer finite, or a hook fails.
+    """
+    stage = Stage(task, hooks, backend.steps())
+    optimiser = backend.optimiser(stage.leaf)
+    first = _restore(state, stage, optimiser) if state else 0
+    for iteration in range(first, task.iterations):
+        stage.enter(iteration, 0)
+        network = backend.network(stage)
+        losses = []
+        for step in range(backend.steps()):
+            stage.enter(iteration, step)
+            losses.append(_improve(stage, backend, network, optimiser))
+            looked_at = step + 1 < backend.steps() or listeners(hooks, "on_network")
+            if looked_at and not stage.on_last_step:
+                backend.advance(stage, network, stage.synthetic())
+                announce(hooks, stage.moment("on_network", network))
+            if observer:
+                observer.on_step(stage.step + 1, stage.total_steps)
+        if observer:
+            mean = sum(losses) / len(losses)
+            state_now = partial(_state, iteration + 1, stage, optimiser)
+            observer.on_iteration(iteration + 1, mean, stage.synthetic(), state_now)
+    return fold(hooks, "on_finish", stage.moment("on_finish"), stage.synthetic())
+
+
+def _improve(
+    stage: Stage, backend: Backend, network: nn.Module, optimiser: torch.optim.Optimizer
+) -> float:
+    """One synthetic step: match, descend, offer the images to the hooks. Returns the loss."""
+    pixels = stage.pixels()
+    # Each partial loss stops at this leaf, so that its graph is freed before the next is built.
+    seen = pixels.detach().requires_grad_()
+    synthetic = Batch(images=seen, labels=stage.labels)
+    total = 0.0
+    for loss in backend.losses(stage, network, synthetic):
+        loss.backward()
+        total += loss.item()
+    extra = extra_loss(stage.hooks, stage.moment("on_loss", network), synthetic)
+    if extra is not None:
+        extra.backward()
+        total += extra.item()
+    if not math.isfinite(total):
+        raise RunError(f"the distillation diverged: the loss is {total} at step {stage.step}")
+    optimiser.zero_grad()
+    pixels.backward(seen.grad)
+    optimiser.step()
+    _offer(stage)
+    return total
+
+
+def _offer(stage: Stage) -> None:
+    """Let the hooks and the pixel projection change the images after a step."""
+    if not bool(stage.leaf.isfinite().all()):
+        raise RunError(f"the distillation diverged: an image is not finite at step {stage.step}")
+    if listeners(stage.hooks, "on_synthetic"):
+        moment = stage.moment("on_synthetic")
+        stage.write(fold(stage.hooks, "on_synthetic", moment, stage.synthetic()).images)
+    if stage.task.clip_pixels:
+        stage.write(stage.synthetic().images.clamp(0, 1))
+
+
+def _state(iteration: int, stage: Stage, optimiser: torch.optim.Optimizer) -> LoopState:
+    return LoopState(
+        iteration=iteration,
+        leaf=stage.leaf.detach().clone(),
+        optimiser={
+            f"{parameter}.{name}": value
+            for parameter, state in optimiser.state_dict()["state"].items()
+            for name, value in state.items()
+        },
+        hooks=[hook.state_dict() for hook in stage.hooks],
+    )
+
+
+def _restore(state: LoopState, stage: Stage, optimiser: torch.optim.Optimizer) -> int:
+    """Put ``state`` back; returns how many iterations it has behind it."""
+    with torch.no_grad():
+        stage.leaf.copy_(state.leaf)
+    kept: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.optimiser.items():
+        parameter, name = key.split(".", 1)
+        kept.setdefault(int(parameter), {})[name] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": kept})
+    for hook, own in zip(stage.hooks, state.hooks, strict=True):
+        hook.load_state_dict(dict(own))
+    return state.iteration

@@ -1,0 +1,71 @@
+"""What there is to choose from, for ``distillsec list``."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..attacks import ATTACKS
+from ..distill.backends import BACKENDS
+from ..distill.data import DATASETS
+from ..distill.networks import NETWORKS
+from .presets import load_preset, preset_names
+
+Rows = dict[str, dict[str, Any]]
+
+
+def _first_sentence(thing: object) -> str:
+    """The docstring's first paragraph, on one line."""
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+
+
+def _with_options(registry: Mapping[str, Any]) -> Rows:
+    return {
+        name: {
+            "description": _first_sentence(entry),
+            "options": {
+                key: {"default": field.default, "description": field.description}
+                for key, field in entry.Options.model_fields.items()
+            },
+        }
+        for name, entry in registry.items()
+    }
+
+
+def _presets() -> Rows:
+    found = {name: load_preset(name) for name in preset_names()}
+    return {
+        name: {"description": preset["description"], "figures": preset.get("figures", "")}
+        for name, preset in found.items()
+    }
+
+
+CATALOGUES: Mapping[str, Callable[[], Rows]] = {
+    "presets": _presets,
+    "datasets": lambda: {n: {"description": e.description} for n, e in DATASETS.items()},
+    "backends": lambda: _with_options(BACKENDS),
+    "networks": lambda: {n: {"description": e.description} for n, e in NETWORKS.items()},
+    "attacks": lambda: _with_options(ATTACKS),
+}
+
+
+def as_text(kind: str) -> str:
+    """One catalogue for reading."""
+    lines = [kind]
+    rows = CATALOGUES[kind]()
+    width = max(map(len, rows), default=0)
+    for name, row in rows.items():
+        lines.append(f"  {name:<{width}}  {row['description']}")
+        if row.get("figures"):
+            lines.append(f"  {'':<{width}}  measured: {row['figures']}")
+        for key, option in row.get("options", {}).items():
+            default = "" if option["default"] is None else f" (default {option['default']})"
+            lines.append(f"  {'':<{width}}    {key}: {option['description']}{default}")
+    return "\n".join(lines) + "\n"
+
+
+def as_json(kind: str) -> str:
+    """One catalogue for programs."""
+    return json.dumps({kind: CATALOGUES[kind]()}, indent=2, default=str)

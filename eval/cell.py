@@ -1,0 +1,269 @@
+"""One cell: distil, distil the clean twin, train victims on both, measure, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from ..attacks import Attack, TestCase
+from ..distill.artifact import load_set, pixel_range, save_set, save_trigger
+from ..distill.loop import distil
+from ..distill.types import DistilledSet, DistillsecError
+from .checks import check_control, check_same_run
+from .config import Config
+from .metrics import Scores, collect, stealth
+from .pictures import curves_picture, distilled_picture, trigger_picture, triggered_picture
+from .progress import Reporter
+from .record import Kind, Metrics, Record, Status, command_line, environment
+from .runfolder import RunFolder
+from .victims import Panel
+from .watcher import Watcher
+from .workshop import Workshop, open_workshop
+
+_SHOWN = 8  # triggered images in the picture
+_STEALTH_IMAGES = 256
+
+
+def run_cell(
+    config: Config,
+    out: Path,
+    *,
+    given: Sequence[str] = (),
+    data_dir: Path | None = None,
+    resume: bool = False,
+    control_run: Path | None = None,
+    reporter: Reporter | None = None,
+) -> Record:
+    """Run ``config`` in the folder ``out`` and return its record, which also lies there.
+
+    given: the keys that were not defaults. resume: take up the run in ``out``; a finished one just
+    gives its record. control_run: a folder with a finished clean twin to reuse.
+    Errors: ``RequestError`` before anything is written; whatever fails later is also in the record,
+    with status ``error``, and the last checkpoint stays.
+    """
+    reporter = reporter or Reporter()
+    folder = RunFolder(out)
+    if control_run is not None:
+        check_control(control_run, config)
+    workshop = open_workshop(config, data_dir)
+    earlier = folder.enter(resume=resume)
+    record = _new_record(workshop, given)
+    if earlier is not None:
+        check_same_run(earlier, record, out)
+        if earlier.status == "done":
+            return earlier
+    record.write(folder.record)
+    try:
+        _Cell(workshop, folder, record, reporter).run(control_run)
+    except KeyboardInterrupt:
+        _close(record, folder, "interrupted", "stopped by the user")
+        raise
+    except Exception as error:
+        text = str(error) if isinstance(error, DistillsecError) else repr(error)
+        _close(record, folder, "error", text)
+        raise
+    return record
+
+
+@final
+class _Cell:
+    """The steps of one cell, sharing its workshop, folder, record and reporter."""
+
+    def __init__(
+        self, workshop: Workshop, folder: RunFolder, record: Record, reporter: Reporter
+    ) -> None:
+        self._workshop, self._folder = workshop, folder
+        self._record, self._reporter = record, reporter
+        self._config = workshop.config
+
+    def run(self, control_run: Path | None) -> None:
+        """The whole cell, from the distillation to the finished record."""
+        attack = self._workshop.attack()
+        distilled = self._distil(self._workshop, self._folder, attack, "distilling")
+        twin = self._twin(control_run) if attack and self._config.victims.control else None
+        case = self._prepare(attack) if attack else None
+        began = time.monotonic()
+        metrics = self._measure(distilled, twin, case)
+        self._record.timings["victims_seconds"] = time.monotonic() - began
+        primary, *others = metrics
+        self._record.metrics = metrics[primary]
+        self._record.metrics_by_network = {name: metrics[name] for name in others}
+        self._describe(distilled, twin)
+        self._draw(distilled, attack)
+        if twin is not None and control_run is None:
+            self._close_twin(twin)
+        _close(self._record, self._folder, "done", None)
+
+    # Distilling --------------------------------------------------------------------------------
+
+    def _distil(
+        self, workshop: Workshop, folder: RunFolder, attack: Attack | None, title: str
+    ) -> DistilledSet:
+        """Distil in ``folder`` from its checkpoint on, and write the set (and the trigger)."""
+        task, backend = workshop.task(), workshop.backend()
+        key = workshop.config.key()
+        kept = folder.load(key, task.real.images.device)
+        state, spent = kept if kept else (None, 0.0)
+        total = task.iterations * backend.steps()
+        done = state.iteration * backend.steps() if state else 0
+        with self._reporter.phase(title, total, done) as phase:
+            watcher = Watcher(workshop, folder, attack, phase, spent)
+            hooks = [attack] if attack else []
+            batch = distil(task, backend, hooks, observer=watcher, state=state)
+        distilled = workshop.finished(batch)
+        save_set(folder.distilled, distilled)
+        name = "control_seconds" if folder is not self._folder else "distil_seconds"
+        self._record.timings[name] = watcher.seconds()
+        if attack:
+            save_trigger(folder.trigger, attack.trigger.tensors(), self._trigger_info(attack))
+        return distilled
+
+    def _twin(self, control_run: Path | None) -> DistilledSet:
+        """The clean twin: a finished one of another run, or distilled beside the attacked set."""
+        key = self._config.control_key()
+        folder = RunFolder(control_run or self._folder.control)
+        self._record.control = {
+            "folder": str(control_run or "control"),
+            "key": key,
+            "reused": control_run is not None,
+        }
+        if control_run is not None:
+            return load_set(folder.distilled).to(self._config.run.device)
+        (folder.path / "checkpoint").mkdir(parents=True, exist_ok=True)
+        workshop = Workshop(self._config.without_attack(), self._workshop.data)
+        return self._distil(workshop, folder, None, "distilling the clean twin")
+
+    # Measuring ---------------------------------------------------------------------------------
+
+    def _prepare(self, attack: Attack) -> TestCase:
+        """The attack's test case; what the record says of the attack."""
+        test = self._workshop.data.test
+        case = attack.test_case(test.images, test.labels)
+        few = torch.nonzero(case.eligible)[:_STEALTH_IMAGES, 0]
+        record = self._record
+        record.hooks = [{"name": attack.name, "threat_model": attack.threat_model}]
+        record.trigger = {
+            **self._trigger_info(attack),
+            **stealth(test.images[few], case.triggered[few]),
+        }
+        record.attack_counters = dict(attack.counters())
+        if attack.trigger.range == "unbounded":
+            record.labels.append("unbounded trigger: no camera or file can carry it")
+        return case
+
+    def _trigger_info(self, attack: Attack) -> dict[str, Any]:
+        target = self._config.attack_options.target if self._config.attack_options else 0
+        name = self._workshop.data.classes[target]
+        return {**attack.trigger.describe(), "target": target, "target_class": name}
+
+    def _measure(
+        self, distilled: DistilledSet, twin: DistilledSet | None, case: TestCase | None
+    ) -> dict[str, Metrics]:
+        """Metrics by victim network, the primary one first."""
+        workshop, count = self._workshop, self._config.victims.victims
+        panel = Panel(self._folder, workshop.data.test, workshop.streams, count, self._reporter)
+        found: dict[str, Metrics] = {}
+        for name, network in workshop.victim_networks().items():
+            show = self._show(case) if case and not found else None
+            scores = panel.measure(name, distilled, network, case, show)
+            control: list[Scores] | None = None
+            if twin is not None:
+                control = panel.measure(f"{name}, clean twin", twin, network, case)
+            found[name] = collect(scores, control)
+        return found
+
+    def _show(self, case: TestCase) -> Callable[[nn.Module], None]:
+        """Draw triggered test images with the first victim's answers."""
+
+        def show(victim: nn.Module) -> None:
+            data = self._workshop.data
+            few = torch.nonzero(case.eligible)[:_SHOWN, 0]
+            with torch.no_grad():
+                answers = victim(case.triggered[few]).argmax(dim=1)
+            triggered_picture(
+                self._folder.path / "triggered.png",
+                data.test.images[few],
+                case.triggered[few],
+                data.test.labels[few],
+                case.targets[few],
+                data.classes,
+                predictions=answers,
+                title="test images, clean and triggered, with the first victim's answers",
+            )
+
+        return show
+
+    # Telling -----------------------------------------------------------------------------------
+
+    def _describe(self, distilled: DistilledSet, twin: DistilledSet | None) -> None:
+        low, high = pixel_range(distilled.batch.images)
+        self._record.distilled = {"images": len(distilled.batch), "pixel_range": [low, high]}
+        if twin is not None:
+            apart = distilled.batch.images - twin.batch.images
+            self._record.distilled["rms_from_twin"] = float(apart.square().mean().sqrt())
+
+    def _draw(self, distilled: DistilledSet, attack: Attack | None) -> None:
+        """The pictures of the set, the course and the trigger."""
+        config, folder = self._config, self._folder
+        title = f"{self._workshop.data.name}, {config.set.backend}, {config.set.ipc} per class"
+        draw_set(folder, distilled, f"{title}, {config.attack or 'clean'}")
+        curves_picture(folder.path / "curves.png", folder.logged())
+        if attack and self._record.trigger:
+            trigger_picture(
+                folder.path / "trigger.png",
+                attack.trigger.pattern,
+                attack.trigger.mask,
+                target=self._record.trigger["target_class"],
+                unbounded=attack.trigger.range == "unbounded",
+            )
+
+    def _close_twin(self, twin: DistilledSet) -> None:
+        """The twin's own record: a clean run that other attacks may reuse as their control."""
+        folder = RunFolder(self._folder.control)
+        workshop = Workshop(self._config.without_attack(), self._workshop.data)
+        record = _new_record(workshop, self._record.config_given)
+        record.timings = {"distil_seconds": self._record.timings["control_seconds"]}
+        prefix = "control_"
+        record.metrics = {
+            name.removeprefix(prefix): summary
+            for name, summary in self._record.metrics.items()
+            if name == f"{prefix}clean_test_accuracy"
+        }
+        low, high = pixel_range(twin.batch.images)
+        record.distilled = {"images": len(twin.batch), "pixel_range": [low, high]}
+        draw_set(folder, twin, f"{self._workshop.data.name}, the clean twin")
+        curves_picture(folder.path / "curves.png", folder.logged())
+        _close(record, folder, "done", None)
+
+
+def _new_record(workshop: Workshop, given: Sequence[str]) -> Record:
+    config = workshop.config
+    kind: Kind = "attack" if config.attack else "distill"
+    return Record(
+        kind=kind,
+        config=config.flat(),
+        config_given=sorted(given),
+        config_key=config.key(),
+        control_key=config.control_key(),
+        environment=environment(config.run.device),
+        command=command_line(),
+        dataset=workshop.describe_data(),
+        recipe=asdict(workshop.recipe),
+    )
+
+
+def _close(record: Record, folder: RunFolder, status: Status, error: str | None) -> None:
+    record.status, record.error = status, error
+    record.write(folder.record)
+
+
+def draw_set(folder: RunFolder, distilled: DistilledSet, title: str) -> None:
+    """``distilled.png`` in ``folder``."""
+    batch, path = distilled.batch, folder.path / "distilled.png"
+    distilled_picture(path, batch.images, batch.labels, distilled.classes, title=title)

@@ -1,0 +1,184 @@
+"""Measure a set that lies finished in a folder or a file, with any victims."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from ..attacks import PatchTrigger, TestCase
+from ..distill.artifact import import_pt, load_set, load_trigger, pixel_range
+from ..distill.types import DistilledSet, RequestError
+from .cell import draw_set
+from .config import Config
+from .metrics import collect
+from .progress import Reporter
+from .record import Record, command_line, environment, read_record
+from .runfolder import RunFolder
+from .victims import Panel
+from .workshop import Workshop, open_workshop
+
+
+@final
+class Source:
+    """A run folder or a file to be evaluated, and what lies beside it.
+
+    In a run folder: the set, its trigger, its clean twin and its configuration. A file
+    (``.safetensors``, or another project's ``.pt``) is a set and nothing else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise RequestError(f"{path}: no such run folder or file")
+        self.path = path
+        self.record: Record | None = None
+        self.set_file, self.trigger_file, self.control = path, None, None
+        if path.is_dir():
+            folder = RunFolder(path)
+            self.record = read_record(folder.record)
+            self.set_file = folder.distilled
+            self.trigger_file = folder.trigger if folder.trigger.exists() else None
+            self.control = self._find_control(folder)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration the set was made with, where it is known."""
+        return dict(self.record.config) if self.record else {}
+
+    def _find_control(self, folder: RunFolder) -> Path | None:
+        known = self.record.control if self.record else None
+        if not known:
+            return None
+        twin = folder.path / known["folder"] / "distilled.safetensors"
+        return twin if twin.exists() else None
+
+    def load(self, workshop: Workshop) -> DistilledSet:
+        """The set, fitting the workshop's data."""
+        data = workshop.data
+        if self.set_file.suffix in (".pt", ".pth"):
+            sets = import_pt(self.set_file, mean=data.mean, std=data.std, classes=data.classes)
+            return replace(sets[0], recipe=workshop.recipe)
+        return load_set(self.set_file)
+
+
+def evaluate(
+    source: Path,
+    config: Config,
+    out: Path,
+    *,
+    given: Sequence[str] = (),
+    trigger: Path | None = None,
+    data_dir: Path | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> Record:
+    """Train fresh victims on the set in ``source`` and measure them; returns and writes the record.
+
+    config: the test data and the victims; the set's own recipe is used but for what ``given``
+    names. trigger: a trigger file, by default the one beside the set. Where the source is a run
+    with its clean twin, the control is measured too.
+    Errors: ``RequestError`` where the set doesn't fit the test data.
+    """
+    reporter = reporter or Reporter()
+    found = Source(source)
+    workshop = open_workshop(config, data_dir)
+    distilled = _with_recipe(found.load(workshop), workshop, given)
+    _check_fit(found.set_file, distilled, workshop)
+    folder = RunFolder(out)
+    folder.enter(resume=resume)
+    record = Record(
+        kind="evaluate",
+        config=config.flat(),
+        config_given=sorted(given),
+        config_key=config.key(),
+        control_key=config.control_key(),
+        environment=environment(config.run.device),
+        command=command_line(),
+        dataset=workshop.describe_data(),
+        recipe=vars(distilled.recipe).copy(),
+    )
+    low, high = pixel_range(distilled.batch.images)
+    record.distilled = {"images": len(distilled.batch), "pixel_range": [low, high]}
+    record.distilled["source"] = str(source)
+    case = _case(trigger or found.trigger_file, workshop, record)
+    device = config.run.device
+    twin = load_set(found.control).to(device) if found.control and case else None
+    _measure(record, workshop, folder, distilled.to(device), twin, case, reporter)
+    draw_set(folder, distilled, f"{source.name}")
+    record.status = "done"
+    record.write(folder.record)
+    return record
+
+
+def _measure(
+    record: Record,
+    workshop: Workshop,
+    folder: RunFolder,
+    distilled: DistilledSet,
+    twin: DistilledSet | None,
+    case: TestCase | None,
+    reporter: Reporter,
+) -> None:
+    began = time.monotonic()
+    count = workshop.config.victims.victims
+    panel = Panel(folder, workshop.data.test, workshop.streams, count, reporter)
+    for name, network in workshop.victim_networks().items():
+        scores = panel.measure(name, distilled, network, case)
+        control = panel.measure(f"{name}, clean twin", twin, network, case) if twin else None
+        metrics = collect(scores, control)
+        if record.metrics:
+            record.metrics_by_network[name] = metrics
+        else:
+            record.metrics = metrics
+    record.timings["victims_seconds"] = time.monotonic() - began
+
+
+def _with_recipe(distilled: DistilledSet, workshop: Workshop, given: Sequence[str]) -> DistilledSet:
+    """The set's own recipe, changed only where the user asked for it."""
+    wanted, changes = workshop.recipe, {}
+    for key, field in (("victim_epochs", "epochs"), ("victim_lr", "lr")):
+        if key in given:
+            changes[field] = getattr(wanted, field)
+    if "victim_augment" in given:
+        return replace(
+            distilled, recipe=replace(distilled.recipe, augment=wanted.augment, **changes)
+        )
+    return replace(distilled, recipe=replace(distilled.recipe, **changes))
+
+
+def _check_fit(path: Path, distilled: DistilledSet, workshop: Workshop) -> None:
+    data = workshop.data
+    if distilled.image_shape != data.image_shape or len(distilled.classes) != len(data.classes):
+        raise RequestError(
+            f"{path}: {distilled.image_shape} images of {len(distilled.classes)} classes don't fit "
+            f"{data.name}: {data.image_shape}, {len(data.classes)} classes"
+        )
+
+
+def _case(path: Path | None, workshop: Workshop, record: Record) -> TestCase | None:
+    """The test case of the trigger in ``path``; its description goes into the record."""
+    if path is None:
+        return None
+    tensors, info = load_trigger(path)
+    data, target = workshop.data, info["target"]
+    if info["kind"] != "patch" or tensors["pattern"].shape != data.image_shape:
+        raise RequestError(f"{path}: not a patch trigger for {data.image_shape} images")
+    if not 0 <= target < len(data.classes):
+        raise RequestError(f"{path}: target {target} is no class of {data.name}")
+    record.trigger = info
+    if info["range"] == "unbounded":
+        record.labels.append("unbounded trigger: no camera or file can carry it")
+    device = data.test.images.device
+    stamp = PatchTrigger(
+        pattern=tensors["pattern"].to(device), mask=tensors["mask"].to(device), range=info["range"]
+    )
+    labels = data.test.labels
+    return TestCase(
+        triggered=stamp.stamp(data.test.images),
+        targets=torch.full_like(labels, target),
+        eligible=labels != target,
+    )

@@ -1,0 +1,114 @@
+"""What is measured: rates on test images, and their summaries over victims or seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import numpy
+import torch
+from kornia.metrics import psnr, ssim
+from pydantic import BaseModel, ConfigDict
+from scipy import stats
+from torch import Tensor, nn
+
+from ..attacks import TestCase
+from ..distill.training import predict
+from ..distill.types import Batch
+
+
+@final
+class Summary(BaseModel):
+    """One measure over victims or seeds; what can't be computed is ``None``, never NaN.
+
+    std: ddof 1. ci95: Student's t-interval of the mean, not cut to [0, 1].
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: float | None
+    std: float | None
+    ci95: tuple[float, float] | None
+    values: tuple[float | None, ...]
+
+
+def summarise(values: Sequence[float | None]) -> Summary:
+    """Mean, deviation and 95 % interval of the values that exist."""
+    found = numpy.array([value for value in values if value is not None], dtype=float)
+    kept = tuple(None if value is None else float(value) for value in values)
+    if not len(found):
+        return Summary(mean=None, std=None, ci95=None, values=kept)
+    mean = float(found.mean())
+    if len(found) == 1:
+        return Summary(mean=mean, std=None, ci95=None, values=kept)
+    std = float(found.std(ddof=1))
+    half = float(stats.t.ppf(0.975, len(found) - 1)) * std / math.sqrt(len(found))
+    return Summary(mean=mean, std=std, ci95=(mean - half, mean + half), values=kept)
+
+
+Scores = Mapping[str, float | None]
+
+
+def rates(network: nn.Module, test: Batch, case: TestCase | None) -> Scores:
+    """What one victim scores, as shares of 1; ``None`` where no image counts.
+
+    clean_test_accuracy; and with a test case: attack_success_rate over the images that don't
+    belong to their target class anyway, attack_success_rate_all over all images (the paper's,
+    whose floor is about 1 / classes), robust_accuracy: triggered eligible images given their true
+    label all the same.
+    """
+    scores: dict[str, float | None] = {
+        "clean_test_accuracy": _share(predict(network, test.images) == test.labels)
+    }
+    if case is None:
+        return scores
+    labels = predict(network, case.triggered)
+    hit = labels == case.targets
+    scores["attack_success_rate"] = _share(hit[case.eligible])
+    scores["attack_success_rate_all"] = _share(hit)
+    scores["robust_accuracy"] = _share((labels == test.labels)[case.eligible])
+    return scores
+
+
+def collect(attacked: Sequence[Scores], control: Sequence[Scores] | None) -> dict[str, Summary]:
+    """The record's metrics from each victim's rates and its twin's.
+
+    Victim k of the attacked set and victim k of the control share weights and training order, so
+    that backdoor_gain = ASR − control ASR is paired.
+    """
+    values = {name: [scores[name] for scores in attacked] for name in attacked[0]}
+    if control is not None:
+        for name in control[0]:
+            values[f"control_{name}"] = [scores[name] for scores in control]
+        if "attack_success_rate" in values:
+            ours, theirs = values["attack_success_rate"], values["control_attack_success_rate"]
+            values["backdoor_gain"] = [
+                None if a is None or b is None else a - b for a, b in zip(ours, theirs, strict=True)
+            ]
+    return {name: summarise(each) for name, each in values.items()}
+
+
+def over_seeds(records: Sequence[Mapping[str, Summary]]) -> dict[str, Summary]:
+    """Metrics over distillation seeds: each seed's mean over its victims, then the interval."""
+    names = records[0]
+    return {
+        name: summarise([record[name].mean for record in records])
+        for name in names
+        if all(name in record for record in records)
+    }
+
+
+def _share(hits: Tensor) -> float | None:
+    return float(hits.double().mean()) if len(hits) else None
+
+
+def stealth(images: Tensor, triggered: Tensor) -> dict[str, float]:
+    """How visible a trigger is: mean PSNR (dB) and SSIM of triggered against clean images.
+
+    SSIM's window is 11 pixels, or what a smaller image has room for.
+    """
+    window = min(11, (min(images.shape[-2:]) - 1) // 2 * 2 + 1)
+    pairs = zip(triggered, images, strict=True)
+    ratios = torch.stack([psnr(ours, theirs, max_val=1.0) for ours, theirs in pairs])
+    return {"psnr": float(ratios.mean()), "ssim": float(ssim(triggered, images, window).mean())}

@@ -1,0 +1,98 @@
+"""Progress for people: a bar on a terminal, a plain line now and then elsewhere, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self, final
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 15.0
+_LONG = 60.0  # seconds from which a person wants to know beforehand
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@final
+class Phase:
+    """A running phase; a context manager."""
+
+    def __init__(self, title: str, total: int, done: int, *, silent: bool, bar: bool) -> None:
+        self._title, self._total, self._first = title, total, done
+        self._silent = silent
+        self._begun = self._told = time.monotonic()
+        self._estimated = False
+        self._bar = None
+        if bar and not silent:
+            self._bar = tqdm(total=total, initial=done, desc=title, file=sys.stderr, leave=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif not self._silent and error is None:
+            took = duration(time.monotonic() - self._begun)
+            _tell(f"{self._title}: done in {took}")
+
+    def reach(self, done: int) -> None:
+        """Show that ``done`` units are over; a long run's length is told after the first."""
+        now = time.monotonic()
+        rate = (now - self._begun) / max(1, done - self._first)
+        left = rate * (self._total - done)
+        if not self._estimated:
+            self._estimated = True
+            if left > _LONG:
+                self._note(
+                    f"{self._title}: about {duration(left)} at the first step's speed; "
+                    "Ctrl-C leaves a run that --resume takes up"
+                )
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+        elif not self._silent and now - self._told >= _SECONDS_BETWEEN_LINES:
+            self._told = now
+            _tell(f"{self._title}: {done}/{self._total}, about {duration(left)} left")
+
+    def _note(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        elif not self._silent:
+            _tell(text)
+
+
+@final
+class Reporter:
+    """Reports to stderr; ``quiet`` says nothing."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+
+    def say(self, text: str) -> None:
+        """Tell one line."""
+        if not self._quiet:
+            _tell(text)
+
+    def phase(self, title: str, total: int, done: int = 0) -> Phase:
+        """Begin a piece of work."""
+        return Phase(title, total, done, silent=self._quiet, bar=sys.stderr.isatty())
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

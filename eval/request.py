@@ -1,0 +1,73 @@
+"""From presets, files and options to a configuration, the later ones winning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..distill.types import RequestError
+from .config import Config, configure
+from .presets import load_preset
+
+_YAML_CAP = 1 << 20
+
+
+def gather(
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    settings: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Flat keys from a preset, then a YAML file, then ``key=value`` settings, then options."""
+    keys: dict[str, Any] = {}
+    if preset is not None:
+        keys.update(load_preset(preset)["config"])
+    if file is not None:
+        keys.update(read_yaml(file))
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise RequestError(f"--set wants key=value, got {setting!r}")
+        keys[_as_key(key)] = _value(text, setting)
+    keys.update({key: value for key, value in (options or {}).items() if value is not None})
+    return keys
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A flat mapping from a YAML file.
+
+    Errors: ``RequestError`` naming the file where it is missing, too large, or no mapping.
+    """
+    try:
+        if path.stat().st_size > _YAML_CAP:
+            raise RequestError(f"{path}: larger than {_YAML_CAP} bytes, no configuration")
+        found = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise RequestError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise RequestError(f"{path}: expected a mapping of keys to values")
+    return {_as_key(str(key)): value for key, value in found.items()}
+
+
+def for_clean(keys: Mapping[str, Any]) -> Config:
+    """The configuration of a clean distillation: what belongs to an attack is left out."""
+    if not keys.get("attack"):
+        return configure(**{k: v for k, v in keys.items() if k != "attack"})
+    return configure(**keys).without_attack()
+
+
+def _as_key(text: str) -> str:
+    return text.strip().replace("-", "_")
+
+
+def _value(text: str, setting: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RequestError(f"--set {setting}: the value is not YAML") from error

@@ -1,0 +1,147 @@
+"""From a configuration and its data to the things that run: task, backend, attack, recipe."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from ..attacks import Attack, Scenery
+from ..distill.backend import Backend
+from ..distill.data import ImageSet, load_dataset
+from ..distill.networks import NetworkSpec, build_network
+from ..distill.randomness import Streams
+from ..distill.stage import Task
+from ..distill.types import Batch, DistilledSet, Recipe, RequestError
+from .config import Config
+from .victims import NetworkFactory
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """All that one configuration needs, made from it and nothing else."""
+
+    config: Config
+    data: ImageSet
+
+    @property
+    def streams(self) -> Streams:
+        """The run's random streams."""
+        return Streams(self.config.run.seed)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How victims train; it travels in the set's file."""
+        victims = self.config.victims
+        if victims.victim_epochs is None or victims.victim_augment is None:
+            raise RequestError("the victims' recipe is not resolved: use configure()")
+        return Recipe(
+            mean=self.data.mean,
+            std=self.data.std,
+            epochs=victims.victim_epochs,
+            lr=victims.victim_lr,
+            augment=victims.victim_augment,
+        )
+
+    def network(self, spec: NetworkSpec) -> NetworkFactory:
+        """Fresh networks of ``spec`` for this data, by seed."""
+
+        def build(seed: int) -> nn.Module:
+            return build_network(
+                spec,
+                image_shape=self.data.image_shape,
+                classes=len(self.data.classes),
+                mean=self.data.mean,
+                std=self.data.std,
+                seed=seed,
+                device=self.config.run.device,
+            )
+
+        return build
+
+    def victim_networks(self) -> dict[str, NetworkFactory]:
+        """The victims' architectures by name, the primary one first.
+
+        A victim named like the distilling network has its parameters too; another has its
+        published ones.
+        """
+        own = self.config.network
+        names = self.config.victims.victim_network or (own.network,)
+        specs = {name: own if name == own.network else NetworkSpec(network=name) for name in names}
+        return {name: self.network(spec) for name, spec in specs.items()}
+
+    def task(self) -> Task:
+        """The distillation that the configuration asks for."""
+        options = self.config.backend
+        return Task(
+            real=self.data.train,
+            classes=len(self.data.classes),
+            ipc=self.config.set.ipc,
+            iterations=options.iterations,
+            init=options.init,
+            clip_pixels=options.clip_pixels,
+            recipe=self.recipe,
+            network=self.network(self.config.network),
+            streams=self.streams,
+        )
+
+    def backend(self) -> Backend:
+        """The backend with its options."""
+        make = self.config.backend_class()
+        return make(self.config.backend, ipc=self.config.set.ipc, recipe=self.recipe)
+
+    def attack(self) -> Attack | None:
+        """A fresh attack, or ``None`` for a clean distillation."""
+        if self.config.attack is None or self.config.attack_options is None:
+            return None
+        return self.config.attack_class()(self.config.attack_options, self.scenery())
+
+    def scenery(self) -> Scenery:
+        """What an attacker knows of the data."""
+        return Scenery(
+            image_shape=self.data.image_shape,
+            classes=len(self.data.classes),
+            mean=self.data.mean,
+            std=self.data.std,
+            device=torch.device(self.config.run.device),
+        )
+
+    def describe_data(self) -> dict[str, Any]:
+        """What the record says of the data; the fingerprint tells changed files apart."""
+        data = self.data
+        digest = hashlib.blake2b(digest_size=8)
+        for tensor in (data.train.images, data.train.labels, data.test.images, data.test.labels):
+            digest.update(tensor.cpu().contiguous().numpy().data)
+        return {
+            "name": data.name,
+            "classes": list(data.classes),
+            "train": len(data.train),
+            "test": len(data.test),
+            "image_shape": list(data.image_shape),
+            "fingerprint": digest.hexdigest(),
+        }
+
+    def finished(self, synthetic: Batch) -> DistilledSet:
+        """``synthetic`` as it is given away: with its classes and recipe."""
+        return DistilledSet(batch=synthetic, classes=self.data.classes, recipe=self.recipe)
+
+
+def open_workshop(config: Config, data_dir: Path | None = None) -> Workshop:
+    """Set the threads, load the data, and build one network to see that it fits the images.
+
+    Errors: ``RequestError`` for data that can't be had or that the network can't take.
+    """
+    torch.set_num_threads(config.run.threads)
+    data = load_dataset(
+        config.data.dataset, data_dir=data_dir, image_size=config.data.image_size, progress=True
+    ).to(config.run.device)
+    workshop = Workshop(config, data)
+    for build in (workshop.network(config.network), *workshop.victim_networks().values()):
+        build(0)
+    workshop.attack()
+    return workshop

@@ -1,0 +1,244 @@
+"""The package's house rules that can be read off its syntax trees, and tests of the readers.
+
+Imports go one way: ``cli`` → (the root's ``__init__``) → ``eval`` → ``attacks``, ``defenses`` →
+``distill``, skipping floors downwards allowed; attacks and defenses never import each other.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import distillsec
+
+PACKAGE = "distillsec"
+FOLDERS = ("eval", "attacks", "defenses", "distill")
+FACE = "__init__"
+MAY_IMPORT = {
+    "cli": {FACE, "eval", "attacks", "defenses", "distill"},
+    FACE: {"eval", "attacks", "defenses", "distill"},
+    "eval": {"attacks", "defenses", "distill"},
+    "attacks": {"distill"},
+    "defenses": {"distill"},
+    "distill": set[str](),
+}
+MAX_FILE_LINES = 330
+MAX_FUNCTION_LINES = 60
+MAY_PRINT = {"cli.py"}
+# Layers initialise themselves from torch's global generator: seeded there, inside fork_rng.
+MAY_SEED = {"distill/networks.py"}
+SEEDS = {
+    "random.seed",
+    "np.random.seed",
+    "numpy.random.seed",
+    "torch.seed",
+    "torch.manual_seed",
+    "torch.random.manual_seed",
+    "torch.cuda.manual_seed",
+    "torch.cuda.manual_seed_all",
+}
+DRAWS = {
+    f"torch.{name}"
+    for name in ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial")
+}
+
+Sources = dict[str, str]
+Finding = tuple[int, str]
+Rule = Callable[[str, str], Iterator[Finding]]
+
+
+def installed() -> Sources:
+    """The installed package's modules by path: the root's files and the four folders' trees.
+
+    Not everything below the root: an editable install's root is the checkout, tests included.
+    """
+    root = Path(distillsec.__path__[0])
+    paths = [
+        *root.glob("*.py"),
+        *(path for name in FOLDERS for path in (root / name).rglob("*.py")),
+    ]
+    return {path.relative_to(root).as_posix(): path.read_text("utf-8") for path in sorted(paths)}
+
+
+def module_name(path: str) -> list[str]:
+    return [PACKAGE, *path.removesuffix(".py").removesuffix("/__init__").split("/")]
+
+
+def targets(path: str, node: ast.AST) -> Iterator[tuple[str, bool]]:
+    """The dotted names that ``node`` imports, made absolute, and whether they were relative."""
+    here = module_name(path) if path != "__init__.py" else [PACKAGE]
+    package = here if path.endswith("__init__.py") else here[:-1]
+    if isinstance(node, ast.Import):
+        yield from ((alias.name, False) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        above = package[: len(package) - node.level + 1] if node.level else []
+        base = [*above, *((node.module or "").split(".") if node.module else [])]
+        if node.level and not above:
+            yield "..", True  # above the package's root
+        elif base == [PACKAGE]:
+            yield from ((f"{PACKAGE}.{alias.name}", node.level > 0) for alias in node.names)
+        else:
+            yield ".".join(base), node.level > 0
+    elif isinstance(node, ast.Call) and dotted(node.func).endswith(("import_module", "__import__")):
+        name = node.args[0] if node.args else None
+        if isinstance(name, ast.Constant) and isinstance(name.value, str):
+            yield name.value, False
+
+
+def wrong_imports(path: str, source: str) -> Iterator[Finding]:
+    """Imports (at any depth, so deferred ones too) against the arrows or the house's style."""
+    top = path.split("/")[0].removesuffix(".py")
+    allowed = MAY_IMPORT.get(top)
+    if allowed is None:
+        yield 1, f"{path} belongs to no layer: at the root there are only __init__.py and cli.py"
+        return
+    for node in ast.walk(ast.parse(source)):
+        for name, relative in targets(path, node):
+            line = getattr(node, "lineno", 0)
+            parts = name.split(".")
+            if name == ".." or (not relative and parts[0] in MAY_IMPORT):
+                yield line, f"{name!r} is not the name of anything in {PACKAGE}"
+            if parts[0] != PACKAGE:
+                continue
+            layer = parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else FACE
+            if layer not in allowed and not (layer == top and top in FOLDERS):
+                yield line, f"{top} imports {layer}; it may import {sorted(allowed) or 'nothing'}"
+            if relative and top == FACE:
+                yield line, "the root's __init__.py uses absolute imports"
+            if not relative and top in FOLDERS:
+                yield line, f"inside the folders imports are relative, not {name!r}"
+
+
+def too_long(path: str, source: str) -> Iterator[Finding]:
+    lines = source.count("\n")
+    if lines > MAX_FILE_LINES:
+        yield 1, f"{lines} lines; {MAX_FILE_LINES} at most"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length > MAX_FUNCTION_LINES:
+                yield node.lineno, f"{node.name} has {length} lines; {MAX_FUNCTION_LINES} at most"
+
+
+def prints(path: str, source: str) -> Iterator[Finding]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and dotted(node.func) == "print" and path not in MAY_PRINT:
+            yield node.lineno, "only cli.py prints"
+
+
+def global_randomness(path: str, source: str) -> Iterator[Finding]:
+    """Calls that seed a global generator, or draw from torch's, outside ``with fork_rng()``."""
+    tree = ast.parse(source)
+    forked = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.With)
+        and any("fork_rng" in ast.unparse(item.context_expr) for item in node.items)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name, inside = dotted(node.func), id(node) in forked
+        if name in SEEDS and not (inside and path in MAY_SEED):
+            yield node.lineno, f"{name} sets a global seed; draw from a named stream"
+        if name in DRAWS and not inside and "generator" not in {k.arg for k in node.keywords}:
+            yield node.lineno, f"{name} without generator= draws from torch's global generator"
+
+
+def dotted(node: ast.expr) -> str:
+    """``a.b.c`` of an attribute chain, or the empty string."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+RULES: tuple[Rule, ...] = (wrong_imports, too_long, prints, global_randomness)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_package_keeps_the_rule(rule: Rule) -> None:
+    sources = installed()
+    assert {"__init__.py", "cli.py"} <= sources.keys()
+    assert {path.split("/")[0] for path in sources} >= set(FOLDERS)
+    found = [
+        f"{path}:{line}: {what}"
+        for path, text in sources.items()
+        for line, what in rule(path, text)
+    ]
+    assert not found, "\n".join(["", *found])
+
+
+BAD_IMPORTS = {
+    "a defense in an attack": ("attacks/bad.py", "from ..defenses import DEFENSES"),
+    "an attack in a defense": ("defenses/bad.py", "from ..attacks.base import Attack"),
+    "by the parent's name": ("attacks/bad.py", "from .. import defenses"),
+    "upwards": ("distill/bad.py", "from ..attacks import ATTACKS"),
+    "upwards from an attack": ("attacks/bad.py", "from ..eval.cell import run"),
+    "upwards from deeper": ("eval/presets/bad.py", "from ...cli import main"),
+    "deferred": ("distill/bad.py", "def late():\n    from ..eval import cell"),
+    "for types only": ("distill/bad.py", "if TYPE_CHECKING:\n    from ..eval import cell"),
+    "by import_module": ("distill/bad.py", "importlib.import_module('distillsec.eval.cell')"),
+    "cli": ("eval/bad.py", "from ..cli import main"),
+    "cli from the face": ("__init__.py", "from distillsec.cli import main"),
+    "the face": ("distill/bad.py", "from .. import __version__"),
+    "absolute": ("eval/bad.py", "from distillsec.distill.types import Batch"),
+    "absolute in its own folder": ("eval/bad.py", "import distillsec.eval.cell"),
+    "bare folder": ("eval/bad.py", "from distill.types import Batch"),
+    "relative face": ("__init__.py", "from .eval import run"),
+    "above the root": ("eval/bad.py", "from ...distill import types"),
+    "a stray file": ("helpers.py", "import os"),
+}
+
+
+@pytest.mark.parametrize(("path", "source"), BAD_IMPORTS.values(), ids=BAD_IMPORTS)
+def test_a_wrong_import_is_found(path: str, source: str) -> None:
+    assert list(wrong_imports(path, source))
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("cli.py", "from .eval.cell import run\nfrom distillsec.eval import sweep"),
+        ("__init__.py", "from distillsec.attacks import ATTACKS"),
+        ("eval/__init__.py", "from .cell import run\nfrom ..distill import types"),
+        ("eval/presets/__init__.py", "from ..config import Config\nfrom ...distill import types"),
+        ("attacks/good.py", "import torch\nfrom . import base\nfrom ..distill.hooks import Hook"),
+        ("distill/good.py", "from .types import Batch\nfrom random import Random"),
+    ],
+)
+def test_a_right_import_is_let_through(path: str, source: str) -> None:
+    assert not list(wrong_imports(path, source))
+
+
+def test_length_is_found() -> None:
+    assert list(too_long("eval/bad.py", "x = 1\n" * (MAX_FILE_LINES + 1)))
+    body = "    x = 1\n"
+    assert list(too_long("eval/bad.py", "def f():\n" + body * MAX_FUNCTION_LINES))
+    assert not list(too_long("eval/good.py", "def f():\n" + body * (MAX_FUNCTION_LINES - 1)))
+
+
+def test_print_is_found() -> None:
+    assert list(prints("eval/bad.py", "def f():\n    print(1)"))
+    assert not list(prints("cli.py", "print(1)"))
+    assert not list(prints("eval/good.py", "log.print(1)"))
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "found"),
+    [
+        ("distill/networks.py", "with torch.random.fork_rng():\n    torch.manual_seed(1)", False),
+        ("distill/networks.py", "torch.manual_seed(1)", True),
+        ("distill/loop.py", "with torch.random.fork_rng():\n    torch.manual_seed(1)", True),
+        ("eval/cell.py", "np.random.seed(0)", True),
+        ("eval/cell.py", "import random\nrandom.seed(0)", True),
+        ("eval/cell.py", "generator.manual_seed(1)", False),
+        ("attacks/naive.py", "torch.randperm(9)", True),
+        ("attacks/naive.py", "torch.randperm(9, generator=g)", False),
+    ],
+)
+def test_global_randomness_is_found(path: str, source: str, found: bool) -> None:
+    assert bool(list(global_randomness(path, source))) is found
