@@ -28,9 +28,8 @@ from .eval.tables import table
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Options that say how a command behaves; all others are keys of the configuration.
-_NO_KEYS = frozenset(
-    "preset file settings print_config data_dir control_run seeds out resume as_json quiet".split()
-)
+_NO_KEYS = {"preset", "file", "settings", "print_config", "data_dir", "control_run", "seeds"}
+_NO_KEYS |= {"out", "resume", "as_json", "quiet"}
 
 _PATH = click.Path(path_type=Path)
 
@@ -249,9 +248,7 @@ class _Request:
     ) -> Config | None:
         """The configuration asked for; ``None`` after --print-config has printed it."""
         given = self._given
-        options = {
-            k: v for k, v in given.items() if k not in self._NOT_KEYS and v not in (None, ())
-        }
+        options = {k: v for k, v in given.items() if k not in _NO_KEYS and v not in (None, ())}
         own = gather(
             preset=given["preset"],
             file=given["file"],

@@ -13,6 +13,7 @@ from torch import nn
 from ..attacks import Attack, Scenery
 from ..distill.backend import Backend
 from ..distill.data import ImageSet, load_dataset
+from ..distill.memory import keep_freed_memory
 from ..distill.networks import NetworkSpec, build_network
 from ..distill.randomness import Streams
 from ..distill.stage import Task
@@ -137,6 +138,7 @@ def open_workshop(config: Config, data_dir: Path | None = None) -> Workshop:
     Errors: ``RequestError`` for data that can't be had or that the network can't take.
     """
     torch.set_num_threads(config.run.threads)
+    keep_freed_memory()
     data = load_dataset(
         config.data.dataset, data_dir=data_dir, image_size=config.data.image_size, progress=True
     ).to(config.run.device)
