@@ -82,6 +82,7 @@ class Doorping(PatchAttack):
 
     def on_start(self, moment: Moment, real: Batch) -> Batch:
         self._pattern = self._random_patch(moment.rng)
+        self._updates = self._idle_updates = 0
         return self.poison(moment, real)
 
     def on_draw(self, moment: Moment, clean: Batch) -> Batch:

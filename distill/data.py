@@ -17,16 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .data_files import (
+from .data_files import RawSet, Request, load_folder
+from .data_npz import load_npz
+from .data_published import (
     DIGIT_NAMES,
     GTSRB_FILES,
     IDX_FILES,
     STL10_NAMES,
-    RawSet,
-    Request,
     load_digits,
-    load_folder,
-    load_npz,
     published,
     read_arrays,
     read_cifar,

@@ -68,7 +68,7 @@ class Hook:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        unknown = [m for m in vars(cls) if m.startswith("on_") and m not in EVENTS]
+        unknown = [name for name in dir(cls) if name.startswith("on_") and name not in EVENTS]
         if unknown:
             raise TypeError(
                 f"{cls.__name__} defines {', '.join(unknown)}, which the loop never calls; "
@@ -146,15 +146,23 @@ def announce(hooks: Sequence[Hook], moment: Callable[[], Moment]) -> None:
 def extra_loss(
     hooks: Sequence[Hook], moment: Callable[[], Moment], synthetic: Batch
 ) -> Tensor | None:
-    """The sum of the losses the hooks ask for, or ``None``."""
+    """The sum of the losses the hooks ask for, or ``None``.
+
+    Errors: as for ``fold``; a loss must be one finite number, attached to the images.
+    """
     total: Tensor | None = None
     for hook in listeners(hooks, "on_loss"):
         now = moment()
         loss = call(hook, "on_loss", now, synthetic)
         if loss is None:
             continue
+        where = f"{hook.name}.on_loss at step {now.step}"
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise RunError(f"{hook.name}.on_loss at step {now.step} must return one number")
+            raise RunError(f"{where} must return one number")
+        if not loss.requires_grad:
+            raise RunError(f"{where}: the loss is not attached to the synthetic images")
+        if not bool(loss.isfinite()):
+            raise RunError(f"{where}: the loss is {loss.item()}")
         total = loss if total is None else total + loss
     return total
 

@@ -95,6 +95,7 @@ def distil(
             mean = sum(losses) / len(losses)
             state_now = partial(_state, iteration + 1, stage, optimiser)
             observer.on_iteration(iteration + 1, mean, stage.synthetic(), state_now)
+    stage.enter(task.iterations, 0)
     return fold(hooks, "on_finish", stage.moment("on_finish"), stage.synthetic())
 
 
@@ -108,11 +109,11 @@ def _improve(
     synthetic = Batch(images=seen, labels=stage.labels)
     total = 0.0
     for loss in backend.losses(stage, network, synthetic):
-        loss.backward()
+        loss.backward(inputs=[seen])
         total += loss.item()
     extra = extra_loss(stage.hooks, stage.moment("on_loss", network), synthetic)
     if extra is not None:
-        extra.backward()
+        extra.backward(inputs=[seen])
         total += extra.item()
     if not math.isfinite(total):
         raise RunError(f"the distillation diverged: the loss is {total} at step {stage.step}")
@@ -139,7 +140,7 @@ def _state(iteration: int, stage: Stage, optimiser: torch.optim.Optimizer) -> Lo
         iteration=iteration,
         leaf=stage.leaf.detach().clone(),
         optimiser={
-            f"{parameter}.{name}": value
+            f"{parameter}.{name}": value.clone()
             for parameter, state in optimiser.state_dict()["state"].items()
             for name, value in state.items()
         },
@@ -154,7 +155,7 @@ def _restore(state: LoopState, stage: Stage, optimiser: torch.optim.Optimizer) -
     kept: dict[int, dict[str, Tensor]] = {}
     for key, value in state.optimiser.items():
         parameter, name = key.split(".", 1)
-        kept.setdefault(int(parameter), {})[name] = value
+        kept.setdefault(int(parameter), {})[name] = value.clone()
     optimiser.load_state_dict({**optimiser.state_dict(), "state": kept})
     for hook, own in zip(stage.hooks, state.hooks, strict=True):
         hook.load_state_dict(dict(own))

@@ -1,4 +1,4 @@
-"""Keep freed memory in the process: on a CPU, page faults cost a fifth of a small network's step."""
+"""Keep freed memory in the process: page faults cost a fifth of a small step on a CPU."""
 
 from __future__ import annotations
 

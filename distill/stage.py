@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
@@ -132,6 +133,7 @@ class Stage:
         def make() -> Moment:
             self._moments += 1
             key = (EVENTS.index(event), self._moments)
+            students = itertools.count()
             return Moment(
                 phase="distill",
                 iteration=self.iteration,
@@ -141,7 +143,7 @@ class Stage:
                 real=self.task.real,
                 synthetic=None if self._leaf is None else self.synthetic(),
                 recipe=self.task.recipe,
-                train_student=lambda: self._student(*key),
+                train_student=lambda: self._student(*key, next(students)),
                 rng=self.generator("attack", *key),
             )
 

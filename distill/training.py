@@ -29,7 +29,7 @@ def fit(network: nn.Module, batch: Batch, recipe: Recipe, generator: torch.Gener
 
     Deviation from the published evaluation: it runs one epoch more and drops the rate (losing the
     momentum) after epoch ``epochs // 2 + 1``; here the momentum stays.
-    Errors: ``RunError`` when the training loss is not finite.
+    Errors: ``RunError`` when the training loss or a weight is not finite.
     """
     network.train()
     optimiser = torch.optim.SGD(
@@ -45,6 +45,9 @@ def fit(network: nn.Module, batch: Batch, recipe: Recipe, generator: torch.Gener
         drop.step()
     if not bool(loss.isfinite()):
         raise RunError(f"training did not converge: the loss is {loss.item()}")
+    # The last step may have spoilt what the last loss still found in order.
+    if not all(bool(weights.isfinite().all()) for weights in network.state_dict().values()):
+        raise RunError("training did not converge: a weight is not finite")
     return network.eval()
 
 

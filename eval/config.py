@@ -143,6 +143,8 @@ def find_attack(name: str) -> type[Attack]:
 
 
 def _find(name: str, registry: Mapping[str, Any], base: type[Any], what: str) -> Any:
+    if not isinstance(name, str):  # a number in YAML
+        raise RequestError(f"{what}: expected a name, got {name!r}")
     if not is_reference(name):
         return look_up(name, registry, what)
     found = load_object(name, what)
@@ -211,7 +213,10 @@ def _all_options() -> Iterable[tuple[str, type[BaseModel]]]:
 
 def _resolve_augment(options: Any, chosen: bool, flips: bool) -> Any:
     """A backend's own augmentation, without flips where they change what an image shows."""
-    if chosen or "augment" not in type(options).model_fields:
+    if "augment" not in type(options).model_fields:
+        return options
+    if chosen:
+        parse_strategy(options.augment)
         return options
     return options.model_copy(update={"augment": _suited(options.augment, flips)})
 

@@ -103,12 +103,19 @@ def _share(hits: Tensor) -> float | None:
     return float(hits.double().mean()) if len(hits) else None
 
 
-def stealth(images: Tensor, triggered: Tensor) -> dict[str, float]:
+def stealth(images: Tensor, triggered: Tensor) -> Scores:
     """How visible a trigger is: mean PSNR (dB) and SSIM of triggered against clean images.
 
-    SSIM's window is 11 pixels, or what a smaller image has room for.
+    SSIM's window is 11 pixels, or what a smaller image has room for. ``None`` where there is no
+    image, and for a PSNR that is infinite because the trigger left an image as it was.
     """
+    if not len(images):
+        return {"psnr": None, "ssim": None}
     window = min(11, (min(images.shape[-2:]) - 1) // 2 * 2 + 1)
     pairs = zip(triggered, images, strict=True)
     ratios = torch.stack([psnr(ours, theirs, max_val=1.0) for ours, theirs in pairs])
-    return {"psnr": float(ratios.mean()), "ssim": float(ssim(triggered, images, window).mean())}
+    ratio = float(ratios.mean())
+    return {
+        "psnr": ratio if math.isfinite(ratio) else None,
+        "ssim": float(ssim(triggered, images, window).mean()),
+    }

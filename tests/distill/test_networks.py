@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -21,7 +19,6 @@ from distillsec.distill.networks import (
     build_network,
     penultimate_linear,
 )
-from distillsec.distill.plugins import is_reference, load_object, look_up
 from distillsec.distill.types import RequestError
 
 DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
@@ -276,116 +273,3 @@ def test_refusals(network: str, parameters: dict[str, Any], message: str) -> Non
 def test_mean_and_std_fit_the_channels(mean: tuple[float], std: tuple[float]) -> None:
     with pytest.raises(RequestError, match="one value for each of the 3 channels"):
         build_network(NetworkSpec(), image_shape=CIFAR, classes=2, mean=mean, std=std, seed=0)
-
-
-USERS = """
-import torch
-from torch import nn
-
-class Plain(nn.Module):
-    def __init__(self, image_shape, classes):
-        super().__init__()
-        channels, height, width = image_shape
-        self.linear = nn.Linear(channels * height * width, classes)
-    def forward(self, images):
-        return self.linear(images.flatten(1))
-
-class Embedding(Plain):
-    def embed(self, images):
-        return images.flatten(1)
-
-class Outer:
-    Inner = Embedding
-
-class NoClasses(nn.Module):
-    def __init__(self, image_shape):
-        super().__init__()
-
-class Grey(Plain):
-    def __init__(self, image_shape, classes):
-        super().__init__((1, 8, 8), classes)
-
-class TooMany(Plain):
-    def __init__(self, image_shape, classes):
-        super().__init__(image_shape, classes + 1)
-
-def no_module(image_shape, classes):
-    return "a network"
-"""
-
-
-@pytest.fixture
-def users_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    name = "users_networks_of_this_test"
-    (tmp_path / f"{name}.py").write_text(USERS)
-    (tmp_path / "broken_module_of_this_test.py").write_text("raise OSError('no\\nsuch disk')")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    return name
-
-
-def test_a_users_class(users_module: str) -> None:
-    path, state = list(sys.path), torch.random.get_rng_state()
-    network = build(f"{users_module}:Outer.Inner", seed=4)
-    assert sys.path == path
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert isinstance(network, UserNetwork)
-    assert network.training
-    images = torch.rand(2, *CIFAR)
-    normalised = network.normalise(images)
-    assert torch.equal(network(images), network.body(normalised))
-    assert torch.equal(network.embed(images), normalised.flatten(1))
-    again = build(f"{users_module}:Outer.Inner", seed=4)
-    assert torch.equal(network(images), again(images))
-    assert penultimate_linear(network) is None
-
-
-def test_a_users_class_without_embed_says_so(users_module: str) -> None:
-    network = build(f"{users_module}:Plain")
-    with pytest.raises(RequestError, match="Plain lacks a method embed"):
-        network.embed(torch.rand(2, *CIFAR))
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("NoClasses", "cannot be called with image_shape=..., classes=..."),
-        ("Grey", r"failed on \(3, 32, 32\): RuntimeError: .*mat1 and mat2"),
-        ("TooMany", r"logits \(1, 10\) for one image; it is a TooMany with \(1, 11\)"),
-        ("no_module", "failed on"),
-        ("Missing", "module users_networks_of_this_test has no Missing"),
-    ],
-)
-def test_a_users_class_that_does_not_fit(users_module: str, name: str, message: str) -> None:
-    with pytest.raises(RequestError, match=message) as refused:
-        build(f"{users_module}:{name}")
-    assert "\n" not in str(refused.value)
-
-
-def test_a_users_class_takes_no_parameters_of_ours(users_module: str) -> None:
-    with pytest.raises(RequestError, match="has no parameter width; it takes none"):
-        build(f"{users_module}:Plain", width=3)
-
-
-@pytest.mark.parametrize(
-    ("reference", "message"),
-    [
-        ("collections:OrderedDict:x", "is not of the form package.module:Name"),
-        ("collections", "is not of the form package.module:Name"),
-        (":Name", "is not of the form"),
-        ("no_such_module_here:Name", "there is no module no_such_module_here"),
-        ("broken_module_of_this_test:Name", "failed: OSError: no such disk$"),
-    ],
-)
-def test_references_that_cannot_be_loaded(users_module: str, reference: str, message: str) -> None:
-    with pytest.raises(RequestError, match=message) as refused:
-        load_object(reference, "attack")
-    assert str(refused.value).startswith(f"attack {reference!r}")
-    assert "\n" not in str(refused.value)
-
-
-def test_references_and_names() -> None:
-    assert load_object("collections.abc:Mapping.get", "attack").__name__ == "get"
-    assert is_reference("package.module:Name")
-    assert not is_reference("convnet-baadd")
-    assert look_up("two", {"one": 1, "two": 2}, "number") == 2

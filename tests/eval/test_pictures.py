@@ -12,10 +12,8 @@ import torch
 from PIL import Image
 
 from distillsec.distill.types import RequestError
+from distillsec.eval.page import BLUE, RED, VERMILLION
 from distillsec.eval.pictures import (
-    BLUE,
-    RED,
-    VERMILLION,
     curves_picture,
     distilled_picture,
     trigger_picture,
@@ -38,9 +36,8 @@ def seen(path: Path) -> Picture:
 
 def area(pixels: Picture, colour: str | tuple[int, int, int]) -> int:
     """How many pixels have exactly this colour."""
-    if isinstance(colour, str):
-        colour = tuple(bytes.fromhex(colour[1:]))
-    return int((pixels == np.array(colour)).all(axis=-1).sum())
+    wanted = list(bytes.fromhex(colour[1:])) if isinstance(colour, str) else list(colour)
+    return int((pixels == np.array(wanted)).all(axis=-1).sum())
 
 
 def flat(colours: list[tuple[float, float, float]], side: int) -> torch.Tensor:
