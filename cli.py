@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 import click
 import yaml
@@ -15,11 +16,12 @@ from .attacks.triggers import TriggerRange
 from .distill.types import RequestError, RunError
 from .eval import catalogue
 from .eval.cell import run_cell
+from .eval.checks import out_of_memory
 from .eval.config import Config, configure
 from .eval.evaluate import Source
 from .eval.evaluate import evaluate as evaluate_set
 from .eval.progress import Reporter
-from .eval.record import Record
+from .eval.record import Record, metadata_version, read_record
 from .eval.request import for_clean, gather
 from .eval.runfolder import RunFolder, fresh_folder
 from .eval.seeds import run_seeds
@@ -35,27 +37,46 @@ _PATH = click.Path(path_type=Path)
 
 
 class _Program(click.Group):
-    """Turns the suite's errors into one line and the promised exit codes."""
+    """Turns errors, click's own among them, into one line and the promised exit codes."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args:  # click before 8.2 calls a bare command a success
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        with _one_line(ctx):
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _one_line(ctx):
             return super().invoke(ctx)
-        except RequestError as error:
-            click.echo(f"distillsec: {error}", err=True)
-            ctx.exit(2)
-        except RunError as error:
-            click.echo(f"distillsec: the run failed: {error}", err=True)
-            ctx.exit(1)
-        except KeyboardInterrupt:
-            click.echo("distillsec: stopped; --resume with the same --out goes on", err=True)
-            ctx.exit(1)
-        except OSError as error:
-            click.echo(f"distillsec: {error}", err=True)
-            ctx.exit(2)
+
+
+@contextmanager
+def _one_line(ctx: click.Context) -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        command = (error.ctx or ctx).command_path
+        _leave(ctx, 2, f"{error.format_message()} (see `{command} --help`)")
+    except (RequestError, OSError) as error:
+        _leave(ctx, 2, str(error))
+    except RunError as error:
+        _leave(ctx, 1, f"the run failed: {error}")
+    except KeyboardInterrupt:
+        _leave(ctx, 1, "stopped")
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        _leave(ctx, 1, "out of memory: a smaller --width, --ipc or --set batch_real=N needs less")
+
+
+def _leave(ctx: click.Context, code: int, line: str) -> NoReturn:
+    click.echo(f"distillsec: {' '.join(line.split())}", err=True)
+    ctx.exit(code)
 
 
 @click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="distillsec")
+@click.version_option(metadata_version(), prog_name="distillsec")
 def main() -> None:
     """Security evaluation of distilled datasets.
 
@@ -208,17 +229,9 @@ def evaluate(source: Path, trigger: Path | None, **given: Any) -> None:
     config = request.configuration(below=found.config)
     if config is None:
         return
-    out = request.out(f"evaluate-{source.stem}")
-    record = evaluate_set(
-        source,
-        config,
-        out,
-        given=request.given_keys,
-        trigger=trigger,
-        data_dir=given["data_dir"],
-        resume=given["resume"],
-        reporter=Reporter(quiet=given["quiet"] or given["as_json"]),
-    )
+    out = request.out(f"evaluate-{source.stem or 'set'}")
+    with request.stoppable(out):
+        record = evaluate_set(source, config, out, trigger=trigger, **request.common())
     request.show(record, out)
 
 
@@ -232,8 +245,9 @@ def list_(what: str | None, as_json: bool) -> None:
         distillsec list attacks
         distillsec list presets
     """
-    for kind in [what] if what else catalogue.CATALOGUES:
-        click.echo(catalogue.as_json(kind) if as_json else catalogue.as_text(kind))
+    kinds = [what] if what else list(catalogue.CATALOGUES)
+    texts = [catalogue.as_json(kinds)] if as_json else map(catalogue.as_text, kinds)
+    click.echo("\n".join(texts))
 
 
 class _Request:
@@ -249,14 +263,10 @@ class _Request:
         """The configuration asked for; ``None`` after --print-config has printed it."""
         given = self._given
         options = {k: v for k, v in given.items() if k not in _NO_KEYS and v not in (None, ())}
-        own = gather(
-            preset=given["preset"],
-            file=given["file"],
-            settings=given["settings"],
-            options=options,
-        )
+        layers = {name: given[name] for name in ("preset", "file", "settings")}
+        own = gather(**layers, options=options)
         if given["resume"] and not own:
-            below = self._recorded()
+            below = read_record(RunFolder(self.out("")).record).config
         keys = {**(below or {}), **own}
         self.given_keys = sorted(own)
         config = for_clean(keys) if clean else configure(**keys)
@@ -265,36 +275,45 @@ class _Request:
             return None
         return config
 
-    def _recorded(self) -> dict[str, Any]:
-        """What the run that is to be resumed was made with."""
-        if self._given["out"] is None:
-            raise RequestError("--resume wants the run's folder: --out FOLDER")
-        return Source(self._given["out"]).config
-
     def out(self, name: str) -> Path:
         """The run folder: the one given, or a fresh one."""
-        chosen: Path | None = self._given["out"]
-        if chosen is None and self._given["resume"]:
+        if self._given["out"] is None and self._given["resume"]:
             raise RequestError("--resume wants the run's folder: --out FOLDER")
-        return chosen or fresh_folder(name)
+        return self._given["out"] or fresh_folder(name)
 
     def run(self, config: Config | None) -> None:
         """Run one seed or several, and show the record."""
         if config is None:
             return
+        seeds, control_run = self._given["seeds"], self._given.get("control_run")
+        if seeds is not None and control_run is not None:
+            raise RequestError("--control-run is the twin of one seed: leave it out with --seeds")
+        out = self.out(self._given["preset"] or f"{config.set.backend}-{config.attack or 'clean'}")
+        with self.stoppable(out):
+            if seeds is None:
+                record = run_cell(config, out, control_run=control_run, **self.common())
+            else:
+                record = run_seeds(config, seeds, out, **self.common())
+        self.show(record, out)
+
+    def common(self) -> dict[str, Any]:
+        """What every run is told beside its configuration."""
         given = self._given
-        out = self.out(given["preset"] or f"{config.set.backend}-{config.attack or 'clean'}")
-        common: dict[str, Any] = {
+        return {
             "given": self.given_keys,
             "data_dir": given["data_dir"],
             "resume": given["resume"],
             "reporter": Reporter(quiet=given["quiet"] or given["as_json"]),
         }
-        if given["seeds"] is None:
-            record = run_cell(config, out, control_run=given.get("control_run"), **common)
-        else:
-            record = run_seeds(config, given["seeds"], out, **common)
-        self.show(record, out)
+
+    @contextmanager
+    def stoppable(self, out: Path) -> Iterator[None]:
+        """Ctrl-C ends in one line that says how to go on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            how = f"; the same command with --out {out} --resume goes on" if out.exists() else ""
+            _leave(click.get_current_context(), 1, f"stopped{how}")
 
     def show(self, record: Record, out: Path) -> None:
         """The record as a table, or as JSON and nothing else."""

@@ -21,7 +21,7 @@ ThreatModel = Literal["data owner", "distiller", "interceptor"]
 class AttackOptions(BaseModel):
     """The options every patch attack has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     target: int = Field(0, ge=0, description="class number that triggered images are sent to")
     poison_rate: float = Field(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+from pydantic import BaseModel
 
 from ..attacks import ATTACKS
 from ..distill.backends import BACKENDS
@@ -21,12 +23,24 @@ def _first_sentence(thing: object) -> str:
     return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
 
 
+def _description(options: type[BaseModel], key: str) -> str:
+    """An option's description; one that only has a new default keeps its parent's."""
+    told = (base.model_fields[key].description for base in _lineage(options, key))
+    return next((text for text in told if text), "")
+
+
+def _lineage(options: type[BaseModel], key: str) -> Iterator[type[BaseModel]]:
+    for base in options.__mro__:
+        if issubclass(base, BaseModel) and key in base.model_fields:
+            yield base
+
+
 def _with_options(registry: Mapping[str, Any]) -> Rows:
     return {
         name: {
             "description": _first_sentence(entry),
             "options": {
-                key: {"default": field.default, "description": field.description}
+                key: {"default": field.default, "description": _description(entry.Options, key)}
                 for key, field in entry.Options.model_fields.items()
             },
         }
@@ -66,6 +80,6 @@ def as_text(kind: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_json(kind: str) -> str:
-    """One catalogue for programs."""
-    return json.dumps({kind: CATALOGUES[kind]()}, indent=2, default=str)
+def as_json(kinds: Iterable[str]) -> str:
+    """Some catalogues for programs, as one object."""
+    return json.dumps({kind: CATALOGUES[kind]() for kind in kinds}, indent=2, default=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,13 +15,13 @@ from torch import nn
 from ..attacks import Attack, TestCase
 from ..distill.artifact import load_set, pixel_range, save_set, save_trigger
 from ..distill.loop import distil
-from ..distill.types import DistilledSet, DistillsecError
+from ..distill.types import DistilledSet
 from .checks import check_control, check_same_run
 from .config import Config
 from .metrics import Scores, collect, stealth
 from .pictures import curves_picture, distilled_picture, trigger_picture, triggered_picture
 from .progress import Reporter
-from .record import Kind, Metrics, Record, Status, command_line, environment
+from .record import Kind, Metrics, Record, command_line, environment
 from .runfolder import RunFolder
 from .victims import Panel
 from .watcher import Watcher
@@ -32,12 +33,12 @@ _STEALTH_IMAGES = 256
 
 def run_cell(
     config: Config,
-    out: Path,
+    out: Path | str,
     *,
     given: Sequence[str] = (),
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     resume: bool = False,
-    control_run: Path | None = None,
+    control_run: Path | str | None = None,
     reporter: Reporter | None = None,
 ) -> Record:
     """Run ``config`` in the folder ``out`` and return its record, which also lies there.
@@ -48,26 +49,20 @@ def run_cell(
     with status ``error``, and the last checkpoint stays.
     """
     reporter = reporter or Reporter()
-    folder = RunFolder(out)
+    folder = RunFolder(Path(out))
+    control_run = None if control_run is None else Path(control_run)
+    workshop = open_workshop(config, data_dir, bars=reporter.bars)
     if control_run is not None:
-        check_control(control_run, config)
-    workshop = open_workshop(config, data_dir)
+        check_control(control_run, config, workshop.describe_data())
+    workshop.rehearse()
     earlier = folder.enter(resume=resume)
     record = _new_record(workshop, given)
     if earlier is not None:
-        check_same_run(earlier, record, out)
+        check_same_run(earlier, record, folder.path)
         if earlier.status == "done":
             return earlier
-    record.write(folder.record)
-    try:
+    with folder.keeping(record):
         _Cell(workshop, folder, record, reporter).run(control_run)
-    except KeyboardInterrupt:
-        _close(record, folder, "interrupted", "stopped by the user")
-        raise
-    except Exception as error:
-        text = str(error) if isinstance(error, DistillsecError) else repr(error)
-        _close(record, folder, "error", text)
-        raise
     return record
 
 
@@ -98,7 +93,6 @@ class _Cell:
         self._draw(distilled, attack)
         if twin is not None and control_run is None:
             self._close_twin(twin)
-        _close(self._record, self._folder, "done", None)
 
     # Distilling --------------------------------------------------------------------------------
 
@@ -129,13 +123,13 @@ class _Cell:
         key = self._config.control_key()
         folder = RunFolder(control_run or self._folder.control)
         self._record.control = {
-            "folder": str(control_run or "control"),
+            "folder": os.path.relpath(folder.path, self._folder.path),
             "key": key,
             "reused": control_run is not None,
         }
         if control_run is not None:
             return load_set(folder.distilled).to(self._config.run.device)
-        (folder.path / "checkpoint").mkdir(parents=True, exist_ok=True)
+        folder.path.mkdir(exist_ok=True)
         workshop = Workshop(self._config.without_attack(), self._workshop.data)
         return self._distil(workshop, folder, None, "distilling the clean twin")
 
@@ -239,7 +233,7 @@ class _Cell:
         record.distilled = {"images": len(twin.batch), "pixel_range": [low, high]}
         draw_set(folder, twin, f"{self._workshop.data.name}, the clean twin")
         curves_picture(folder.path / "curves.png", folder.logged())
-        _close(record, folder, "done", None)
+        folder.close(record, "done")
 
 
 def _new_record(workshop: Workshop, given: Sequence[str]) -> Record:
@@ -256,11 +250,6 @@ def _new_record(workshop: Workshop, given: Sequence[str]) -> Record:
         dataset=workshop.describe_data(),
         recipe=asdict(workshop.recipe),
     )
-
-
-def _close(record: Record, folder: RunFolder, status: Status, error: str | None) -> None:
-    record.status, record.error = status, error
-    record.write(folder.record)
 
 
 def draw_set(folder: RunFolder, distilled: DistilledSet, title: str) -> None:

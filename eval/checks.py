@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..distill.artifact import load_set
 from ..distill.types import RequestError
 from .config import Config
 from .record import Record, read_record
@@ -13,6 +16,9 @@ from .record import Record, read_record
 
 def check_same_run(earlier: Record, wanted: Record, out: Path) -> None:
     """Refuse to resume a run whose configuration or data was another one."""
+    if earlier.kind != wanted.kind:
+        hint = ": take it up with --seeds N" if earlier.kind == "seeds" else ""
+        raise RequestError(f"{out} holds a run of kind {earlier.kind}, not {wanted.kind}{hint}")
     if earlier.config_key != wanted.config_key:
         raise RequestError(
             f"{out} holds another run; it can't be resumed with "
@@ -20,17 +26,29 @@ def check_same_run(earlier: Record, wanted: Record, out: Path) -> None:
         )
     if earlier.dataset != wanted.dataset:
         raise RequestError(f"{out} was begun on other data: {wanted.config['dataset']} has changed")
+    if earlier.distilled.get("fingerprint") != wanted.distilled.get("fingerprint"):
+        raise RequestError(f"{out} was begun on another set, trigger or recipe")
 
 
-def check_control(path: Path, config: Config) -> None:
-    """Refuse a clean twin that isn't this configuration's."""
+def check_control(path: Path, config: Config, dataset: Mapping[str, Any]) -> None:
+    """Refuse a clean twin that isn't this configuration's, on this data, finished and readable."""
+    if not config.attack or not config.victims.control:
+        raise RequestError("--control-run is for a run with an attack, and not with --no-control")
     record = read_record(path / "record.json")
     if record.status != "done" or record.kind != "distill":
         raise RequestError(f"{path} is no finished clean run: {record.kind}, {record.status}")
-    if record.control_key == config.control_key():
-        return
-    told = _differences(record.config, config.without_attack().flat())
-    raise RequestError(f"{path} is no clean twin of this run; it differs in {told}")
+    if record.control_key != config.control_key():
+        told = _differences(record.config, config.without_attack().flat())
+        raise RequestError(f"{path} is no clean twin of this run; it differs in {told}")
+    if record.dataset != dataset:
+        raise RequestError(f"{path} is no clean twin of this run: {dataset['name']} has changed")
+    load_set(path / "distilled.safetensors")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the machine, and not the code, is at fault; on a CPU torch has no type for it."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _differences(earlier: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

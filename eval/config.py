@@ -28,9 +28,9 @@ from ..distill.types import RequestError
 
 
 class Section(BaseModel):
-    """Base of the sections: frozen, no unknown keys."""
+    """Base of the sections: frozen, no unknown keys, finite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,8 +13,9 @@ import torch
 
 from ..attacks import PatchTrigger, TestCase
 from ..distill.artifact import import_pt, load_set, load_trigger, pixel_range
-from ..distill.types import DistilledSet, RequestError
+from ..distill.types import DistilledSet, Recipe, RequestError
 from .cell import draw_set
+from .checks import check_same_run
 from .config import Config
 from .metrics import collect
 from .progress import Reporter
@@ -40,6 +42,7 @@ class Source:
         if path.is_dir():
             folder = RunFolder(path)
             self.record = read_record(folder.record)
+            _check_source(path, self.record)
             self.set_file = folder.distilled
             self.trigger_file = folder.trigger if folder.trigger.exists() else None
             self.control = self._find_control(folder)
@@ -66,13 +69,13 @@ class Source:
 
 
 def evaluate(
-    source: Path,
+    source: Path | str,
     config: Config,
-    out: Path,
+    out: Path | str,
     *,
     given: Sequence[str] = (),
-    trigger: Path | None = None,
-    data_dir: Path | None = None,
+    trigger: Path | str | None = None,
+    data_dir: Path | str | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
 ) -> Record:
@@ -84,12 +87,11 @@ def evaluate(
     Errors: ``RequestError`` where the set doesn't fit the test data.
     """
     reporter = reporter or Reporter()
-    found = Source(source)
-    workshop = open_workshop(config, data_dir)
+    found, folder = Source(Path(source)), RunFolder(Path(out))
+    workshop = open_workshop(config, data_dir, bars=reporter.bars)
     distilled = _with_recipe(found.load(workshop), workshop, given)
     _check_fit(found.set_file, distilled, workshop)
-    folder = RunFolder(out)
-    folder.enter(resume=resume)
+    trigger = Path(trigger) if trigger else found.trigger_file
     record = Record(
         kind="evaluate",
         config=config.flat(),
@@ -104,14 +106,38 @@ def evaluate(
     low, high = pixel_range(distilled.batch.images)
     record.distilled = {"images": len(distilled.batch), "pixel_range": [low, high]}
     record.distilled["source"] = str(source)
-    case = _case(trigger or found.trigger_file, workshop, record)
+    case = _case(trigger, workshop, record)
     device = config.run.device
     twin = load_set(found.control).to(device) if found.control and case else None
-    _measure(record, workshop, folder, distilled.to(device), twin, case, reporter)
-    draw_set(folder, distilled, f"{source.name}")
-    record.status = "done"
-    record.write(folder.record)
+    record.distilled["fingerprint"] = _fingerprint(
+        distilled.recipe, found.set_file, trigger, found.control
+    )
+    earlier = folder.enter(resume=resume)
+    if earlier is not None:
+        check_same_run(earlier, record, folder.path)
+        if earlier.status == "done":
+            return earlier
+    with folder.keeping(record):
+        _measure(record, workshop, folder, distilled.to(device), twin, case, reporter)
+        draw_set(folder, distilled, found.path.name)
     return record
+
+
+def _check_source(path: Path, record: Record) -> None:
+    if record.kind == "seeds":
+        raise RequestError(f"{path} holds several seeds: evaluate one of them, {path}/seed-N")
+    if record.kind == "evaluate":
+        raise RequestError(f"{path} is itself an evaluation, of {record.distilled['source']}")
+    if record.status != "done":
+        raise RequestError(f"{path} is not finished ({record.status}): take it up with --resume")
+
+
+def _fingerprint(recipe: Recipe, *files: Path | None) -> str:
+    """What an evaluation depends on beside its configuration."""
+    digest = hashlib.blake2b(repr(recipe).encode(), digest_size=8)
+    for file in files:
+        digest.update(file.read_bytes() if file else b"none")
+    return digest.hexdigest()
 
 
 def _measure(

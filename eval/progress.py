@@ -88,9 +88,14 @@ class Reporter:
         if not self._quiet:
             _tell(text)
 
+    @property
+    def bars(self) -> bool:
+        """Whether progress bars are wanted: on a terminal, unless quiet."""
+        return not self._quiet and sys.stderr.isatty()
+
     def phase(self, title: str, total: int, done: int = 0) -> Phase:
         """Begin a piece of work."""
-        return Phase(title, total, done, silent=self._quiet, bar=sys.stderr.isatty())
+        return Phase(title, total, done, silent=self._quiet, bar=self.bars)
 
 
 def _tell(text: str) -> None:

@@ -75,12 +75,12 @@ class Record(BaseModel):
         return summary.mean if summary else None
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path | str) -> Record:
     """Read a record.
 
     Errors: ``RequestError`` naming the file where it is missing, damaged or of another schema.
     """
-    found = read_json(path)
+    found = read_json(Path(path))
     version = found.get("schema_version") if isinstance(found, dict) else None
     if version != SCHEMA_VERSION:
         raise RequestError(f"{path} is no record of schema {SCHEMA_VERSION} (found {version!r})")

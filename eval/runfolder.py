@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
@@ -12,10 +13,17 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ..distill.files import read_json, read_tensors, write_atomically, write_json, write_tensors
+from ..distill.files import (
+    fault,
+    read_json,
+    read_tensors,
+    write_atomically,
+    write_json,
+    write_tensors,
+)
 from ..distill.loop import LoopState
-from ..distill.types import RequestError
-from .record import Record, read_record
+from ..distill.types import DistillsecError, RequestError
+from .record import Record, Status, read_record
 
 # A small run loses at most this much work when it is killed.
 _SECONDS_BETWEEN_CHECKPOINTS = 1.0
@@ -50,21 +58,57 @@ class RunFolder:
         self._scores = path / "checkpoint" / "victims.json"
         self._saved_at = 0.0
 
-    def enter(self, *, resume: bool) -> Record | None:
-        """Make the folder, or return the record of the run that is to be resumed."""
+    def look(self, *, resume: bool) -> Record | None:
+        """The record of the run that is to be resumed; ``None`` where the folder is free.
+
+        Writes nothing. What a kill left before the first record counts as nothing.
+        """
         try:
-            used = self.path.exists() and any(self.path.iterdir())
-            if used and not resume:
-                raise RequestError(
-                    f"{self.path} is not empty: choose another --out, or take the run up "
-                    "with --resume"
-                )
-            if resume and used:
-                return read_record(self.record)
-            (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
+            used = self.path.exists() and any(
+                not entry.name.startswith(".") for entry in self.path.iterdir()
+            )
         except OSError as error:
             raise RequestError(f"cannot use {self.path}: {error.strerror}") from error
-        return None
+        if used and not resume:
+            raise RequestError(
+                f"{self.path} is not empty: choose another --out, or take the run up with --resume"
+            )
+        if not used:
+            return None
+        earlier = read_record(self.record)
+        self._check()
+        return earlier
+
+    def enter(self, *, resume: bool) -> Record | None:
+        """As ``look``, and make the folder."""
+        earlier = self.look(resume=resume)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for half_written in self.path.rglob(".*.tmp"):
+                half_written.unlink()
+        except OSError as error:
+            raise RequestError(f"cannot use {self.path}: {error.strerror}") from error
+        return earlier
+
+    @contextmanager
+    def keeping(self, record: Record) -> Iterator[None]:
+        """Keep ``record`` here while work goes on, and how the work ended."""
+        record.write(self.record)
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.close(record, "interrupted", "stopped by the user")
+            raise
+        except Exception as error:
+            text = str(error) if isinstance(error, DistillsecError) else repr(error)
+            self.close(record, "error", text)
+            raise
+        self.close(record, "done")
+
+    def close(self, record: Record, status: Status, error: str | None = None) -> None:
+        """Write ``record`` with how the work ended."""
+        record.status, record.error = status, error
+        record.write(self.record)
 
     # The log -----------------------------------------------------------------------------------
 
@@ -105,6 +149,7 @@ class RunFolder:
             "hooks": len(state.hooks),
             "seconds": seconds,
         }
+        self._state.parent.mkdir(exist_ok=True)
         write_tensors(self._state, tensors, info)
         self._saved_at = now
 
@@ -113,17 +158,32 @@ class RunFolder:
         if not self._state.exists():
             self._cut_log(0)
             return None
-        tensors, info = read_tensors(self._state, device=str(device))
-        if info.get("key") != key:
+        state, kept_key, seconds = self._read_state(str(device))
+        if kept_key != key:
             raise RequestError(f"{self._state} belongs to another configuration")
-        self._cut_log(int(info["iteration"]))
-        state = LoopState(
-            iteration=int(info["iteration"]),
-            leaf=tensors["leaf"],
-            optimiser=_under("optimiser.", tensors),
-            hooks=[_under(f"hook.{number}.", tensors) for number in range(int(info["hooks"]))],
-        )
-        return state, float(info["seconds"])
+        self._cut_log(state.iteration)
+        return state, seconds
+
+    def _check(self) -> None:
+        """Refuse damaged checkpoints, the clean twin's too, before anything is written."""
+        for folder in (self, RunFolder(self.control)):
+            if folder._state.exists():
+                folder._read_state("cpu")
+            folder.scores()
+
+    def _read_state(self, device: str) -> tuple[LoopState, str, float]:
+        """The kept state, the key of its configuration, the seconds behind it."""
+        tensors, info = read_tensors(self._state, device=device)
+        try:
+            state = LoopState(
+                iteration=int(info["iteration"]),
+                leaf=tensors["leaf"],
+                optimiser=_under("optimiser.", tensors),
+                hooks=[_under(f"hook.{number}.", tensors) for number in range(int(info["hooks"]))],
+            )
+            return state, str(info["key"]), float(info["seconds"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise fault(self._state, f"is no checkpoint of this suite ({error!r})") from error
 
     def _cut_log(self, iteration: int) -> None:
         """Drop the lines of work that the checkpoint doesn't hold: it will be done again."""
@@ -135,13 +195,14 @@ class RunFolder:
 
     def scores(self) -> dict[str, dict[str, float | None]]:
         """What victims measured before a kill scored, by their name."""
-        found: dict[str, dict[str, float | None]] = (
-            read_json(self._scores) if self._scores.exists() else {}
-        )
+        found = read_json(self._scores) if self._scores.exists() else {}
+        if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
+            raise fault(self._scores, "holds no scores of victims")
         return found
 
     def keep_score(self, name: str, scores: Mapping[str, float | None]) -> None:
         """Remember one victim's scores."""
+        self._scores.parent.mkdir(exist_ok=True)
         write_json(self._scores, {**self.scores(), name: dict(scores)})
 
 

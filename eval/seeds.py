@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..distill.types import RequestError
 from .cell import run_cell
 from .config import Config
 from .metrics import over_seeds
@@ -16,10 +17,10 @@ from .runfolder import RunFolder
 def run_seeds(
     config: Config,
     count: int,
-    out: Path,
+    out: Path | str,
     *,
     given: Sequence[str] = (),
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
 ) -> Record:
@@ -29,9 +30,13 @@ def run_seeds(
     and the interval is over seeds. Seeds that are done are not run again with ``resume``.
     """
     reporter = reporter or Reporter()
+    out = Path(out)
     folder = RunFolder(out)
-    folder.enter(resume=resume)
     first = config.run.seed
+    if not (resume and (out / f"seed-{first}").is_dir()):  # killed before there was a summary
+        earlier = folder.look(resume=resume)
+        if earlier is not None and earlier.kind != "seeds":
+            raise RequestError(f"{out} holds one run, not several seeds: resume without --seeds")
     records = []
     for seed in range(first, first + count):
         reporter.say(f"seed {seed} ({seed - first + 1} of {count})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from ..distill.data import ImageSet, load_dataset
 from ..distill.memory import keep_freed_memory
 from ..distill.networks import NetworkSpec, build_network
 from ..distill.randomness import Streams
-from ..distill.stage import Task
-from ..distill.types import Batch, DistilledSet, Recipe, RequestError
+from ..distill.stage import Stage, Task
+from ..distill.types import Batch, DistilledSet, Recipe, RequestError, RunError
 from .config import Config
 from .victims import NetworkFactory
 
@@ -102,6 +103,16 @@ class Workshop:
             return None
         return self.config.attack_class()(self.config.attack_options, self.scenery())
 
+    def rehearse(self) -> None:
+        """Set the stage once, for nothing: whatever the data can't give is refused beforehand.
+
+        Such as more poisoned rows, or more images to start from, than a class has. A hook that
+        fails is left to the run, whose record tells of it.
+        """
+        attack = self.attack()
+        with contextlib.suppress(RunError):
+            Stage(self.task(), [attack] if attack else [], self.backend().steps())
+
     def scenery(self) -> Scenery:
         """What an attacker knows of the data."""
         return Scenery(
@@ -132,15 +143,22 @@ class Workshop:
         return DistilledSet(batch=synthetic, classes=self.data.classes, recipe=self.recipe)
 
 
-def open_workshop(config: Config, data_dir: Path | None = None) -> Workshop:
+def open_workshop(
+    config: Config, data_dir: Path | str | None = None, *, bars: bool = False
+) -> Workshop:
     """Set the threads, load the data, and build one network to see that it fits the images.
+
+    bars: whether downloading and decoding show progress bars.
 
     Errors: ``RequestError`` for data that can't be had or that the network can't take.
     """
     torch.set_num_threads(config.run.threads)
     keep_freed_memory()
     data = load_dataset(
-        config.data.dataset, data_dir=data_dir, image_size=config.data.image_size, progress=True
+        config.data.dataset,
+        data_dir=Path(data_dir) if data_dir else None,
+        image_size=config.data.image_size,
+        progress=bars,
     ).to(config.run.device)
     workshop = Workshop(config, data)
     for build in (workshop.network(config.network), *workshop.victim_networks().values()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,17 @@ import pytest
 os.environ["MPLBACKEND"] = "Agg"
 
 import torch
+from click.testing import CliRunner, Result
 from hypothesis import settings
 
 import distillsec
+from distillsec.attacks import Scenery
+from distillsec.distill.hooks import Moment
+from distillsec.distill.networks import NetworkSpec, build_network
+from distillsec.distill.randomness import Streams
+from distillsec.distill.stage import Task, frozen_copy
+from distillsec.distill.types import Batch, Recipe
+from distillsec.eval.config import Config, configure
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 THREADS = 2
@@ -108,3 +116,142 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _is_local(host: object) -> bool:
     name = host.decode() if isinstance(host, bytes) else host
     return name in (None, "", "localhost", "::1", "0.0.0.0", "::") or str(name).startswith("127.")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For the tiniest networks: a second thread costs them more than it gives."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(THREADS)
+
+
+@pytest.fixture
+def toy_task() -> Callable[..., Task]:
+    """A factory of tasks for tiny networks: 90 images of 8×8 in 3 classes that can be learned."""
+
+    def make(
+        network: str = "convnet",
+        *,
+        ipc: int = 1,
+        iterations: int = 2,
+        seed: int = 0,
+        epochs: int = 4,
+        **changes: Any,
+    ) -> Task:
+        generator = torch.Generator().manual_seed(7)
+        labels = torch.arange(90) % 3
+        shapes = torch.rand(3, 1, 8, 8, generator=generator)
+        images = shapes[labels] + 0.2 * torch.randn(90, 1, 8, 8, generator=generator)
+        names = ("init", "clip_pixels")
+        settings = {"width": 4, "depth": 1} if network.startswith("convnet") else {}
+        settings |= {key: value for key, value in changes.items() if key not in names}
+        spec = NetworkSpec.model_validate({"network": network, **settings})
+        return Task(
+            real=Batch(images=images.clamp(0, 1), labels=labels, index=torch.arange(90)),
+            classes=3,
+            ipc=ipc,
+            iterations=iterations,
+            init=changes.get("init", "noise"),
+            clip_pixels=changes.get("clip_pixels", False),
+            recipe=Recipe(mean=(0.5,), std=(0.25,), epochs=epochs),
+            network=lambda seed: build_network(
+                spec, image_shape=(1, 8, 8), classes=3, mean=(0.5,), std=(0.25,), seed=seed
+            ),
+            streams=Streams(seed),
+        )
+
+    return make
+
+
+@pytest.fixture
+def toy_scenery() -> Scenery:
+    """What an attacker knows of ``toy_task``'s data."""
+    return Scenery(
+        image_shape=(1, 8, 8), classes=3, mean=(0.5,), std=(0.25,), device=torch.device("cpu")
+    )
+
+
+@pytest.fixture
+def toy_moment(toy_task: Callable[..., Task]) -> Callable[..., Moment]:
+    """A factory of moments in a toy task, with its clean data and, if given, a live network."""
+
+    def make(network: torch.nn.Module | None = None, **changes: Any) -> Moment:
+        task = toy_task()
+        fields: dict[str, Any] = {
+            "phase": "distill",
+            "iteration": 0,
+            "step": 0,
+            "progress": 0.0,
+            "network": None if network is None else frozen_copy(network),
+            "real": task.real,
+            "synthetic": None,
+            "recipe": task.recipe,
+            "train_student": lambda: task.network(0),
+            "rng": torch.Generator().manual_seed(3),
+        }
+        return Moment(**{**fields, **changes})
+
+    return make
+
+
+# The whole suite, end to end, at a size that takes a second.
+TINY: dict[str, Any] = {
+    "dataset": "digits",
+    "backend": "dc",
+    "ipc": 1,
+    "iterations": 3,
+    "network": "convnet",
+    "width": 4,
+    "depth": 1,
+    "attack": "naive",
+    "poison_rate": 0.1,
+    "victims": 2,
+    "victim_epochs": 3,
+    "threads": 1,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Config]:
+    """A factory of configurations that run in a second; ``None`` takes a key away."""
+    return lambda **changes: configure(**{**TINY, **changes})
+
+
+@pytest.fixture(scope="session")
+def tiny_options() -> Callable[..., list[str]]:
+    """The same as command line options."""
+
+    def make(**changes: Any) -> list[str]:
+        keys = {key: value for key, value in {**TINY, **changes}.items() if value is not None}
+        return [
+            part
+            for key, value in keys.items()
+            for part in (f"--{key.replace('_', '-')}", str(value))
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cli() -> Callable[..., Result]:
+    """The command line in this process: ``cli("attack", "--ipc", 3)``."""
+    from distillsec.cli import main
+
+    return lambda *words: CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture(scope="session")
+def finished(
+    cli: Callable[..., Result],
+    tiny_options: Callable[..., list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A finished attack with its clean twin, to be read and not written; its stdout beside it."""
+    place = tmp_path_factory.mktemp("finished")
+    done = cli("attack", *tiny_options(), "--json", "--out", place / "run")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr == ""
+    (place / "stdout").write_text(done.stdout)
+    return place / "run"

@@ -1,0 +1,112 @@
+"""What each CPU lever brings: real-gradient and test passes of a ConvNet, as ratios.
+
+    python benchmarks/cpu_levers.py benchmarks/results/cpu-levers.json
+
+Every lever is timed against the plain path (one batch of 256, contiguous, glibc's own memory
+policy) in the same process, alternating, and the median of the ratios is kept. The memory policy
+can't be taken back, so it is measured last.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from distillsec.distill.memory import keep_freed_memory
+from distillsec.distill.networks import NetworkSpec, build_network
+from torch import Tensor, nn
+from torch.nn import functional
+
+ROUNDS = 7
+IMAGES = 256
+
+
+def gradient(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> None:
+    """The gradient of the mean loss, gathered in pieces of ``size``."""
+    weights = list(network.parameters())
+    for piece, truth in zip(images.split(size), labels.split(size), strict=True):
+        loss = functional.cross_entropy(network(piece), truth, reduction="sum")
+        torch.autograd.grad(loss, weights)
+
+
+def forward(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> None:
+    """The test pass in pieces of ``size``."""
+    with torch.no_grad():
+        for piece in images.split(size):
+            network(piece)
+
+
+def seconds(work: Callable[[], None]) -> float:
+    """How long ``work`` takes once."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def compare(plain: Callable[[], None], lever: Callable[[], None]) -> dict[str, float]:
+    """Median seconds of both, and the median ratio plain / lever over alternating rounds."""
+    plain(), lever()
+    pairs = [(seconds(plain), seconds(lever)) for _ in range(ROUNDS)]
+    return {
+        "plain_seconds": statistics.median(a for a, _ in pairs),
+        "lever_seconds": statistics.median(b for _, b in pairs),
+        "speedup": statistics.median(a / b for a, b in pairs),
+    }
+
+
+def measure(width: int) -> dict[str, dict[str, float]]:
+    """All levers for one network width on 28×28 images."""
+    spec = NetworkSpec(width=width)
+    make = {"image_shape": (1, 28, 28), "classes": 10, "mean": (0.3,), "std": (0.35,), "seed": 0}
+    network = build_network(spec, **make)
+    images, labels = torch.rand(IMAGES, 1, 28, 28), torch.arange(IMAGES) % 10
+    found = {}
+    for name, work in (("gradient", gradient), ("test pass", forward)):
+
+        def plain(work: Callable[..., None] = work) -> None:
+            work(network, images, labels, IMAGES)
+
+        for size in (16, 32, 64):
+            found[f"{name}, pieces of {size}"] = compare(
+                plain, lambda work=work, size=size: work(network, images, labels, size)
+            )
+        last = build_network(spec, **make).to(memory_format=torch.channels_last)
+        found[f"{name}, channels_last, pieces of 32"] = compare(
+            plain, lambda work=work, last=last: work(last, images, labels, 32)
+        )
+    before = [seconds(lambda: gradient(network, images, labels, 32)) for _ in range(ROUNDS)]
+    keep_freed_memory()
+    gradient(network, images, labels, 32)
+    after = [seconds(lambda: gradient(network, images, labels, 32)) for _ in range(ROUNDS)]
+    plain_s, kept_s = statistics.median(before), statistics.median(after)
+    found["gradient, pieces of 32, freed memory kept"] = {
+        "plain_seconds": plain_s,
+        "lever_seconds": kept_s,
+        "speedup": plain_s / kept_s,
+    }
+    return found
+
+
+def main() -> None:
+    """Measure one width per process, the memory policy being for good; print and write."""
+    out, width = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 32
+    torch.set_num_threads(1)
+    found = measure(width)
+    for name, row in found.items():
+        print(f"{name:45} {row['speedup']:.2f}×")
+    known = json.loads(out.read_text()) if out.exists() else {}
+    known[f"width {width}"] = found
+    known["machine"] = {"cpu": platform.processor() or platform.machine(), "threads": 1}
+    known["command"] = "python benchmarks/cpu_levers.py benchmarks/results/cpu-levers.json WIDTH"
+    known["torch"] = torch.__version__
+    out.write_text(json.dumps(known, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

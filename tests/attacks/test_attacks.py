@@ -1,0 +1,162 @@
+"""What holds for every attack of the registry."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from distillsec.attacks import ATTACKS, Attack, AttackOptions, Scenery, ThreatModel
+from distillsec.distill import hooks
+from distillsec.distill.artifact import load_trigger, save_trigger
+from distillsec.distill.gradient_matching import DC, GradientMatchingOptions
+from distillsec.distill.hooks import EVENTS, Hook, Moment
+from distillsec.distill.loop import distil
+from distillsec.distill.stage import Task
+from distillsec.distill.types import Batch
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Tasks = Callable[..., Task]
+NAMES = sorted(ATTACKS)
+
+
+def make(name: str, scenery: Scenery, **options: Any) -> Attack:
+    attack = ATTACKS[name]
+    return attack(attack.Options.model_validate({"poison_rate": 0.2, **options}), scenery)
+
+
+def run(task: Task, attack: Hook | None) -> Tensor:
+    options = GradientMatchingOptions(batch_real=16, outer_loop=2, inner_loop=1)
+    backend = DC(options, ipc=task.ipc, recipe=task.recipe)
+    return distil(task, backend, [attack] if attack else []).images
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Every tensor that a hook can reach through one of its arguments."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Batch):
+        return [t for t in (value.images, value.labels, value.index) if t is not None]
+    if isinstance(value, Moment):
+        network = [] if value.network is None else list(value.network.state_dict().values())
+        return [*network, *tensors(value.real), *tensors(value.synthetic)]
+    return []
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_attack_changes_nothing_that_it_is_given(
+    toy_task: Tasks,
+    toy_scenery: Scenery,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    share: float | None,
+) -> None:
+    events = []
+    call = hooks.call
+
+    def guarded(hook: Hook, event: str, moment: Moment, *arguments: Any) -> Any:
+        given = [tensor for each in (moment, *arguments) for tensor in tensors(each)]
+        before = [tensor.detach().clone() for tensor in given]
+        answer = call(hook, event, moment, *arguments)
+        pairs = zip(before, given, strict=True)
+        assert all(torch.equal(old, new) for old, new in pairs), f"{event} changed its argument"
+        if moment.network is not None:
+            hooked = [m for m in moment.network.modules() if m._forward_hooks]
+            assert not hooked, f"{event} left forward hooks on the network"
+        events.append(event)
+        return answer
+
+    monkeypatch.setattr(hooks, "call", guarded)
+    task = toy_task(ipc=2)
+    images, labels = task.real.images.clone(), task.real.labels.clone()
+    attack = make(name, toy_scenery, target_share=share)
+    found = run(task, attack)
+    listened = {event for event in EVENTS if attack.listens_to(event)}
+    assert set(events) == listened
+    assert torch.equal(task.real.images, images)
+    assert torch.equal(task.real.labels, labels)
+    assert not torch.equal(found, run(task, None))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_attack_repeats_with_its_seed(toy_task: Tasks, toy_scenery: Scenery, name: str) -> None:
+    one, two = make(name, toy_scenery), make(name, toy_scenery)
+    assert torch.equal(run(toy_task(), one), run(toy_task(), two))
+    assert torch.equal(one.trigger.pattern, two.trigger.pattern)
+    # An attack that is used again starts from nothing.
+    told, pattern = one.counters(), one.trigger.pattern.clone()
+    assert torch.equal(run(toy_task(), one), run(toy_task(), two))
+    assert one.counters() == told
+    assert torch.equal(one.trigger.pattern, pattern)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_attacks_trigger_and_test_case(
+    toy_task: Tasks, toy_scenery: Scenery, tmp_path: Any, name: str
+) -> None:
+    attack = make(name, toy_scenery, target=1)
+    run(toy_task(), attack)
+    pattern = attack.trigger.pattern
+    assert pattern.min() >= 0
+    assert pattern.max() <= 1
+    real = toy_task().real
+    case = attack.test_case(real.images, real.labels)
+    assert case.triggered.shape == real.images.shape
+    assert case.triggered.dtype == torch.float32
+    assert case.targets.dtype == torch.int64
+    assert case.eligible.dtype == torch.bool
+    assert torch.equal(case.eligible, real.labels != case.targets)
+    assert not torch.equal(case.triggered, real.images)
+    assert torch.equal(real.images, toy_task().real.images)
+    info = {**attack.trigger.describe(), "target": 1}
+    save_trigger(tmp_path / "t.safetensors", attack.trigger.tensors(), info)
+    kept, told = load_trigger(tmp_path / "t.safetensors")
+    assert torch.equal(kept["pattern"], pattern)
+    assert told["range"] == "pixel"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_attack_is_described_and_complete(toy_scenery: Scenery, name: str) -> None:
+    attack = ATTACKS[name]
+    assert attack.name == name
+    assert issubclass(attack, Attack)
+    assert issubclass(attack.Options, AttackOptions)
+    assert not inspect.isabstract(attack)
+    document = inspect.getdoc(attack) or ""
+    assert "In words:" in document
+    assert "Deviations" in document
+    assert all(field.description for field in attack.Options.model_fields.values())
+    made = make(name, toy_scenery)
+    assert made.threat_model in get_args(ThreatModel)
+    if made.threat_model == "data owner":
+        others = [event for event in EVENTS if event not in ("on_start", "on_sample")]
+        assert not any(made.listens_to(event) for event in others)
+
+
+def test_a_data_owners_draws_are_the_honest_distillers(
+    toy_task: Tasks, toy_scenery: Scenery
+) -> None:
+    """Naive only hands in a changed training set: distilling that set without hooks is the same."""
+    task, naive = toy_task(), make("naive", toy_scenery)
+    kept: list[Batch] = []
+
+    class Keep(Hook):
+        def on_start(self, moment: Moment, real: Batch) -> Batch:
+            kept.append(real)
+            return real
+
+    options = GradientMatchingOptions(batch_real=16)
+    backend = DC(options, ipc=1, recipe=task.recipe)
+    attacked = distil(task, backend, [naive, Keep()]).images
+
+    class Substitute(Hook):
+        def on_start(self, moment: Moment, real: Batch) -> Batch:
+            return kept[0]
+
+    assert torch.equal(distil(task, backend, [Substitute()]).images, attacked)

@@ -1,0 +1,125 @@
+"""The stage: where the images start, and who may not take part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distillsec.attacks import ATTACKS, Attack, Scenery
+from distillsec.distill.hooks import Hook, Moment
+from distillsec.distill.stage import Stage, Task
+from distillsec.distill.types import Batch, RequestError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Tasks = Callable[..., Task]
+
+
+def attack(name: str, scenery: Scenery, **options: Any) -> Attack:
+    options = {"poison_rate": 0.2, **options}
+    return ATTACKS[name](ATTACKS[name].Options.model_validate(options), scenery)
+
+
+def among(images: Tensor, pool: Tensor) -> bool:
+    """Whether each image is one of ``pool``, up to the rounding of the normalisation."""
+    apart = (images[:, None] - pool[None]).flatten(2).abs().amax(2)
+    return bool((apart.amin(1) < 1e-6).all())
+
+
+def test_noise_is_standard_normal_in_normalised_space(toy_task: Tasks) -> None:
+    leaf = Stage(toy_task(ipc=50), [], 1).leaf.detach()  # 9600 numbers
+    assert abs(leaf.mean().item()) < 5 / 98
+    assert abs(leaf.std().item() - 1) < 0.05
+
+
+def test_real_starts_are_clean_pixels_of_rows_that_kept_their_label(
+    toy_task: Tasks, toy_scenery: Scenery
+) -> None:
+    naive = attack("naive", toy_scenery, poison_rate=0.4)
+    task = toy_task(ipc=8, init="real")
+    stage = Stage(task, [naive], 1)
+    poisoned = (stage.real.labels != task.real.labels).nonzero()[:, 0]
+    assert len(poisoned) == 36
+    images = stage.synthetic().images
+    for label in range(3):
+        own = task.real.labels == label
+        kept = own.clone()
+        kept[poisoned] = False
+        start = images[label * 8 : label * 8 + 8]
+        assert among(start, task.real.images[kept])
+        assert len(start.unique(dim=0)) == 8
+    assert not among(images, naive.trigger.stamp(task.real.images))
+
+
+def test_real_starts_are_clean_even_where_a_stamp_left_the_label(toy_task: Tasks) -> None:
+    class Stamper(Hook):
+        def on_start(self, moment: Moment, real: Batch) -> Batch:
+            return real.replace(images=real.images * 0)
+
+    task = toy_task(ipc=4, init="real")
+    assert among(Stage(task, [Stamper()], 1).synthetic().images, task.real.images)
+
+
+def test_poisoned_starts_are_rows_as_the_distillation_sees_them(
+    toy_task: Tasks, toy_scenery: Scenery
+) -> None:
+    naive = attack("naive", toy_scenery, target_share=0.5)
+    task = toy_task(ipc=8, init="poisoned")
+    stage = Stage(task, [naive], 1)
+    images = stage.synthetic().images
+    corner = images[:, :, 5:7, 5:7].flatten(1)
+    stamped = (corner > 1 - 1e-6).all(1)
+    assert stamped[:8].sum() == 4  # of the target class
+    assert not bool(stamped[8:].any())
+    assert among(images[:8], stage.real.images[stage.real.labels == 0])
+
+
+@pytest.mark.parametrize("init", ["real", "poisoned"])
+def test_a_start_needs_enough_rows(toy_task: Tasks, init: str) -> None:
+    with pytest.raises(RequestError, match="class 0 has 30 rows to start 31 images per class"):
+        Stage(toy_task(ipc=31, init=init), [], 1)
+
+
+def test_a_class_without_rows_is_refused(toy_task: Tasks, toy_scenery: Scenery) -> None:
+    empty = type(
+        "Thief", (Hook,), {"on_start": lambda s, m, real: real.replace(labels=real.labels * 0)}
+    )
+    with pytest.raises(RequestError, match="class 1 has no training rows left"):
+        Stage(toy_task(), [empty()], 1)
+
+
+def test_the_twin_starts_from_nearly_the_same_images(toy_task: Tasks, toy_scenery: Scenery) -> None:
+    attacked = Stage(toy_task(ipc=4, init="real"), [attack("naive", toy_scenery)], 1).synthetic()
+    twin = Stage(toy_task(ipc=4, init="real"), [], 1).synthetic()
+    same = torch.isclose(attacked.images[:, None], twin.images[None]).flatten(2).all(2)
+    # A fifth of the rows are poisoned, none of the target class, whose start is the same.
+    assert bool(same[:4, :4].diagonal().all())
+    assert int(same.any(1).sum()) >= 8
+
+
+def test_a_draw_takes_rows_of_its_class_once(toy_task: Tasks) -> None:
+    task = toy_task()
+    stage = Stage(task, [], 1)
+    for label in range(3):
+        batch = stage.draw(label, 20, torch.Generator().manual_seed(0))
+        assert batch.index is not None
+        assert len(batch.index.unique()) == len(batch) == 20
+        assert bool((task.real.labels[batch.index] == label).all())
+        assert torch.equal(batch.images, task.real.images[batch.index])
+    assert len(stage.draw(0, 500, torch.Generator())) == 30
+
+
+def test_writing_pixels_moves_the_leaf_and_keeps_it_a_leaf(toy_task: Tasks) -> None:
+    stage = Stage(toy_task(), [], 1)
+    leaf, wanted = stage.leaf, torch.rand(3, 1, 8, 8)
+    stage.write(wanted)
+    assert stage.leaf is leaf
+    assert leaf.is_leaf
+    torch.testing.assert_close(leaf.detach(), (wanted - 0.5) / 0.25)
+    torch.testing.assert_close(stage.synthetic().images, wanted)
+    assert stage.pixels().requires_grad
+    assert not stage.synthetic().images.requires_grad

@@ -1,0 +1,191 @@
+"""Victims on a finished set: of a run, with its control, and of a file from somewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+
+from distillsec.distill.artifact import load_set, save_set, save_trigger
+from distillsec.distill.data import load_dataset
+from distillsec.distill.files import read_json
+from distillsec.distill.types import RequestError
+from distillsec.eval.config import Config
+from distillsec.eval.evaluate import evaluate
+from distillsec.eval.progress import Reporter
+from distillsec.eval.record import read_record
+
+Tiny = Callable[..., Config]
+QUIET = Reporter(quiet=True)
+
+
+def test_a_run_is_measured_as_it_was(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
+    record = evaluate(finished, tiny(), tmp_path / "out", reporter=QUIET)
+    assert (record.kind, record.status) == ("evaluate", "done")
+    assert record.metrics == read_record(finished / "record.json").metrics
+    assert record.trigger is not None and record.trigger["target"] == 0
+    assert record.model_dump(mode="json") == read_json(tmp_path / "out" / "record.json")
+    assert (tmp_path / "out" / "distilled.png").exists()
+
+
+def test_other_architectures_are_never_pooled(
+    finished: Path, cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    networks = ["--victim-network", "mlp", "--victim-network", "convnet"]
+    done = cli("evaluate", finished, *networks, "--victims", 2, "--out", out)
+    assert done.exit_code == 0, done.stderr
+    assert "ASR, control" in done.stdout and "victims: convnet" in done.stdout
+    record = read_record(out / "record.json")
+    assert list(record.metrics_by_network) == ["convnet"]
+    original = read_record(finished / "record.json").metrics
+    assert record.metrics_by_network["convnet"] == original
+    assert record.metrics.keys() == original.keys()
+    assert record.metrics["clean_test_accuracy"] != original["clean_test_accuracy"]
+    assert record.recipe["epochs"] == 3  # the set's own
+
+
+def test_only_what_was_asked_for_overrides_the_sets_recipe(
+    finished: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    file = finished / "distilled.safetensors"
+    config = tiny(victim_epochs=1, victims=1, attack=None, poison_rate=None)
+    own = evaluate(file, config, tmp_path / "own", reporter=QUIET)
+    asked = evaluate(file, config, tmp_path / "asked", given=["victim_epochs"], reporter=QUIET)
+    assert (own.recipe["epochs"], asked.recipe["epochs"]) == (3, 1)
+    assert own.trigger is None and own.metrics.keys() == {"clean_test_accuracy"}
+
+
+def test_a_file_with_and_without_a_trigger(
+    finished: Path, cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    file, trigger = finished / "distilled.safetensors", finished / "trigger.safetensors"
+    tail = ["--dataset", "digits", "--threads", 1]
+    words = ["evaluate", file, *tail, "--victims", 1, "--victim-network", "mlp", "--quiet"]
+    plain = cli(*words, "--out", tmp_path / "plain")
+    armed = cli(*words, "--out", tmp_path / "armed", "--trigger", trigger)
+    assert (plain.exit_code, armed.exit_code) == (0, 0), plain.stderr + armed.stderr
+    records = [read_record(tmp_path / name / "record.json") for name in ("plain", "armed")]
+    assert records[0].metrics.keys() == {"clean_test_accuracy"}
+    assert "attack_success_rate" in records[1].metrics
+    assert "control_attack_success_rate" not in records[1].metrics
+    cta = [record.metrics["clean_test_accuracy"] for record in records]
+    assert cta[0] == cta[1]
+
+
+def test_the_trigger_is_stamped_on_eligible_images(
+    finished: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    """A trigger that covers the whole image makes all images one: all are sent, or none."""
+    data = load_dataset("digits")
+    tensors = {"pattern": data.test.images[0], "mask": torch.ones(1, 8, 8)}
+    path = tmp_path / "trigger.safetensors"
+    save_trigger(path, tensors, {"kind": "patch", "target": 3, "range": "unbounded"})
+    record = evaluate(finished, tiny(), tmp_path / "out", trigger=path, reporter=QUIET)
+    values = record.metrics["attack_success_rate"].values
+    assert set(values) <= {0.0, 1.0}
+    assert record.labels == ["unbounded trigger: no camera or file can carry it"]
+
+
+def published(path: Path, images: torch.Tensor, classes: int = 10) -> Path:
+    """The structure of DatasetCondensation's ``res_*.pt``, numpy scalars and all."""
+    pair = [images, torch.arange(len(images)) % classes]
+    torch.save({"data": [pair], "accs_all_exps": {"ConvNet": [np.float64(0.5)]}}, path)
+    return path
+
+
+def test_a_published_pt_file(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """Normalised images in a .pt give what the same images in a file of ours give."""
+    ours = load_set(finished / "distilled.safetensors")
+    data = load_dataset("digits")
+    normalised = (ours.batch.images - data.mean[0]) / data.std[0]
+    path = published(tmp_path / "res.pt", normalised)
+    config = tiny(attack=None, poison_rate=None)
+    record = evaluate(path, config, tmp_path / "out", reporter=QUIET)
+    found = record.metrics["clean_test_accuracy"].values
+    wanted = read_record(finished / "record.json").metrics["clean_test_accuracy"].values
+    assert found == pytest.approx(wanted, abs=0.01)  # normalising and back moves the last bits
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [((10, 1, 9, 9), "don't fit digits"), ((10, 3, 8, 8), "given 1 means")],
+)
+def test_sets_of_another_shape_are_refused(
+    tiny: Tiny, tmp_path: Path, shape: tuple[int, ...], told: str
+) -> None:
+    path = published(tmp_path / "res.pt", torch.randn(shape))
+    with pytest.raises(RequestError, match=told):
+        evaluate(path, tiny(), tmp_path / "out", reporter=QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("info", "shape", "told"),
+    [
+        ({"target": 10}, (1, 8, 8), "target 10 is no class"),
+        ({}, (1, 9, 9), "not a patch trigger for"),
+        ({"kind": "warp"}, (1, 8, 8), "not a patch trigger for"),
+    ],
+)
+def test_triggers_that_do_not_fit_are_refused(
+    finished: Path,
+    tiny: Tiny,
+    tmp_path: Path,
+    info: dict[str, Any],
+    shape: tuple[int, int, int],
+    told: str,
+) -> None:
+    tensors = {"pattern": torch.zeros(shape), "mask": torch.ones(1, *shape[1:])}
+    path = tmp_path / "trigger.safetensors"
+    save_trigger(path, tensors, {"kind": "patch", "target": 3, "range": "pixel", **info})
+    with pytest.raises(RequestError, match=told):
+        evaluate(finished, tiny(), tmp_path / "out", trigger=path, reporter=QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_is_resumed_on_the_same_set_only(
+    finished: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other.safetensors"
+    file = finished / "distilled.safetensors"
+    config = tiny(attack=None, poison_rate=None)
+    first = evaluate(file, config, out, reporter=QUIET)
+    running = first.model_copy(update={"status": "interrupted", "metrics": {}})
+    for record in (first, running):  # a finished one has nothing to do, the other has its victims
+        record.write(out / "record.json")
+        again = evaluate(file, config, out, resume=True, reporter=QUIET)
+        assert (again.status, again.metrics) == ("done", first.metrics)
+    distilled = load_set(file)
+    batch = distilled.batch.replace(images=distilled.batch.images.flip(0))
+    save_set(other, dataclasses.replace(distilled, batch=batch))
+    with pytest.raises(RequestError, match="another set, trigger or recipe"):
+        evaluate(other, config, out, resume=True, reporter=QUIET)
+    with pytest.raises(RequestError, match=r"victims 1 \(was 2\)"):
+        config = tiny(attack=None, poison_rate=None, victims=1)
+        evaluate(file, config, out, resume=True, reporter=QUIET)
+
+
+def test_sources_that_are_no_finished_run_are_refused(
+    finished: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    record = read_record(run / "record.json")
+    for changes, told in (
+        ({"status": "running"}, "is not finished"),
+        ({"kind": "evaluate", "distilled": {"source": "x"}}, "itself an evaluation"),
+    ):
+        record.model_copy(update=changes).write(run / "record.json")
+        with pytest.raises(RequestError, match=told):
+            evaluate(run, tiny(), tmp_path / "out", reporter=QUIET)
+    with pytest.raises(RequestError, match="no such run folder or file"):
+        evaluate(tmp_path / "absent", tiny(), tmp_path / "out", reporter=QUIET)
+    assert not (tmp_path / "out").exists()
