@@ -40,9 +40,6 @@ class _Program(click.Group):
     """Turns errors, click's own among them, into one line and the promised exit codes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args:  # click before 8.2 calls a bare command a success
-            click.echo(ctx.get_help(), err=True)
-            ctx.exit(2)
         with _one_line(ctx):
             return super().parse_args(ctx, args)
 
@@ -265,15 +262,20 @@ class _Request:
         options = {k: v for k, v in given.items() if k not in _NO_KEYS and v not in (None, ())}
         layers = {name: given[name] for name in ("preset", "file", "settings")}
         own = gather(**layers, options=options)
-        if given["resume"] and not own:
-            below = read_record(RunFolder(self.out("")).record).config
-        keys = {**(below or {}), **own}
+        keys = {**(below or {}), **self._resumed(own), **own}
         self.given_keys = sorted(own)
         config = for_clean(keys) if clean else configure(**keys)
         if given["print_config"]:
             click.echo(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True), nl=False)
             return None
         return config
+
+    def _resumed(self, own: dict[str, Any]) -> dict[str, Any]:
+        """What the run to be resumed was made with: an option left out means what it meant."""
+        if not self._given["resume"]:
+            return {}
+        record = RunFolder(self.out("")).record
+        return {} if own and not record.exists() else read_record(record).config
 
     def out(self, name: str) -> Path:
         """The run folder: the one given, or a fresh one."""

@@ -15,13 +15,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from distillsec.distill.memory import keep_freed_memory
-from distillsec.distill.networks import NetworkSpec, build_network
 from torch import Tensor, nn
 from torch.nn import functional
+
+from distillsec.distill.memory import keep_freed_memory
+from distillsec.distill.networks import NetworkSpec, build_network
 
 ROUNDS = 7
 IMAGES = 256
@@ -51,7 +53,8 @@ def seconds(work: Callable[[], None]) -> float:
 
 def compare(plain: Callable[[], None], lever: Callable[[], None]) -> dict[str, float]:
     """Median seconds of both, and the median ratio plain / lever over alternating rounds."""
-    plain(), lever()
+    plain()
+    lever()
     pairs = [(seconds(plain), seconds(lever)) for _ in range(ROUNDS)]
     return {
         "plain_seconds": statistics.median(a for a, _ in pairs),
@@ -60,35 +63,35 @@ def compare(plain: Callable[[], None], lever: Callable[[], None]) -> dict[str, f
     }
 
 
+def network_of(width: int) -> nn.Module:
+    """The literature's ConvNet on 28×28 grey images."""
+    spec = NetworkSpec(width=width)
+    return build_network(
+        spec, image_shape=(1, 28, 28), classes=10, mean=(0.3,), std=(0.35,), seed=0
+    )
+
+
 def measure(width: int) -> dict[str, dict[str, float]]:
     """All levers for one network width on 28×28 images."""
-    spec = NetworkSpec(width=width)
-    make = {"image_shape": (1, 28, 28), "classes": 10, "mean": (0.3,), "std": (0.35,), "seed": 0}
-    network = build_network(spec, **make)
+    network, last = network_of(width), network_of(width).to(memory_format=torch.channels_last)
     images, labels = torch.rand(IMAGES, 1, 28, 28), torch.arange(IMAGES) % 10
     found = {}
     for name, work in (("gradient", gradient), ("test pass", forward)):
-
-        def plain(work: Callable[..., None] = work) -> None:
-            work(network, images, labels, IMAGES)
-
+        plain = partial(work, network, images, labels, IMAGES)
         for size in (16, 32, 64):
-            found[f"{name}, pieces of {size}"] = compare(
-                plain, lambda work=work, size=size: work(network, images, labels, size)
-            )
-        last = build_network(spec, **make).to(memory_format=torch.channels_last)
-        found[f"{name}, channels_last, pieces of 32"] = compare(
-            plain, lambda work=work, last=last: work(last, images, labels, 32)
-        )
-    before = [seconds(lambda: gradient(network, images, labels, 32)) for _ in range(ROUNDS)]
+            lever = partial(work, network, images, labels, size)
+            found[f"{name}, pieces of {size}"] = compare(plain, lever)
+        lever = partial(work, last, images, labels, 32)
+        found[f"{name}, channels_last, pieces of 32"] = compare(plain, lever)
+    pieces = partial(gradient, network, images, labels, 32)
+    before = statistics.median(seconds(pieces) for _ in range(ROUNDS))
     keep_freed_memory()
-    gradient(network, images, labels, 32)
-    after = [seconds(lambda: gradient(network, images, labels, 32)) for _ in range(ROUNDS)]
-    plain_s, kept_s = statistics.median(before), statistics.median(after)
+    pieces()
+    after = statistics.median(seconds(pieces) for _ in range(ROUNDS))
     found["gradient, pieces of 32, freed memory kept"] = {
-        "plain_seconds": plain_s,
-        "lever_seconds": kept_s,
-        "speedup": plain_s / kept_s,
+        "plain_seconds": before,
+        "lever_seconds": after,
+        "speedup": before / after,
     }
     return found
 

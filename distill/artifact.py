@@ -72,13 +72,14 @@ def save_set(path: Path, distilled: DistilledSet) -> None:
     write_tensors(path, {"images": images, "labels": labels}, info)
 
 
-def load_set(path: Path) -> DistilledSet:
+def load_set(path: Path | str) -> DistilledSet:
     """The distilled set in a file of :func:`save_set`, on the CPU.
 
     Raises RequestError naming the file and the fault: unreadable, truncated or corrupted; another
     format version; unknown or missing tensors or metadata; wrong type or shape; NaN or infinity;
     a label of no class; a recipe nobody can train by.
     """
+    path = Path(path)
     tensors, info = read_tensors(path)
     if set(tensors) != {"images", "labels"}:
         names = ", ".join(sorted(tensors)) or "nothing"
@@ -163,11 +164,12 @@ def save_trigger(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, A
     write_tensors(path, tensors, info)
 
 
-def load_trigger(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_trigger(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the description of a :func:`save_trigger` file.
 
     Raises RequestError naming the file and the fault, as :func:`read_tensors` and ``save_trigger``.
     """
+    path = Path(path)
     tensors, info = read_tensors(path)
     _check_trigger(path, tensors, info)
     return tensors, info

@@ -17,7 +17,7 @@ from .types import Batch, Recipe
 class BackendOptions(BaseModel):
     """The options every backend has; a backend's own defaults are the published ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     iterations: int = Field(1000, ge=1, description="outer iterations")
     init: Start = Field("noise", description="where the images start: noise, real or poisoned rows")

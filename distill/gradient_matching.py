@@ -87,7 +87,7 @@ class _GradientMatching(Backend):
         return torch.optim.SGD([leaf], lr=options.lr_img, momentum=options.momentum_img)
 
     def network(self, stage: Stage) -> nn.Module:
-        network = stage.task.network(stage.task.streams.integer("network", stage.iteration))
+        network = stage.task.network(stage.task.streams.integer("network", stage.iteration, 0))
         return network.train()
 
     def losses(self, stage: Stage, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
@@ -134,7 +134,8 @@ class DC(_GradientMatching):
     set; repeat, then start over with another network.
 
     Defaults: the official code's. Deviations: IPC without published loops interpolate between
-    those that have them; the iteration after the last evaluation is not run (the code runs 1,001).
+    those that have them; the iteration after the last evaluation is not run (the code runs 1,001);
+    victims on MNIST train without the augmentation (crop, scale, rotate) that the code gives them.
     """
 
     name = "dc"

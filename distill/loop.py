@@ -130,7 +130,10 @@ def _offer(stage: Stage) -> None:
         raise RunError(f"the distillation diverged: an image is not finite at step {stage.step}")
     if listeners(stage.hooks, "on_synthetic"):
         moment = stage.moment("on_synthetic")
-        stage.write(fold(stage.hooks, "on_synthetic", moment, stage.synthetic()).images)
+        offered = stage.synthetic()
+        answer = fold(stage.hooks, "on_synthetic", moment, offered)
+        if answer is not offered:  # a detour through pixel space would cost the last bits
+            stage.write(answer.images)
     if stage.task.clip_pixels:
         stage.write(stage.synthetic().images.clamp(0, 1))
 

@@ -13,7 +13,7 @@ _TRIM_THRESHOLD = 2**30
 def keep_freed_memory() -> bool:
     """Ask glibc not to hand freed tensors back to the kernel; false where there is no glibc.
 
-    Changes no result. Measured by ``python -m benchmarks.cpu_levers``; see benchmarks/results.
+    Changes no result. Measured by ``benchmarks/cpu_levers.py``; see benchmarks/results.
     """
     if not sys.platform.startswith("linux"):
         return False

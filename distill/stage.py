@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .hooks import EVENTS, Hook, Moment, fold
 from .randomness import StreamName, Streams
 from .training import fit
-from .types import Batch, Recipe, RequestError
+from .types import Batch, Recipe, RequestError, RunError
 
 Start = Literal["noise", "real", "poisoned"]
 
@@ -116,6 +116,8 @@ class Stage:
         order = torch.randperm(len(rows), generator=generator)[:count]
         drawn = rows[order.to(rows.device)]
         drawn = fold(self.hooks, "on_sample", self.moment("on_sample"), drawn, label)
+        if len(drawn) and (int(drawn.min()) < 0 or int(drawn.max()) >= len(self.real)):
+            raise RunError(f"on_sample at step {self.step}: a row outside the training set")
         return fold(self.hooks, "on_draw", self.moment("on_draw"), self.real.rows(drawn))
 
     def _rows_by_class(self, labels: Tensor) -> list[Tensor]:

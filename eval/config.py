@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
 from ..attacks import ATTACKS, Attack, AttackOptions
 from ..distill.augment import parse_strategy
@@ -46,7 +46,7 @@ class SetSection(Section):
     """What comes out, and how it is made."""
 
     backend: str = Field("dc", description="a name of `list backends`, or package.module:Class")
-    ipc: int = Field(1, ge=1, description="synthetic images per class")
+    ipc: int = Field(1, ge=1, le=10_000, description="synthetic images per class")
 
 
 @final
@@ -65,6 +65,11 @@ class VictimSection(Section):
         None, description="siamese operations joined by _, or none (default: the backend's)"
     )
     control: bool = Field(True, description="also distil the clean twin: the control")
+
+    @field_validator("victim_network", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 @final

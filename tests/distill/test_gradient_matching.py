@@ -101,7 +101,7 @@ def by_the_book(task: Task, batch_real: int, steps: int, inner: int) -> Tensor:
     images = torch.randn(3 * task.ipc, 1, 8, 8, generator=streams.generator("init"))
     labels = torch.tensor([c for c in range(3) for _ in range(task.ipc)])
     velocity = torch.zeros_like(images)
-    network = task.network(streams.integer("network", 0))
+    network = task.network(streams.integer("network", 0, 0))
     for step in range(steps):
         images.requires_grad_()
         draws = streams.generator("draw", step)

@@ -110,7 +110,7 @@ def test_hooks_see_a_frozen_copy_of_the_moved_network(toy_task: Tasks) -> None:
     log: list[tuple[str, int]] = []
     task = toy_task(iterations=1)
     distil(task, dc(task), [recorder(log, networks)])
-    fresh = task.network(task.streams.integer("network", 0))
+    fresh = task.network(task.streams.integer("network", 0, 0))
     (moved,) = (n for (e, _), n in zip(log, networks, strict=True) if e == "on_network")
     assert moved is not None
     assert not moved.training

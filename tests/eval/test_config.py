@@ -43,6 +43,10 @@ def test_none_means_not_given() -> None:
     assert configure(ipc=None, attack=None) == configure()
 
 
+def test_one_victim_network_needs_no_list() -> None:
+    assert configure(victim_network="lenet") == configure(victim_network=["lenet"])
+
+
 def test_a_configuration_is_frozen() -> None:
     config = configure()
     with pytest.raises(ValidationError, match="frozen"):
@@ -91,7 +95,7 @@ def refused(keys: dict[str, Any], told: str) -> None:
         ("victims", 0, "greater than or equal to 1"),
         ("iterations", 0, "greater than or equal to 1"),
         ("lr_img", 0, "greater than 0"),
-        ("lr_img", float("nan"), "greater than 0"),
+        ("lr_img", float("nan"), "finite"),
         ("momentum_img", 1, "less than 1"),
         ("outer_loop", 0, "greater than or equal to 1"),
         ("init", "zeros", "'noise', 'real' or 'poisoned'"),
@@ -113,7 +117,8 @@ def refused(keys: dict[str, Any], told: str) -> None:
         ("norm", "l2", "'instance', 'batch'"),
         ("threads", 5000, "less than or equal to 1024"),
         ("image_size", 3, "greater than or equal to 4"),
-        ("victim_network", "lenet", "tuple"),
+        ("victim_network", 3, "tuple"),
+        ("ipc", 10_001, "less than or equal to 10000"),
         ("dataset", 3, "string"),
     ],
 )
