@@ -115,10 +115,10 @@ class Stage:
         rows = self._rows[label]
         order = torch.randperm(len(rows), generator=generator)[:count]
         drawn = rows[order.to(rows.device)]
-        drawn = fold(self.hooks, "on_sample", self.moment("on_sample"), drawn, label)
-        if len(drawn) and (int(drawn.min()) < 0 or int(drawn.max()) >= len(self.real)):
+        chosen = fold(self.hooks, "on_sample", self.moment("on_sample"), drawn, label)
+        if chosen is not drawn and not bool(((chosen >= 0) & (chosen < len(self.real))).all()):
             raise RunError(f"on_sample at step {self.step}: a row outside the training set")
-        return fold(self.hooks, "on_draw", self.moment("on_draw"), self.real.rows(drawn))
+        return fold(self.hooks, "on_draw", self.moment("on_draw"), self.real.rows(chosen))
 
     def _rows_by_class(self, labels: Tensor) -> list[Tensor]:
         rows = [torch.nonzero(labels == label)[:, 0] for label in range(self.task.classes)]

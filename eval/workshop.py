@@ -101,7 +101,11 @@ class Workshop:
         """A fresh attack, or ``None`` for a clean distillation."""
         if self.config.attack is None or self.config.attack_options is None:
             return None
-        return self.config.attack_class()(self.config.attack_options, self.scenery())
+        make = self.config.attack_class()
+        try:
+            return make(self.config.attack_options, self.scenery())
+        except TypeError as error:  # a user's class that is not whole
+            raise RequestError(f"attack {self.config.attack}: {error}") from error
 
     def rehearse(self) -> None:
         """Set the stage once, for nothing: whatever the data can't give is refused beforehand.
