@@ -126,9 +126,7 @@ _attack = _options(
 )
 _victims = _options(
     click.option("--victims", type=int, help="Networks trained on the set."),
-    click.option(
-        "--victim-network", multiple=True, metavar="NAME", help="Theirs; repeat for more."
-    ),
+    click.option("--victim-network", multiple=True, metavar="NAME", help="Theirs; repeatable."),
     click.option("--victim-epochs", type=int, help="Their training epochs."),
 )
 _control = _options(
@@ -205,12 +203,13 @@ def distill(**given: Any) -> None:
 @main.command()
 @click.argument("source", type=_PATH)
 @click.option("--trigger", type=_PATH, help="A trigger file (default: the run's own).")
+@click.option("--png", is_flag=True, help="Write 8-bit PNG files, and measure what they keep.")
 @_configuration
 @_data
 @_victims
 @_machine
 @_place
-def evaluate(source: Path, trigger: Path | None, **given: Any) -> None:
+def evaluate(source: Path, trigger: Path | None, png: bool, **given: Any) -> None:
     """Train fresh victims on a finished set: SOURCE is a run folder or a file.
 
     \b
@@ -228,7 +227,7 @@ def evaluate(source: Path, trigger: Path | None, **given: Any) -> None:
         return
     out = request.out(f"evaluate-{source.stem or 'set'}")
     with request.stoppable(out):
-        record = evaluate_set(source, config, out, trigger=trigger, **request.common())
+        record = evaluate_set(source, config, out, trigger=trigger, png=png, **request.common())
     request.show(record, out)
 
 

@@ -56,7 +56,7 @@ def run_cell(
         check_control(control_run, config, workshop.describe_data())
     workshop.rehearse()
     earlier = folder.enter(resume=resume)
-    record = _new_record(workshop, given)
+    record = new_record(workshop, given)
     if earlier is not None:
         check_same_run(earlier, record, folder.path)
         if earlier.status == "done":
@@ -221,7 +221,7 @@ class _Cell:
         """The twin's own record: a clean run that other attacks may reuse as their control."""
         folder = RunFolder(self._folder.control)
         workshop = Workshop(self._config.without_attack(), self._workshop.data)
-        record = _new_record(workshop, self._record.config_given)
+        record = new_record(workshop, self._record.config_given)
         record.timings = {"distil_seconds": self._record.timings["control_seconds"]}
         prefix = "control_"
         record.metrics = {
@@ -236,11 +236,11 @@ class _Cell:
         folder.close(record, "done")
 
 
-def _new_record(workshop: Workshop, given: Sequence[str]) -> Record:
+def new_record(workshop: Workshop, given: Sequence[str], kind: Kind | None = None) -> Record:
+    """The record of a run that begins: all that is known before any work."""
     config = workshop.config
-    kind: Kind = "attack" if config.attack else "distill"
     return Record(
-        kind=kind,
+        kind=kind or ("attack" if config.attack else "distill"),
         config=config.flat(),
         config_given=sorted(given),
         config_key=config.key(),

@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, final
 
 import torch
 
 from ..attacks import PatchTrigger, TestCase
-from ..distill.artifact import import_pt, load_set, load_trigger, pixel_range
+from ..distill.artifact import export_png, import_pt, load_set, load_trigger, pixel_range, quantised
 from ..distill.types import DistilledSet, Recipe, RequestError
-from .cell import draw_set
+from .cell import draw_set, new_record
 from .checks import check_same_run
 from .config import Config
 from .metrics import collect
 from .progress import Reporter
-from .record import Record, command_line, environment, read_record
+from .record import Record, read_record
 from .runfolder import RunFolder
 from .victims import Panel
 from .workshop import Workshop, open_workshop
@@ -75,6 +75,7 @@ def evaluate(
     *,
     given: Sequence[str] = (),
     trigger: Path | str | None = None,
+    png: bool = False,
     data_dir: Path | str | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
@@ -83,7 +84,8 @@ def evaluate(
 
     config: the test data and the victims; the set's own recipe is used but for what ``given``
     names. trigger: a trigger file, by default the one beside the set. Where the source is a run
-    with its clean twin, the control is measured too.
+    with its clean twin, the control is measured too. png: write the set as 8-bit PNG files under
+    ``out/png``, and measure what survives that (of the clean twin too).
     Errors: ``RequestError`` where the set doesn't fit the test data.
     """
     reporter = reporter or Reporter()
@@ -92,25 +94,21 @@ def evaluate(
     distilled = _with_recipe(found.load(workshop), workshop, given)
     _check_fit(found.set_file, distilled, workshop)
     trigger = Path(trigger) if trigger else found.trigger_file
-    record = Record(
-        kind="evaluate",
-        config=config.flat(),
-        config_given=sorted(given),
-        config_key=config.key(),
-        control_key=config.control_key(),
-        environment=environment(config.run.device),
-        command=command_line(),
-        dataset=workshop.describe_data(),
-        recipe=vars(distilled.recipe).copy(),
-    )
+    record = new_record(workshop, given, "evaluate")
+    record.recipe = asdict(distilled.recipe)
+    if png:
+        distilled = quantised(distilled)
+        record.labels.append("8-bit images: clipped to [0, 1] and rounded")
     low, high = pixel_range(distilled.batch.images)
     record.distilled = {"images": len(distilled.batch), "pixel_range": [low, high]}
     record.distilled["source"] = str(source)
     case = _case(trigger, workshop, record)
     device = config.run.device
-    twin = load_set(found.control).to(device) if found.control and case else None
+    twin = load_set(found.control) if found.control and case else None
+    if twin is not None:
+        twin = (quantised(twin) if png else twin).to(device)
     record.distilled["fingerprint"] = _fingerprint(
-        distilled.recipe, found.set_file, trigger, found.control
+        distilled.recipe, png, found.set_file, trigger, found.control
     )
     earlier = folder.enter(resume=resume)
     if earlier is not None:
@@ -120,6 +118,8 @@ def evaluate(
     with folder.keeping(record):
         _measure(record, workshop, folder, distilled.to(device), twin, case, reporter)
         draw_set(folder, distilled, found.path.name)
+        if png:
+            export_png(folder.path / "png", distilled)
     return record
 
 
@@ -132,9 +132,9 @@ def _check_source(path: Path, record: Record) -> None:
         raise RequestError(f"{path} is not finished ({record.status}): take it up with --resume")
 
 
-def _fingerprint(recipe: Recipe, *files: Path | None) -> str:
+def _fingerprint(recipe: Recipe, png: bool, *files: Path | None) -> str:
     """What an evaluation depends on beside its configuration."""
-    digest = hashlib.blake2b(repr(recipe).encode(), digest_size=8)
+    digest = hashlib.blake2b(repr((recipe, png)).encode(), digest_size=8)
     for file in files:
         digest.update(file.read_bytes() if file else b"none")
     return digest.hexdigest()

@@ -52,6 +52,17 @@ def test_other_architectures_are_never_pooled(
     assert record.recipe["epochs"] == 3  # the set's own
 
 
+def test_what_eight_bits_keep_is_measured(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
+    record = evaluate(finished, tiny(), tmp_path / "out", png=True, reporter=QUIET)
+    low, high = record.distilled["pixel_range"]
+    assert low >= 0 and high <= 1
+    whole = load_set(finished / "distilled.safetensors").batch.images
+    assert whole.min() < 0 or whole.max() > 1  # else there was nothing to lose
+    assert len(list((tmp_path / "out" / "png").rglob("*.png"))) == len(whole)
+    assert record.labels == ["8-bit images: clipped to [0, 1] and rounded"]
+    assert "control_attack_success_rate" in record.metrics
+
+
 def test_only_what_was_asked_for_overrides_the_sets_recipe(
     finished: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
