@@ -104,11 +104,13 @@ def printed(cli: Cli, *words: object) -> dict[str, Any]:
 def test_a_printed_configuration_gives_itself(
     command: str, preset: str, cli: Cli, tmp_path: Path
 ) -> None:
-    config = printed(cli, command, "--preset", preset)
+    given = load_preset(preset)["config"]
+    attacked = command == "attack" and "attack" not in given
+    extra = ["--attack", "naive"] if attacked else []
+    config = printed(cli, command, "--preset", preset, *extra)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     assert printed(cli, command, "--config", path) == config
-    given = load_preset(preset)["config"]
     kept = given.keys() & config.keys()
     assert {key: config[key] for key in kept} == {key: given[key] for key in kept}
     assert ("attack" in config) == (command == "attack")
