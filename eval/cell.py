@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..attacks import Attack, TestCase
 from ..distill.artifact import load_set, pixel_range, save_set, save_trigger
@@ -139,7 +139,7 @@ class _Cell:
         """The attack's test case; what the record says of the attack."""
         test = self._workshop.data.test
         case = attack.test_case(test.images, test.labels)
-        few = torch.nonzero(case.eligible)[:_STEALTH_IMAGES, 0]
+        few = _spread(case.eligible, _STEALTH_IMAGES)
         record = self._record
         record.hooks = [{"name": attack.name, "threat_model": attack.threat_model}]
         record.trigger = {
@@ -177,7 +177,7 @@ class _Cell:
 
         def show(victim: nn.Module) -> None:
             data = self._workshop.data
-            few = torch.nonzero(case.eligible)[:_SHOWN, 0]
+            few = _spread(case.eligible, _SHOWN)
             with torch.no_grad():
                 answers = victim(case.triggered[few]).argmax(dim=1)
             triggered_picture(
@@ -250,6 +250,13 @@ def new_record(workshop: Workshop, given: Sequence[str], kind: Kind | None = Non
         dataset=workshop.describe_data(),
         recipe=asdict(workshop.recipe),
     )
+
+
+def _spread(eligible: Tensor, count: int) -> Tensor:
+    """At most ``count`` eligible rows from all over the test set, which may be sorted by class."""
+    rows = torch.nonzero(eligible)[:, 0]
+    chosen = torch.linspace(0, max(0, len(rows) - 1), min(count, len(rows))).long()
+    return rows[chosen.to(rows.device)]
 
 
 def draw_set(folder: RunFolder, distilled: DistilledSet, title: str) -> None:
