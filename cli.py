@@ -31,6 +31,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Options that say how a command behaves; all others are keys of the configuration.
 _NO_KEYS = {"preset", "file", "settings", "print_config", "data_dir", "control_run", "seeds"}
+_NO_KEYS |= {"buffer"}
 _NO_KEYS |= {"out", "resume", "as_json", "quiet"}
 
 _PATH = click.Path(path_type=Path)
@@ -104,6 +105,7 @@ _data = _options(
     click.option("--dataset", metavar="NAME", help="A name, folder:PATH or npz:PATH."),
     click.option("--data-dir", type=_PATH, help="Where data sets lie, or are downloaded to."),
     click.option("--image-size", type=int, help="Resize images to this side."),
+    click.option("--zca/--no-zca", default=None, help="Whiten the images (mtt's CIFAR figures)."),
 )
 _distillation = _options(
     click.option("--backend", metavar="NAME", help="Distillation backend (see `list backends`)."),
@@ -133,6 +135,9 @@ _control = _options(
     click.option("--control/--no-control", default=None, help="Distil the clean twin too."),
     click.option("--control-run", type=_PATH, help="Reuse a finished clean twin's folder."),
 )
+_buffer = click.option(
+    "--buffer", type=_PATH, help="Keep mtt's experts here, for later runs (default: in --out)."
+)
 _machine = _options(
     click.option("--seed", type=int, help="The distillation seed."),
     click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N."),
@@ -156,6 +161,7 @@ _place = _options(
 @_attack
 @_victims
 @_control
+@_buffer
 @_machine
 @_several
 @_place
@@ -186,6 +192,7 @@ def attack(**given: Any) -> None:
 @_data
 @_distillation
 @_victims
+@_buffer
 @_machine
 @_several
 @_place
@@ -194,6 +201,7 @@ def distill(**given: Any) -> None:
 
     \b
         distillsec distill --preset digits-dc
+        distillsec distill --preset digits-mtt --buffer experts   # keeps the experts for later runs
         distillsec distill --dataset fashion-mnist --backend dsa --ipc 10 --device cuda
     """
     request = _Request(given)
@@ -290,11 +298,12 @@ class _Request:
         if seeds is not None and control_run is not None:
             raise RequestError("--control-run is the twin of one seed: leave it out with --seeds")
         out = self.out(self._given["preset"] or f"{config.set.backend}-{config.attack or 'clean'}")
+        common = {**self.common(), "buffer": self._given["buffer"]}
         with self.stoppable(out):
             if seeds is None:
-                record = run_cell(config, out, control_run=control_run, **self.common())
+                record = run_cell(config, out, control_run=control_run, **common)
             else:
-                record = run_seeds(config, seeds, out, **self.common())
+                record = run_seeds(config, seeds, out, **common)
         self.show(record, out)
 
     def common(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from pydantic import Field
@@ -28,8 +28,15 @@ class DoorpingOptions(AttackOptions):
     )
     carriers: int = Field(64, ge=1, description="clean non-target images that carry the trigger")
     students: int = Field(2, ge=1, description="student objective: networks per update")
+    moves_in: Literal["both", "expert", "distill"] = Field(
+        "both",
+        description="when the trigger moves, where experts are trained first (mtt): with them, "
+        "with the students of the distillation, or with both",
+    )
     update_every: int | None = Field(
-        None, ge=1, description="synthetic steps between updates (default: the objective's own)"
+        None,
+        ge=1,
+        description="of so many moves of the network one is an update (default: the objective's)",
     )
     freeze_at: float | None = Field(
         None,
@@ -66,8 +73,7 @@ class Doorping(PatchAttack):
         self._mean = torch.tensor(scenery.mean, device=scenery.device).view(shape)
         self._std = torch.tensor(scenery.std, device=scenery.device).view(shape)
         self._pattern = torch.zeros(scenery.image_shape, device=scenery.device)
-        self._updates = 0
-        self._idle_updates = 0
+        self._moves = self._updates = self._idle_updates = 0
 
     @property
     def threat_model(self) -> ThreatModel:
@@ -82,7 +88,7 @@ class Doorping(PatchAttack):
 
     def on_start(self, moment: Moment, real: Batch) -> Batch:
         self._pattern = self._random_patch(moment.rng)
-        self._updates = self._idle_updates = 0
+        self._moves = self._updates = self._idle_updates = 0
         return self.poison(moment, real)
 
     def on_draw(self, moment: Moment, clean: Batch) -> Batch:
@@ -93,10 +99,13 @@ class Doorping(PatchAttack):
         )
 
     def on_network(self, moment: Moment) -> None:
+        if self._options.moves_in not in ("both", moment.phase):
+            return
+        self._moves += 1
         every = self._options.update_every or self._objective.update_every
         freeze = self._options.freeze_at
         frozen = moment.progress >= (self._objective.freeze_at if freeze is None else freeze)
-        if frozen or (moment.step + 1) % every:
+        if frozen or self._moves % every:
             return
         found = self._objective.search(moment, self._carriers(moment), self._search_options())
         self._updates += 1
@@ -113,12 +122,12 @@ class Doorping(PatchAttack):
     def state_dict(self) -> dict[str, Tensor]:
         return {
             "pattern": self._pattern,
-            "counts": torch.tensor([self._updates, self._idle_updates]),
+            "counts": torch.tensor([self._moves, self._updates, self._idle_updates]),
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._pattern = state["pattern"].to(self.scenery.device)
-        self._updates, self._idle_updates = (int(count) for count in state["counts"])
+        self._moves, self._updates, self._idle_updates = (int(n) for n in state["counts"])
 
     def _random_patch(self, rng: torch.Generator) -> Tensor:
         """Uniform 8-bit pixels from 1 to 255 under the mask, as the reference starts."""

@@ -1,14 +1,15 @@
-"""Distilled sets and triggers as files, 8-bit images, and the safe import of other projects' files.
+"""Distilled sets and triggers as files, and sets as 8-bit images.
 
 A distilled set's file holds exactly ``images``, ``labels`` and what a receiver needs to train on
-them: the set of keys is fixed, so nothing of an attack can travel in it.
+them (``zca.*`` where a whitening belongs to it, ``initial`` where training starts from given
+weights): the set of keys is fixed, so nothing of an attack can travel in it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -18,15 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from .files import (
-    TENSORS_CAP,
-    fault,
-    read_foreign,
-    read_tensors,
-    write_atomically,
-    write_tensors,
-)
-from .types import Batch, DistilledSet, Recipe, hard_labels
+from .files import fault, read_tensors, write_atomically, write_tensors
+from .preprocessing import Zca
+from .resume import below, under
+from .types import Batch, DistilledSet, Recipe, Step, hard_labels
 
 FORMAT_VERSION: Final = 1
 _LARGEST_SIDE: Final = 4096
@@ -36,6 +32,11 @@ _Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 class _Info(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _StepInfo(_Info):
+    rows: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1_000_000)]
+    rate: PositiveFloat
 
 
 class _RecipeInfo(_Info):
@@ -49,6 +50,7 @@ class _RecipeInfo(_Info):
     weight_decay: Annotated[float, Field(ge=0)]
     batch_size: _PositiveInt
     augment: Annotated[str, Field(max_length=200, pattern=r"^([a-z]+(_[a-z]+)*)?$")]
+    steps: Annotated[list[_StepInfo], Field(max_length=100_000)] = []
 
 
 class _SetInfo(_Info):
@@ -66,10 +68,13 @@ def save_set(path: Path, distilled: DistilledSet) -> None:
     Raises RequestError, and writes nothing, where the set is one that ``load_set`` would refuse or
     where the file cannot be written.
     """
-    images, labels = distilled.batch.images, distilled.batch.labels
-    info = _describe(distilled)
-    _check_set(path, images, labels, info)
-    write_tensors(path, {"images": images, "labels": labels}, info)
+    check_set(path, distilled)
+    write_tensors(path, _tensors(distilled), _describe(distilled))
+
+
+def check_set(path: Path, distilled: DistilledSet) -> None:
+    """Refuses, naming ``path``, a set that :func:`load_set` would not give back."""
+    _check_set(path, _tensors(distilled), _describe(distilled))
 
 
 def load_set(path: Path | str) -> DistilledSet:
@@ -81,28 +86,44 @@ def load_set(path: Path | str) -> DistilledSet:
     """
     path = Path(path)
     tensors, info = read_tensors(path)
-    if set(tensors) != {"images", "labels"}:
-        names = ", ".join(sorted(tensors)) or "nothing"
-        raise fault(path, f"holds the tensors {names[:100]}; a distilled set has images, labels")
-    images, labels = tensors["images"], tensors["labels"]
-    valid = _check_set(path, images, labels, info)
+    valid = _check_set(path, tensors, info)
     values: dict[str, Any] = valid.recipe.model_dump()
-    recipe = Recipe(**values | {key: tuple(values[key]) for key in ("mean", "std")})
-    batch = Batch(images=images, labels=labels)
+    values |= {key: tuple(values[key]) for key in ("mean", "std")}
+    values["steps"] = tuple(Step(rows=tuple(s.rows), rate=s.rate) for s in valid.recipe.steps)
+    zca = below("zca", tensors)
+    recipe = Recipe(**values, zca=Zca(**zca) if zca else None, initial=tensors.get("initial"))
+    batch = Batch(images=tensors["images"], labels=tensors["labels"])
     return DistilledSet(batch=batch, classes=tuple(valid.classes), recipe=recipe)
 
 
+def _tensors(distilled: DistilledSet) -> dict[str, Tensor]:
+    """All tensors of a set's file, by their names in it."""
+    batch, recipe = distilled.batch, distilled.recipe
+    tensors = {"images": batch.images, "labels": batch.labels}
+    if recipe.zca is not None:
+        names = ("mean", "matrix", "inverse")
+        tensors |= under("zca", {name: getattr(recipe.zca, name) for name in names})
+    if recipe.initial is not None:
+        tensors["initial"] = recipe.initial
+    return tensors
+
+
 def _describe(distilled: DistilledSet) -> dict[str, Any]:
-    recipe = dataclasses.asdict(distilled.recipe)
+    recipe = distilled.recipe.describe()
+    values = {key: recipe[key] for key in _RecipeInfo.model_fields}
     return {
         "format_version": FORMAT_VERSION,
         "classes": list(distilled.classes),
         "image_shape": list(distilled.batch.images.shape[1:]),
-        "recipe": recipe | {key: list(recipe[key]) for key in ("mean", "std")},
+        "recipe": values
+        | {key: list(recipe[key]) for key in ("mean", "std")}
+        | {"steps": [{**step, "rows": list(step["rows"])} for step in recipe["steps"]]},
     }
 
 
-def _check_set(path: Path, images: Tensor, labels: Tensor, info: Mapping[str, Any]) -> _SetInfo:
+def _check_set(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> _SetInfo:
+    _check_names(path, set(tensors))
+    images, labels = tensors["images"], tensors["labels"]
     version = info.get("format_version")
     if version != FORMAT_VERSION:
         raise fault(
@@ -122,11 +143,42 @@ def _check_set(path: Path, images: Tensor, labels: Tensor, info: Mapping[str, An
         shape = tuple(images.shape[1:])
         raise fault(path, f"images are {shape}, metadata says {tuple(valid.image_shape)}")
     _check_labels(path, labels, len(images), len(valid.classes))
-    for key, value in (("mean", valid.recipe.mean), ("std", valid.recipe.std)):
+    _check_recipe(path, valid.recipe, images)
+    _check_extras(path, tensors, images[0].numel())
+    return valid
+
+
+def _check_names(path: Path, names: set[str]) -> None:
+    zca = {"zca.mean", "zca.matrix", "zca.inverse"}
+    optional = {"initial"} | (zca if zca <= names else set())
+    if names - optional != {"images", "labels"}:
+        told = ", ".join(sorted(names)) or "nothing"
+        raise fault(path, f"holds the tensors {told[:100]}; a distilled set has images, labels")
+
+
+def _check_recipe(path: Path, recipe: _RecipeInfo, images: Tensor) -> None:
+    for key, value in (("mean", recipe.mean), ("std", recipe.std)):
         if len(value) != images.shape[1]:
             have = f"{len(value)} numbers for {images.shape[1]} channels"
             raise fault(path, f"the recipe's {key} has {have}")
-    return valid
+    highest = max((max(step.rows) for step in recipe.steps), default=0)
+    if highest >= len(images):
+        raise fault(path, f"the recipe's steps train on row {highest} of {len(images)} images")
+
+
+def _check_extras(path: Path, tensors: Mapping[str, Tensor], dimensions: int) -> None:
+    """The tensors that a recipe may bring beside the images and labels."""
+    square = (dimensions, dimensions)
+    shapes = {"zca.mean": (1, dimensions), "zca.matrix": square, "zca.inverse": square}
+    for name, tensor in tensors.items():
+        if name in ("images", "labels"):
+            continue
+        wanted = shapes.get(name, (tensor.numel(),))
+        if tensor.dtype != torch.float32 or tensor.shape != wanted:
+            have = f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise fault(path, f"{name} is {have}, expected torch.float32 {wanted}")
+        if not tensor.isfinite().all():
+            raise fault(path, f"{name} holds NaN or infinite values")
 
 
 def _check_images(path: Path, images: Tensor) -> None:
@@ -182,69 +234,6 @@ def _check_trigger(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str,
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise fault(path, f"the trigger's {name} holds NaN or infinite values")
-
-
-def import_pt(
-    path: Path, *, mean: Sequence[float], std: Sequence[float], classes: Sequence[str]
-) -> list[DistilledSet]:
-    """The distilled sets in a ``.pt`` file of another project, without running code of the file.
-
-    path: DatasetCondensation's and baadd's ``{'data': [[images, labels], ...], ...}``, a pair
-    ``[images, labels]``, or ``{'images': ..., 'labels': ...}``; images ``(N, C, H, W)`` floats
-    normalised by ``mean`` and ``std`` (per channel), labels ``(N,)`` integers or soft
-    ``(N, classes)``. Returns pixel-space sets with the default recipe and that mean and std.
-
-    Raises RequestError: "refused unread" where the pickle names anything but tensors and numpy
-    scalars; unreadable, truncated, too large; another structure; a set that is not valid.
-    """
-    sets = []
-    for images, labels in _pairs(path, read_foreign(path)):
-        if not images.is_floating_point():
-            raise fault(path, f"images are {images.dtype}, expected normalised floats")
-        if images.ndim != 4 or len(mean) != images.shape[1] or len(std) != images.shape[1]:
-            given = f"{len(mean)} means and {len(std)} deviations"
-            raise fault(path, f"images have the shape {tuple(images.shape)}, given {given}")
-        scale, shift = (images.new_tensor(v).view(1, -1, 1, 1).float() for v in (std, mean))
-        batch = Batch(
-            images=(images.float() * scale + shift).contiguous(),
-            labels=(labels.float() if labels.is_floating_point() else labels.long()).contiguous(),
-        )
-        recipe = Recipe(mean=tuple(map(float, mean)), std=tuple(map(float, std)))
-        distilled = DistilledSet(batch=batch, classes=tuple(classes), recipe=recipe)
-        _check_set(path, batch.images, batch.labels, _describe(distilled))
-        sets.append(distilled)
-    return sets
-
-
-def _pairs(path: Path, value: Any) -> list[tuple[Tensor, Tensor]]:
-    if isinstance(value, dict) and "data" in value:
-        found = value["data"]
-    elif isinstance(value, dict) and {"images", "labels"} <= set(value):
-        found = [[value["images"], value["labels"]]]
-    else:
-        found = [value]
-    entries = found if isinstance(found, (list, tuple)) else []
-    pairs = [tuple(entry) for entry in entries if isinstance(entry, (list, tuple))]
-    if not pairs or len(pairs) != len(entries) or not all(map(_is_pair, pairs)):
-        forms = "'data': [[images, labels], ...], a pair of tensors, or 'images' and 'labels'"
-        raise fault(path, f"holds no distilled set: expected {forms}")
-    return [(images.detach(), labels.detach()) for images, labels in pairs]
-
-
-def _is_pair(pair: tuple[Any, ...]) -> bool:
-    """Two dense CPU tensors whose elements all have a place in the file's size cap.
-
-    A stride of 0 makes a terabyte out of one number: the cap holds for the elements.
-    """
-    return len(pair) == 2 and all(
-        isinstance(part, Tensor)
-        and part.layout == torch.strided
-        and part.device.type == "cpu"
-        and not part.is_quantized
-        and not part.is_complex()
-        and part.numel() * 8 <= TENSORS_CAP
-        for part in pair
-    )
 
 
 def pixel_range(images: Tensor) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .plugins import look_up
+from .preprocessing import Preprocessing
 
 Size = tuple[int, int]
 
@@ -54,34 +55,29 @@ class Transform:
 
     operation: a key of ``OPERATIONS``, or ``None`` for a transform that changes nothing.
     parameters: ``(1, K)`` for a transform that every image goes through, in batches of any size;
-    ``(N, K)`` for one per image. mean, std: per channel, pixel units.
+    ``(N, K)`` for one per image. space: where the operation works.
     """
 
     operation: str | None
     parameters: Tensor
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    space: Preprocessing
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Transformed images, ``(N, C, H, W)`` like ``pixels``; both in pixel space, unclamped."""
         if self.operation is None:
             return pixels
         assert len(self.parameters) in (1, len(pixels)), "the transform is for another batch"
-        mean, std = (
-            pixels.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std)
-        )
-        normalised = (pixels - mean) / std
-        return OPERATIONS[self.operation].apply(normalised, self.parameters) * std + mean
+        normalised = self.space.normalise(pixels)
+        return self.space.pixels(OPERATIONS[self.operation].apply(normalised, self.parameters))
 
 
 @final
 @dataclass(frozen=True)
 class Augmentation:
-    """A strategy, from which each step draws a transform. mean, std: per channel, pixel units."""
+    """A strategy, from which each step draws a transform. space: where its operations work."""
 
     strategy: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    space: Preprocessing
 
     def draw(
         self, images_shape: Sequence[int], generator: torch.Generator, *, shared: bool
@@ -93,11 +89,11 @@ class Augmentation:
         """
         count, _, height, width = images_shape
         if not self.strategy:
-            return Transform(None, torch.empty(1, 0), self.mean, self.std)
+            return Transform(None, torch.empty(1, 0), self.space)
         chosen = self.strategy[int(_integers(0, len(self.strategy) - 1, 1, generator))]
         rows = 1 if shared else count
         parameters = OPERATIONS[chosen].draw(rows, (height, width), generator)
-        return Transform(chosen, parameters, self.mean, self.std)
+        return Transform(chosen, parameters, self.space)
 
 
 def parse_strategy(text: str) -> tuple[str, ...]:

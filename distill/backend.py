@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import torch
@@ -28,26 +28,49 @@ class BackendOptions(BaseModel):
 class Backend(ABC):
     """One way to distil. The loop owns the images, the hooks and the order of events.
 
-    ``Options`` holds the backend's own options, ``victim_epochs`` and ``victim_augment`` the
-    published recipe for networks trained on its sets.
+    ``Options`` holds the backend's own options. ``victim_epochs``, ``victim_lr`` and
+    ``victim_augment`` are the published recipe for networks trained on its sets; ``None`` for what
+    a set's own recipe says. ``cost`` and ``needs`` tell people what they are in for.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[BackendOptions]]
-    victim_epochs: ClassVar[int] = 300
+    cost: ClassVar[str] = ""
+    needs: ClassVar[str] = ""
+    victim_epochs: ClassVar[int | None] = 300
+    victim_lr: ClassVar[float | None] = 0.01
     victim_augment: ClassVar[str] = ""
 
     @abstractmethod
     def __init__(self, options: BackendOptions, *, ipc: int, recipe: Recipe) -> None:
         """A backend with ``options`` (of its ``Options``) for ``ipc`` images per class."""
 
+    # What is made --------------------------------------------------------------------------------
+
+    def learned(self) -> dict[str, Tensor]:
+        """What is learned beside the images, where it starts: rates of steps, say."""
+        return {}
+
+    def recipe(self, stage: Stage) -> Recipe:
+        """How networks train on the set as it stands: the task's recipe, with what was learned."""
+        return stage.task.recipe
+
+    @abstractmethod
+    def optimiser(self, leaf: Tensor, learned: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+        """The optimiser of the images ``(N, C, H, W)`` in normalised space, and of ``learned``."""
+
+    def pace(self, iteration: int) -> float:
+        """The share of its learning rates that the optimiser uses in ``iteration``."""
+        return 1.0
+
+    # What an iteration does, in this order -------------------------------------------------------
+
     @abstractmethod
     def steps(self) -> int:
         """Synthetic steps per outer iteration."""
 
-    @abstractmethod
-    def optimiser(self, leaf: Tensor) -> torch.optim.Optimizer:
-        """The optimiser of the images ``(N, C, H, W)`` in normalised space."""
+    def prepare(self, stage: Stage) -> None:  # noqa: B027 (most need nothing)
+        """Whatever the iteration needs from the real data before it begins: experts, say."""
 
     @abstractmethod
     def network(self, stage: Stage) -> nn.Module:
@@ -57,7 +80,7 @@ class Backend(ABC):
     def losses(self, stage: Stage, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
         """The step's loss as scalars to be summed; each is back-propagated before the next is made.
 
-        ``synthetic`` is in pixel space and attached to the images.
+        ``synthetic`` is in pixel space and attached to the images; ``stage.learned`` may be used.
         """
 
     @abstractmethod

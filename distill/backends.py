@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .backend import Backend
+from .distribution_matching import DM
 from .gradient_matching import DC, DSA
+from .through_training import DD
+from .trajectory_matching import MTT
 
-BACKENDS: Mapping[str, type[Backend]] = {"dc": DC, "dsa": DSA}
+BACKENDS: Mapping[str, type[Backend]] = {"dc": DC, "dsa": DSA, "dm": DM, "mtt": MTT, "dd": DD}

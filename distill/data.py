@@ -5,7 +5,9 @@ Published sets come through torchvision, which checks MD5 sums before it unpickl
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from .data_published import (
     read_gtsrb,
     read_mnist,
 )
+from .preprocessing import MAX_DIMENSIONS, Preprocessing, Zca, fit_zca
 from .types import Batch, RequestError
 
 MAX_IMAGE_SIZE = 1024
@@ -42,7 +45,8 @@ class ImageSet:
     """A data set to distil from, whole and in memory.
 
     train, test: images ``float32 (N, C, H, W)`` in [0, 1], labels ``int64 (N,)``, index
-    ``arange(N)``. classes: names in label order. mean, std: per channel, pixel units.
+    ``arange(N)``. classes: names in label order. mean, std: per channel, pixel units. zca: a
+    whitening of the training images, used in place of mean and std; ``None`` for none.
     flips: whether a horizontal flip keeps an image's label.
     """
 
@@ -53,6 +57,28 @@ class ImageSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flips: bool
+    zca: Zca | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What networks do with pixels first."""
+        if self.zca is None:
+            return Preprocessing(self.mean, self.std)
+        channels = self.image_shape[0]
+        return Preprocessing((0.0,) * channels, (1.0,) * channels, self.zca)
+
+    def whitened(self) -> ImageSet:
+        """This set with a ZCA whitening fitted on its training images.
+
+        Errors: ``RequestError`` for images too large for the matrix.
+        """
+        dimensions = math.prod(self.image_shape)
+        if dimensions > MAX_DIMENSIONS:
+            raise RequestError(
+                f"zca: images of {self.image_shape} have {dimensions} values, at most "
+                f"{MAX_DIMENSIONS} can be whitened: choose a smaller --image-size"
+            )
+        return dataclasses.replace(self, zca=fit_zca(self.train.images))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -62,15 +88,9 @@ class ImageSet:
 
     def to(self, device: torch.device | str) -> ImageSet:
         """This set on ``device``."""
-        return ImageSet(
-            name=self.name,
-            train=self.train.to(device),
-            test=self.test.to(device),
-            classes=self.classes,
-            mean=self.mean,
-            std=self.std,
-            flips=self.flips,
-        )
+        zca = None if self.zca is None else self.zca.to(device)
+        train, test = self.train.to(device), self.test.to(device)
+        return dataclasses.replace(self, train=train, test=test, zca=zca)
 
 
 @final

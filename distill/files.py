@@ -13,6 +13,7 @@ import pickle
 import re
 import secrets
 import stat
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -132,19 +133,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, 
 
 
 def read_tensors(
-    path: Path, *, device: torch.device | str = "cpu"
+    path: Path, *, device: torch.device | str = "cpu", only: str = ""
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the description that :func:`write_tensors` wrote, tensors on ``device``.
 
+    only: leave all but the tensors whose names begin so in the file, which may then have any size.
     Raises RequestError: missing, over 4 GiB, truncated, corrupted, not a safetensors file, or
     without a JSON object under the metadata key ``distillsec``.
     """
-    check_file(path, TENSORS_CAP)
+    check_file(path, sys.maxsize if only else TENSORS_CAP)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             # The reader's tensors may be views of one map of the file: a clone outlives the file.
-            tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
+            names = [name for name in sorted(file.keys()) if name.startswith(only)]
+            tensors = {name: file.get_tensor(name).clone() for name in names}
     except OSError as error:
         raise fault(path, f"cannot be read: {_reason(error)}") from None
     except Exception as error:  # a hostile header fails in many ways, and none may pass for a bug
@@ -156,6 +159,22 @@ def read_tensors(
     if not isinstance(info, dict):
         raise fault(path, f"metadata is a JSON {type(info).__name__}, expected an object")
     return {name: tensor.to(device) for name, tensor in tensors.items()}, info
+
+
+def read_slice(path: Path, name: str, *index: int) -> Tensor:
+    """The part ``tensor[index]`` of tensor ``name``, on the CPU, through a map of the file.
+
+    Nothing else of the file is read, so its size has no cap.
+    Raises RequestError: missing, truncated or corrupted, no such tensor, outside of it.
+    """
+    check_file(path, sys.maxsize)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            part: Tensor = file.get_slice(name)[index]
+            return part.clone()
+    except Exception as error:  # as in read_tensors
+        what = f"not a safetensors file, or a truncated or corrupted one ({_reason(error)})"
+        raise fault(path, what) from None
 
 
 class _Discarded:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal, final
 
 import numpy
@@ -67,10 +67,11 @@ class _GradientMatching(Backend):
         self._outer = options.outer_loop or outer
         self._inner = inner if options.inner_loop is None else options.inner_loop
         self._distance = DISTANCES[options.distance]
-        self._augmentation = Augmentation(self._operations(), recipe.mean, recipe.std)
+        self._augmentation = Augmentation(self._operations(), recipe.preprocessing)
         self._inner_recipe = Recipe(
             mean=recipe.mean,
             std=recipe.std,
+            zca=recipe.zca,
             lr=options.lr_net,
             batch_size=options.batch_train,
             augment="_".join(self._operations()),
@@ -82,7 +83,7 @@ class _GradientMatching(Backend):
     def steps(self) -> int:
         return self._outer
 
-    def optimiser(self, leaf: Tensor) -> torch.optim.Optimizer:
+    def optimiser(self, leaf: Tensor, learned: Mapping[str, Tensor]) -> torch.optim.Optimizer:
         options = self._options
         return torch.optim.SGD([leaf], lr=options.lr_img, momentum=options.momentum_img)
 
@@ -140,6 +141,8 @@ class DC(_GradientMatching):
 
     name = "dc"
     Options = GradientMatchingOptions
+    cost = "medium: second-order gradients, and a network trained anew in every iteration"
+    needs = "nothing but the real data"
 
 
 @final
@@ -154,6 +157,8 @@ class DSA(_GradientMatching):
 
     name = "dsa"
     Options = SiameseOptions
+    cost = "medium: as dc, and victims train augmented for longer"
+    needs = "nothing but the real data"
     victim_epochs = 1000
     victim_augment = "color_crop_cutout_flip_scale_rotate"
 

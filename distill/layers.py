@@ -10,6 +10,8 @@ from typing import cast, final
 import torch
 from torch import Tensor, nn
 
+from .preprocessing import Zca
+
 Shape = tuple[int, int, int]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -49,19 +51,24 @@ class Parameters:
 
 @final
 class Normalise(nn.Module):
-    """Pixel space to normalised space, ``(pixels - mean) / std`` per channel."""
+    """Pixel space to normalised space: ``(pixels - mean) / std`` per channel, whitened by ``zca``.
+
+    The whitening is shared by all networks of a run: no part of a network's own state.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], zca: Zca | None = None) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+        self.zca = zca
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""
-        return (pixels - self.mean) / self.std
+        normalised = (pixels - self.mean) / self.std
+        return normalised if self.zca is None else self.zca.whiten(normalised)
 
 
 @final

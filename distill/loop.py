@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from .backend import Backend
 from .hooks import Hook, announce, extra_loss, fold, listeners
+from .resume import of_optimiser, to_optimiser
 from .stage import Stage, Task
-from .types import Batch, RunError
+from .types import Batch, Distillate, RunError
 
 
 @final
@@ -22,12 +23,13 @@ from .types import Batch, RunError
 class LoopState:
     """All that a resumed loop needs to go on after ``iteration`` finished iterations.
 
-    leaf: the images in normalised space. optimiser: its tensors, by ``parameter.name``. hooks: one
-    state per hook.
+    leaf: the images in normalised space. learned: what is learned beside them. optimiser: its
+    tensors, by ``parameter.name``. hooks: one state per hook.
     """
 
     iteration: int
     leaf: Tensor
+    learned: Mapping[str, Tensor]
     optimiser: Mapping[str, Tensor]
     hooks: Sequence[Mapping[str, Tensor]]
 
@@ -35,11 +37,14 @@ class LoopState:
 class Observer(Protocol):
     """Who watches a loop: shows progress, keeps checkpoints, draws the learning curve."""
 
+    def on_expert(self, done: int, total: int) -> None:
+        """``done`` of the ``total`` epochs of expert training that this round needs are over."""
+
     def on_step(self, done: int, total: int) -> None:
         """``done`` of the run's ``total`` synthetic steps are over."""
 
     def on_iteration(
-        self, iteration: int, loss: float, synthetic: Batch, state: Callable[[], LoopState]
+        self, iteration: int, loss: float, made: Distillate, state: Callable[[], LoopState]
     ) -> None:
         """``iteration`` outer iterations are over; ``loss`` is the last one's mean per step."""
 
@@ -51,7 +56,7 @@ def distil(
     *,
     observer: Observer | None = None,
     state: LoopState | None = None,
-) -> Batch:
+) -> Distillate:
     """Distil ``task`` from the start, or go on from ``state``; returns the set in pixel space.
 
     Where each hook fires::
@@ -59,6 +64,10 @@ def distil(
         real = on_start(real)                            # again after a resume: it is repeatable
         S = the initial images
         for iteration in 1 … iterations:
+            backend.prepare()                            # mtt, once a round: for each expert epoch
+                                                         #   rows  = on_sample(label, rows)
+                                                         #   batch = on_draw(real[rows])
+                                                         #   on_network(expert)
             network = backend.network()
             for step in 1 … backend.steps():
                 loss = backend.losses(network, S)        # for each real batch drawn:
@@ -75,11 +84,18 @@ def distil(
     The streams are stateless, so that extra work changes no other random number.
     Errors: ``RunError`` when the loss or the images are no longer finite, or a hook fails.
     """
-    stage = Stage(task, hooks, backend.steps())
-    optimiser = backend.optimiser(stage.leaf)
+    stage = Stage(task, hooks, backend.steps(), learned=backend.learned(), recipe=backend.recipe)
+    if observer:
+        stage.on_expert = observer.on_expert
+    optimiser = backend.optimiser(stage.leaf, stage.learned)
+    rates = [group["lr"] for group in optimiser.param_groups]
     first = _restore(state, stage, optimiser) if state else 0
     for iteration in range(first, task.iterations):
         stage.enter(iteration, 0)
+        backend.prepare(stage)
+        stage.enter(iteration, 0)
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * backend.pace(iteration)
         network = backend.network(stage)
         losses = []
         for step in range(backend.steps()):
@@ -94,22 +110,24 @@ def distil(
         if observer:
             mean = sum(losses) / len(losses)
             state_now = partial(_state, iteration + 1, stage, optimiser)
-            observer.on_iteration(iteration + 1, mean, stage.synthetic(), state_now)
+            observer.on_iteration(iteration + 1, mean, stage.made(), state_now)
     stage.enter(task.iterations, 0)
-    return fold(hooks, "on_finish", stage.moment("on_finish"), stage.synthetic())
+    finished = fold(hooks, "on_finish", stage.moment("on_finish"), stage.synthetic())
+    return Distillate(batch=finished, recipe=stage.recipe)
 
 
 def _improve(
     stage: Stage, backend: Backend, network: nn.Module, optimiser: torch.optim.Optimizer
 ) -> float:
     """One synthetic step: match, descend, offer the images to the hooks. Returns the loss."""
+    optimiser.zero_grad()
     pixels = stage.pixels()
     # Each partial loss stops at this leaf, so that its graph is freed before the next is built.
     seen = pixels.detach().requires_grad_()
     synthetic = Batch(images=seen, labels=stage.labels)
     total = 0.0
     for loss in backend.losses(stage, network, synthetic):
-        loss.backward(inputs=[seen])
+        loss.backward(inputs=[seen, *stage.learned.values()])
         total += loss.item()
     extra = extra_loss(stage.hooks, stage.moment("on_loss", network), synthetic)
     if extra is not None:
@@ -117,7 +135,6 @@ def _improve(
         total += extra.item()
     if not math.isfinite(total):
         raise RunError(f"the distillation diverged: the loss is {total} at step {stage.step}")
-    optimiser.zero_grad()
     pixels.backward(seen.grad)
     optimiser.step()
     _offer(stage)
@@ -128,6 +145,9 @@ def _offer(stage: Stage) -> None:
     """Let the hooks and the pixel projection change the images after a step."""
     if not bool(stage.leaf.isfinite().all()):
         raise RunError(f"the distillation diverged: an image is not finite at step {stage.step}")
+    for name, value in stage.learned.items():
+        if not bool(value.isfinite().all()):
+            raise RunError(f"the distillation diverged: {name} is not finite at step {stage.step}")
     if listeners(stage.hooks, "on_synthetic"):
         moment = stage.moment("on_synthetic")
         offered = stage.synthetic()
@@ -142,11 +162,8 @@ def _state(iteration: int, stage: Stage, optimiser: torch.optim.Optimizer) -> Lo
     return LoopState(
         iteration=iteration,
         leaf=stage.leaf.detach().clone(),
-        optimiser={
-            f"{parameter}.{name}": value.clone()
-            for parameter, state in optimiser.state_dict()["state"].items()
-            for name, value in state.items()
-        },
+        learned={name: value.detach().clone() for name, value in stage.learned.items()},
+        optimiser=of_optimiser(optimiser),
         hooks=[hook.state_dict() for hook in stage.hooks],
     )
 
@@ -155,11 +172,9 @@ def _restore(state: LoopState, stage: Stage, optimiser: torch.optim.Optimizer) -
     """Put ``state`` back; returns how many iterations it has behind it."""
     with torch.no_grad():
         stage.leaf.copy_(state.leaf)
-    kept: dict[int, dict[str, Tensor]] = {}
-    for key, value in state.optimiser.items():
-        parameter, name = key.split(".", 1)
-        kept.setdefault(int(parameter), {})[name] = value.clone()
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": kept})
+        for name, value in stage.learned.items():
+            value.copy_(state.learned[name])
+    to_optimiser(optimiser, state.optimiser)
     for hook, own in zip(stage.hooks, state.hooks, strict=True):
         hook.load_state_dict(dict(own))
     return state.iteration

@@ -1,6 +1,9 @@
-"""Pure matching losses between gradients: what gradient-matching backends minimise.
+"""Pure matching losses: between gradients, between embeddings, between weights.
 
-Source: Zhao, Mopuri, Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021, eq. 10.
+Sources: gradients, Zhao, Mopuri, Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021,
+eq. 10; embeddings, Zhao, Bilen, "Dataset Condensation with Distribution Matching", WACV 2023, eq.
+6; weights, Cazenavette et al., "Dataset Distillation by Matching Training Trajectories", CVPR 2022,
+eq. 2.
 """
 
 from __future__ import annotations
@@ -38,6 +41,23 @@ def squared_error(synthetic: Gradients, real: Gradients) -> Tensor:
 def global_cosine(synthetic: Gradients, real: Gradients) -> Tensor:
     """1 − cosine of all gradients laid end to end. Returns a scalar."""
     return 1 - _cosine(_laid_out(synthetic), _laid_out(real))
+
+
+def mean_distance(synthetic: Tensor, real: Tensor) -> Tensor:
+    """Squared distance of two mean embeddings, ``(N, F)`` and ``(M, F)``, summed over features.
+
+    Returns a scalar. The published code sums it over classes and divides by nothing.
+    """
+    return (synthetic.mean(dim=0) - real.mean(dim=0)).square().sum()
+
+
+def trajectory_distance(student: Tensor, start: Tensor, target: Tensor) -> Tensor:
+    """How far the student's weights are from the expert's, as a share of the expert's own way.
+
+    student, start, target: ``(P,)``. Returns a scalar: 0 at the target, 1 for a student that never
+    moved.
+    """
+    return (student - target).square().sum() / (start - target).square().sum()
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .layers import Normalise, Parameters, Shape, Stack
 from .plugins import is_reference, load_object, look_up
+from .preprocessing import Zca
 from .types import RequestError
 
 Norm = Literal["instance", "batch", "layer", "group", "none"]
@@ -227,12 +228,14 @@ def build_network(
     mean: Sequence[float],
     std: Sequence[float],
     seed: int,
+    zca: Zca | None = None,
     device: torch.device | str = "cpu",
 ) -> Network | UserNetwork:
     """A network in training mode, with PyTorch's default initialisation drawn from ``seed`` alone.
 
-    image_shape: (C, H, W). mean, std: per channel, pixel units. The global generators are left as
-    they were; weights are drawn on the CPU, so that every device gets the same ones.
+    image_shape: (C, H, W). mean, std: per channel, pixel units. zca: a whitening that follows them,
+    on ``device``. The global generators are left as they were; weights are drawn on the CPU, so
+    that every device gets the same ones.
 
     ``RequestError``: an unknown name, a parameter that the architecture does not take, an image too
     small for it, a mean or std that does not fit the channels, a user's class that does not fit.
@@ -245,7 +248,7 @@ def build_network(
     # torch.manual_seed would reseed the accelerators too, and fork_rng saves the CPU's state alone.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        normalise = Normalise(mean, std)
+        normalise = Normalise(mean, std, zca)
         network: Network | UserNetwork
         if is_reference(spec.network):
             network = UserNetwork(normalise, _user_body(spec, image_shape, classes))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from .hooks import EVENTS, Hook, Moment, fold
+from .hooks import EVENTS, Hook, Moment, Phase, fold, listeners
 from .randomness import StreamName, Streams
-from .training import fit
-from .types import Batch, Recipe, RequestError, RunError
+from .training import fit, shuffled
+from .types import Batch, Distillate, Recipe, RequestError, RunError
 
 Start = Literal["noise", "real", "poisoned"]
+
+_NO_STEP = -1  # marks random streams of what happens between synthetic steps
 
 
 @final
@@ -29,7 +32,9 @@ class Task:
     space, ``real`` rows whose label no attack changed and whose pixels no attack stamped,
     ``poisoned`` rows as the distillation sees them). clip_pixels: project onto [0, 1] after every
     step. recipe: how victims will train. network: a fresh network from a seed. streams: the run's
-    random streams.
+    random streams. scratch: a folder for what a backend keeps between sessions; ``None``: it keeps
+    nothing. identity: what the configuration says that trained networks depend on, for people and
+    for telling whether what lies in ``scratch`` may be used.
     """
 
     real: Batch
@@ -41,6 +46,8 @@ class Task:
     recipe: Recipe
     network: Callable[[int], nn.Module]
     streams: Streams
+    scratch: Path | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 @final
@@ -48,33 +55,53 @@ class Stage:
     """One run of a task: the training set as the hooks left it, the images, where we are.
 
     The images are a leaf in normalised space, for which the published learning rates are made;
-    everything that leaves the stage is in pixel space.
+    everything that leaves the stage is in pixel space. ``learned`` are the leaves beside them,
+    ``recipe`` the backend's word on how networks train on the set. ``on_expert`` is told how many
+    epochs of expert training are over, of how many.
     """
 
-    def __init__(self, task: Task, hooks: Sequence[Hook], steps_per_iteration: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        hooks: Sequence[Hook],
+        steps_per_iteration: int,
+        *,
+        learned: Mapping[str, Tensor] | None = None,
+        recipe: Callable[[Stage], Recipe] | None = None,
+    ) -> None:
         self.task = task
         self.hooks = hooks
-        self.iteration = 0
-        self.step = 0
         self.total_steps = task.iterations * steps_per_iteration
+        self.on_expert: Callable[[int, int], None] = lambda done, total: None
         self._steps_per_iteration = steps_per_iteration
-        self._moments = 0
+        self._space = task.recipe.preprocessing
+        self._recipe = recipe
         self._leaf: Tensor | None = None
-        shape = (1, -1, 1, 1)
         device = task.real.images.device
-        self._mean = torch.tensor(task.recipe.mean, device=device).view(shape)
-        self._std = torch.tensor(task.recipe.std, device=device).view(shape)
+        self.learned = {
+            name: value.detach().clone().to(device).requires_grad_()
+            for name, value in (learned or {}).items()
+        }
+        self.labels = torch.arange(task.classes, device=device).repeat_interleave(task.ipc)
+        self.enter(0, 0)
         self.real = fold(hooks, "on_start", self.moment("on_start"), task.real)
         self._rows = self._rows_by_class(self.real.labels)
-        self.labels = torch.arange(task.classes, device=device).repeat_interleave(task.ipc)
         self._leaf = self._initial().requires_grad_()
 
     # Where we are ------------------------------------------------------------------------------
 
     def enter(self, iteration: int, step: int) -> None:
         """Move to synthetic step ``step`` of ``iteration``, both counted from 0."""
+        self.phase: Phase = "distill"
         self.iteration = iteration
         self.step = iteration * self._steps_per_iteration + step
+        self._place: tuple[int, ...] = (self.step,)
+        self._moments = 0
+
+    def enter_expert(self, round_: int, expert: int, epoch: int) -> None:
+        """Move to an expert's training, before the synthetic step at hand."""
+        self.phase = "expert"
+        self._place = (_NO_STEP, round_, expert, epoch)
         self._moments = 0
 
     @property
@@ -97,16 +124,25 @@ class Stage:
 
     def pixels(self) -> Tensor:
         """The images in pixel space, attached to the leaf."""
-        return self.leaf * self._std + self._mean
+        return self._space.pixels(self.leaf)
 
     def synthetic(self) -> Batch:
         """The current set in pixel space, detached."""
         return Batch(images=self.pixels().detach(), labels=self.labels)
 
+    @property
+    def recipe(self) -> Recipe:
+        """How networks train on the current set."""
+        return self._recipe(self) if self._recipe else self.task.recipe
+
+    def made(self) -> Distillate:
+        """The current set with its recipe."""
+        return Distillate(batch=self.synthetic(), recipe=self.recipe)
+
     def write(self, images: Tensor) -> None:
         """Write pixel-space ``images`` into the leaf; the optimiser's state stays."""
         with torch.no_grad():
-            self.leaf.copy_((images - self._mean) / self._std)
+            self.leaf.copy_(self._space.normalise(images))
 
     # Real images -------------------------------------------------------------------------------
 
@@ -114,11 +150,33 @@ class Stage:
         """At most ``count`` real rows of class ``label``, without repetition, as the hooks show."""
         rows = self._rows[label]
         order = torch.randperm(len(rows), generator=generator)[:count]
-        drawn = rows[order.to(rows.device)]
-        chosen = fold(self.hooks, "on_sample", self.moment("on_sample"), drawn, label)
-        if chosen is not drawn and not bool(((chosen >= 0) & (chosen < len(self.real))).all()):
+        return self._show(self._sampled(label, rows[order.to(rows.device)]))
+
+    def draw_mixed(self, count: int, generator: torch.Generator) -> Batch:
+        """At most ``count`` rows of all classes as they come, as the hooks show them."""
+        return next(self.batches(count, generator))
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """The whole training set in random order, ``size`` rows at a time, as the hooks show it."""
+        device = self.real.labels.device
+        for rows in shuffled(len(self.real), size, generator, device):
+            chosen = rows
+            if listeners(self.hooks, "on_sample"):
+                chosen = rows.clone()
+                for label in self.real.labels[rows].unique().tolist():
+                    own = self.real.labels[rows] == label
+                    chosen[own] = self._sampled(label, rows[own])
+            yield self._show(chosen)
+
+    def _sampled(self, label: int, rows: Tensor) -> Tensor:
+        """The rows that the hooks want in place of ``rows`` of class ``label``."""
+        chosen = fold(self.hooks, "on_sample", self.moment("on_sample"), rows, label)
+        if chosen is not rows and not bool(((chosen >= 0) & (chosen < len(self.real))).all()):
             raise RunError(f"on_sample at step {self.step}: a row outside the training set")
-        return fold(self.hooks, "on_draw", self.moment("on_draw"), self.real.rows(chosen))
+        return chosen
+
+    def _show(self, rows: Tensor) -> Batch:
+        return fold(self.hooks, "on_draw", self.moment("on_draw"), self.real.rows(rows))
 
     def _rows_by_class(self, labels: Tensor) -> list[Tensor]:
         rows = [torch.nonzero(labels == label)[:, 0] for label in range(self.task.classes)]
@@ -137,16 +195,16 @@ class Stage:
             key = (EVENTS.index(event), self._moments)
             students = itertools.count()
             return Moment(
-                phase="distill",
+                phase=self.phase,
                 iteration=self.iteration,
                 step=self.step,
                 progress=self.step / self.total_steps,
                 network=None if network is None else frozen_copy(network),
                 real=self.task.real,
                 synthetic=None if self._leaf is None else self.synthetic(),
-                recipe=self.task.recipe,
+                recipe=self.recipe,
                 train_student=lambda: self._student(*key, next(students)),
-                rng=self.generator("attack", *key),
+                rng=self.task.streams.generator("attack", *self._place, *key),
             )
 
         return make
@@ -154,9 +212,9 @@ class Stage:
     def _student(self, *key: int) -> nn.Module:
         """A fresh network trained on the current set by the victims' recipe."""
         streams = self.task.streams
-        network = self.task.network(streams.integer("attack", self.step, *key, 0))
-        generator = streams.generator("attack", self.step, *key, 1)
-        return fit(network, self.synthetic(), self.task.recipe, generator)
+        network = self.task.network(streams.integer("attack", *self._place, *key, 0))
+        generator = streams.generator("attack", *self._place, *key, 1)
+        return fit(network, self.synthetic(), self.recipe, generator)
 
     # The start ---------------------------------------------------------------------------------
 
@@ -176,7 +234,7 @@ class Stage:
                     f"class {label} has {len(images)} rows to start {task.ipc} images per class "
                     f"from: lower --ipc or start from noise (--init noise)"
                 )
-        return (torch.cat(drawn) - self._mean) / self._std
+        return self._space.normalise(torch.cat(drawn))
 
     def _untouched_rows(self, generator: torch.Generator) -> list[Tensor]:
         """Clean pixels of rows that kept their label, class by class.

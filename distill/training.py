@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from . import weights
 from .augment import Augmentation, parse_strategy
 from .types import Batch, Recipe, RunError
 
@@ -25,27 +26,57 @@ def fit(network: nn.Module, batch: Batch, recipe: Recipe, generator: torch.Gener
     """Train ``network`` in place on ``batch`` by ``recipe`` and return it in evaluation mode.
 
     SGD with the recipe's momentum and weight decay, every epoch in a fresh order, the learning
-    rate cut to a tenth for the second half. ``generator`` (CPU) gives orders and augmentation.
+    rate cut to a tenth for the second half; or the recipe's own steps where it has any.
+    ``generator`` (CPU) gives orders and augmentation.
 
     Deviation from the published evaluation: it runs one epoch more and drops the rate (losing the
     momentum) after epoch ``epochs // 2 + 1``; here the momentum stays.
     Errors: ``RunError`` when the training loss is not finite.
     """
     network.train()
-    optimiser = torch.optim.SGD(
-        network.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
+    if recipe.initial is not None and recipe.initial.numel() == weights.count(network):
+        weights.write(network, recipe.initial)
+    loss = (_descend if recipe.steps else _anneal)(network, batch, recipe, generator)
+    if not bool(loss.isfinite()):
+        raise RunError(f"training did not converge: the loss is {loss.item()}")
+    return network.eval()
+
+
+def _anneal(network: nn.Module, batch: Batch, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """The recipe's epochs; returns the last mini-batch's loss."""
+    optimiser = sgd(network, recipe)
     drop = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones=[recipe.epochs // 2 + 1])
     loss = torch.zeros(())
     for _ in range(recipe.epochs):
         loss = train_epoch(network, optimiser, batch, recipe, generator)
         drop.step()
-    if not bool(loss.isfinite()):
-        raise RunError(f"training did not converge: the loss is {loss.item()}")
-    return network.eval()
+    return loss
+
+
+def _descend(
+    network: nn.Module, batch: Batch, recipe: Recipe, generator: torch.Generator
+) -> Tensor:
+    """The recipe's steps, each on its own rows at its own rate; returns the last step's loss."""
+    parameters = list(network.parameters())
+    loss = torch.zeros(())
+    for step in recipe.steps:
+        rows = torch.tensor(step.rows, device=batch.labels.device)
+        loss = functional.cross_entropy(network(batch.images[rows]), batch.labels[rows])
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.sub_(gradient, alpha=step.rate)
+    return loss.detach()
+
+
+def sgd(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """The recipe's optimiser for ``network``."""
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
 
 
 def train_epoch(
@@ -56,13 +87,26 @@ def train_epoch(
     generator: torch.Generator,
 ) -> Tensor:
     """One epoch over ``batch`` in random order; returns the last mini-batch's loss, detached."""
-    augmentation = Augmentation(parse_strategy(recipe.augment), recipe.mean, recipe.std)
+    order = shuffled(len(batch), recipe.batch_size, generator, batch.images.device)
+    pieces = (batch.rows(rows) for rows in order)
+    return train_on(network, optimiser, pieces, recipe, generator)
+
+
+def train_on(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    pieces: Iterable[Batch],
+    recipe: Recipe,
+    generator: torch.Generator,
+) -> Tensor:
+    """One step on each mini-batch, augmented; returns the last one's loss, detached."""
+    augmentation = Augmentation(parse_strategy(recipe.augment), recipe.preprocessing)
     loss = torch.zeros(())
-    for rows in shuffled(len(batch), recipe.batch_size, generator, batch.images.device):
-        images, labels = batch.images[rows], batch.labels[rows]
+    for piece in pieces:
+        images = piece.images
         if augmentation.strategy:
             images = augmentation.draw(images.shape, generator, shared=False)(images)
-        loss = functional.cross_entropy(network(images), labels)
+        loss = functional.cross_entropy(network(images), piece.labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

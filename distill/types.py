@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
+
+from .preprocessing import Preprocessing, Zca, digest
 
 
 class DistillsecError(Exception):
@@ -64,23 +66,73 @@ class Batch:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of gradient descent: the set's ``rows`` that it sees, and its learning ``rate``."""
+
+    rows: tuple[int, ...]
+    rate: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Recipe:
     """How a network is trained on a distilled set; it travels in the set's file.
 
-    mean, std: per-channel normalisation, pixel units.
+    mean, std: per-channel normalisation, pixel units. zca: a whitening that follows it.
     epochs, lr, momentum, weight_decay, batch_size: SGD; the rate falls to a tenth at half of the
     epochs. augment: siamese-augmentation operations joined by ``_`` (``color_crop_cutout``), each
     image with its own parameters while training; empty for none.
+    steps: where there are any, training is these steps of plain gradient descent instead.
+    initial: ``float32 (P,)``, the weights that training starts from, laid end to end; a network
+    with another number of weights starts from its own.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    zca: Zca | None = None
     epochs: int = 300
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch_size: int = 256
     augment: str = ""
+    steps: tuple[Step, ...] = ()
+    initial: Tensor | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Pixel space to normalised space and back."""
+        return Preprocessing(self.mean, self.std, self.zca)
+
+    def to(self, device: torch.device | str) -> Recipe:
+        """The same with its tensors on ``device``."""
+        zca = None if self.zca is None else self.zca.to(device)
+        initial = None if self.initial is None else self.initial.to(device)
+        return dataclasses.replace(self, zca=zca, initial=initial)
+
+    def describe(self) -> dict[str, Any]:
+        """The recipe in words and numbers that JSON can hold; tensors by their digest."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return values | {
+            "zca": None if self.zca is None else self.zca.describe(),
+            "steps": [dataclasses.asdict(step) for step in self.steps],
+            "initial": None if self.initial is None else digest(self.initial),
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.describe() == other.describe()
+
+    def __hash__(self) -> int:
+        return hash(repr(self.describe()))
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Distillate:
+    """What a distillation has made so far: the synthetic images, and how networks train on them."""
+
+    batch: Batch
+    recipe: Recipe
 
 
 @final
@@ -104,7 +156,7 @@ class DistilledSet:
 
     def to(self, device: torch.device | str) -> DistilledSet:
         """This set on ``device``."""
-        return dataclasses.replace(self, batch=self.batch.to(device))
+        return dataclasses.replace(self, batch=self.batch.to(device), recipe=self.recipe.to(device))
 
 
 def hard_labels(labels: Tensor) -> Tensor:

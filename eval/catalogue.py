@@ -15,6 +15,9 @@ from ..distill.data import DATASETS
 from ..distill.networks import NETWORKS
 from .presets import load_preset, preset_names
 
+# What a catalogue says of a row beside its description.
+_TOLD = {"figures": "measured", "cost": "cost", "needs": "needs"}
+
 Rows = dict[str, dict[str, Any]]
 
 
@@ -56,10 +59,17 @@ def _presets() -> Rows:
     }
 
 
+def _backends() -> Rows:
+    rows = _with_options(BACKENDS)
+    for name, backend in BACKENDS.items():
+        rows[name] |= {"cost": backend.cost, "needs": backend.needs}
+    return rows
+
+
 CATALOGUES: Mapping[str, Callable[[], Rows]] = {
     "presets": _presets,
     "datasets": lambda: {n: {"description": e.description} for n, e in DATASETS.items()},
-    "backends": lambda: _with_options(BACKENDS),
+    "backends": _backends,
     "networks": lambda: {n: {"description": e.description} for n, e in NETWORKS.items()},
     "attacks": lambda: _with_options(ATTACKS),
 }
@@ -72,8 +82,9 @@ def as_text(kind: str) -> str:
     width = max(map(len, rows), default=0)
     for name, row in rows.items():
         lines.append(f"  {name:<{width}}  {row['description']}")
-        if row.get("figures"):
-            lines.append(f"  {'':<{width}}  measured: {row['figures']}")
+        for key, title in _TOLD.items():
+            if row.get(key):
+                lines.append(f"  {'':<{width}}  {title}: {row[key]}")
         for key, option in row.get("options", {}).items():
             default = "" if option["default"] is None else f" (default {option['default']})"
             lines.append(f"  {'':<{width}}    {key}: {option['description']}{default}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
@@ -39,12 +39,15 @@ def run_cell(
     data_dir: Path | str | None = None,
     resume: bool = False,
     control_run: Path | str | None = None,
+    buffer: Path | str | None = None,
     reporter: Reporter | None = None,
 ) -> Record:
     """Run ``config`` in the folder ``out`` and return its record, which also lies there.
 
     given: the keys that were not defaults. resume: take up the run in ``out``; a finished one just
-    gives its record. control_run: a folder with a finished clean twin to reuse.
+    gives its record. control_run: a folder with a finished clean twin to reuse. buffer: a folder
+    for expert buffers, by attack (``clean`` for none), which later runs may reuse; by default they
+    lie in ``out`` itself.
     Errors: ``RequestError`` before anything is written; whatever fails later is also in the record,
     with status ``error``, and the last checkpoint stays.
     """
@@ -62,7 +65,8 @@ def run_cell(
         if earlier.status == "done":
             return earlier
     with folder.keeping(record):
-        _Cell(workshop, folder, record, reporter).run(control_run)
+        shared = None if buffer is None else Path(buffer).absolute()
+        _Cell(workshop, folder, record, reporter, shared).run(control_run)
     return record
 
 
@@ -71,10 +75,15 @@ class _Cell:
     """The steps of one cell, sharing its workshop, folder, record and reporter."""
 
     def __init__(
-        self, workshop: Workshop, folder: RunFolder, record: Record, reporter: Reporter
+        self,
+        workshop: Workshop,
+        folder: RunFolder,
+        record: Record,
+        reporter: Reporter,
+        buffer: Path | None,
     ) -> None:
         self._workshop, self._folder = workshop, folder
-        self._record, self._reporter = record, reporter
+        self._record, self._reporter, self._buffer = record, reporter, buffer
         self._config = workshop.config
 
     def run(self, control_run: Path | None) -> None:
@@ -100,7 +109,9 @@ class _Cell:
         self, workshop: Workshop, folder: RunFolder, attack: Attack | None, title: str
     ) -> DistilledSet:
         """Distil in ``folder`` from its checkpoint on, and write the set (and the trigger)."""
-        task, backend = workshop.task(), workshop.backend()
+        name = re.sub(r"[^\w.-]+", "_", workshop.config.attack or "clean")
+        scratch = self._buffer / name if self._buffer else folder.experts
+        task, backend = workshop.task(scratch), workshop.backend()
         key = workshop.config.key()
         kept = folder.load(key, task.real.images.device)
         state, spent = kept if kept else (None, 0.0)
@@ -109,11 +120,13 @@ class _Cell:
         with self._reporter.phase(title, total, done) as phase:
             watcher = Watcher(workshop, folder, attack, phase, spent)
             hooks = [attack] if attack else []
-            batch = distil(task, backend, hooks, observer=watcher, state=state)
-        distilled = workshop.finished(batch)
+            made = distil(task, backend, hooks, observer=watcher, state=state)
+        distilled = workshop.finished(made)
         save_set(folder.distilled, distilled)
-        name = "control_seconds" if folder is not self._folder else "distil_seconds"
-        self._record.timings[name] = watcher.seconds()
+        if folder is self._folder:
+            self._record.recipe = distilled.recipe.describe()
+        spent_on = "distil_seconds" if folder is self._folder else "control_seconds"
+        self._record.timings[spent_on] = watcher.seconds()
         if attack:
             save_trigger(folder.trigger, attack.trigger.tensors(), self._trigger_info(attack))
         return distilled
@@ -222,6 +235,7 @@ class _Cell:
         folder = RunFolder(self._folder.control)
         workshop = Workshop(self._config.without_attack(), self._workshop.data)
         record = new_record(workshop, self._record.config_given)
+        record.recipe = twin.recipe.describe()
         record.timings = {"distil_seconds": self._record.timings["control_seconds"]}
         prefix = "control_"
         record.metrics = {
@@ -248,7 +262,7 @@ def new_record(workshop: Workshop, given: Sequence[str], kind: Kind | None = Non
         environment=environment(config.run.device),
         command=command_line(),
         dataset=workshop.describe_data(),
-        recipe=asdict(workshop.recipe),
+        recipe=workshop.recipe.describe(),
     )
 
 

@@ -39,6 +39,9 @@ class DataSection(Section):
 
     dataset: str = Field("digits", description="a name of `list datasets`, folder:PATH or npz:PATH")
     image_size: int | None = Field(None, ge=4, le=1024, description="resize to this side")
+    zca: bool = Field(
+        False, description="ZCA whitening of the images, fitted on the clean training set"
+    )
 
 
 @final
@@ -60,7 +63,11 @@ class VictimSection(Section):
     victim_epochs: int | None = Field(
         None, ge=1, description="training epochs (default: the backend's published recipe)"
     )
-    victim_lr: float = Field(0.01, gt=0, description="SGD learning rate, a tenth after half")
+    victim_lr: float | None = Field(
+        None,
+        gt=0,
+        description="SGD learning rate, a tenth after half (default: 0.01, or the learned one)",
+    )
     victim_augment: str | None = Field(
         None, description="siamese operations joined by _, or none (default: the backend's)"
     )
@@ -233,6 +240,7 @@ def _resolve_recipe(victims: VictimSection, backend: type[Backend], flips: bool)
     return victims.model_copy(
         update={
             "victim_epochs": victims.victim_epochs or backend.victim_epochs,
+            "victim_lr": victims.victim_lr or backend.victim_lr,
             "victim_augment": "_".join(parse_strategy(augment)),
         }
     )

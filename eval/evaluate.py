@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
 import torch
 
 from ..attacks import PatchTrigger, TestCase
-from ..distill.artifact import export_png, import_pt, load_set, load_trigger, pixel_range, quantised
+from ..distill.artifact import export_png, load_set, load_trigger, pixel_range, quantised
+from ..distill.foreign import import_pt
 from ..distill.types import DistilledSet, Recipe, RequestError
 from .cell import draw_set, new_record
 from .checks import check_same_run
@@ -95,7 +96,7 @@ def evaluate(
     _check_fit(found.set_file, distilled, workshop)
     trigger = Path(trigger) if trigger else found.trigger_file
     record = new_record(workshop, given, "evaluate")
-    record.recipe = asdict(distilled.recipe)
+    record.recipe = distilled.recipe.describe()
     if png:
         distilled = quantised(distilled)
         record.labels.append("8-bit images: clipped to [0, 1] and rounded")
@@ -134,7 +135,7 @@ def _check_source(path: Path, record: Record) -> None:
 
 def _fingerprint(recipe: Recipe, png: bool, *files: Path | None) -> str:
     """What an evaluation depends on beside its configuration."""
-    digest = hashlib.blake2b(repr((recipe, png)).encode(), digest_size=8)
+    digest = hashlib.blake2b(repr((recipe.describe(), png)).encode(), digest_size=8)
     for file in files:
         digest.update(file.read_bytes() if file else b"none")
     return digest.hexdigest()
@@ -164,16 +165,17 @@ def _measure(
 
 
 def _with_recipe(distilled: DistilledSet, workshop: Workshop, given: Sequence[str]) -> DistilledSet:
-    """The set's own recipe, changed only where the user asked for it."""
-    wanted, changes = workshop.recipe, {}
-    for key, field in (("victim_epochs", "epochs"), ("victim_lr", "lr")):
-        if key in given:
-            changes[field] = getattr(wanted, field)
-    if "victim_augment" in given:
-        return replace(
-            distilled, recipe=replace(distilled.recipe, augment=wanted.augment, **changes)
-        )
-    return replace(distilled, recipe=replace(distilled.recipe, **changes))
+    """The set's own recipe, changed only where the user asked for it.
+
+    Steps that were learned give way to training by epochs as soon as anything of it is asked for.
+    """
+    wanted = workshop.recipe
+    fields = {"victim_epochs": "epochs", "victim_lr": "lr", "victim_augment": "augment"}
+    changes = {field: getattr(wanted, field) for key, field in fields.items() if key in given}
+    if not changes:
+        return distilled
+    recipe = replace(distilled.recipe, **changes, steps=(), initial=None)
+    return replace(distilled, recipe=recipe)
 
 
 def _check_fit(path: Path, distilled: DistilledSet, workshop: Workshop) -> None:

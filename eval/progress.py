@@ -28,9 +28,9 @@ class Phase:
     """A running phase; a context manager."""
 
     def __init__(self, title: str, total: int, done: int, *, silent: bool, bar: bool) -> None:
-        self._title, self._total, self._first = title, total, done
+        self._title, self._total, self._first, self._reached = title, total, done, done
         self._silent = silent
-        self._begun = self._told = time.monotonic()
+        self._entered = self._begun = self._told = time.monotonic()
         self._estimated = False
         self._bar = None
         if bar and not silent:
@@ -48,12 +48,13 @@ class Phase:
         if self._bar is not None:
             self._bar.close()
         elif not self._silent and error is None:
-            took = duration(time.monotonic() - self._begun)
+            took = duration(time.monotonic() - self._entered)
             _tell(f"{self._title}: done in {took}")
 
     def reach(self, done: int) -> None:
         """Show that ``done`` units are over; a long run's length is told after the first."""
         now = time.monotonic()
+        self._reached = done
         rate = (now - self._begun) / max(1, done - self._first)
         left = rate * (self._total - done)
         if not self._estimated:
@@ -68,6 +69,17 @@ class Phase:
         elif not self._silent and now - self._told >= _SECONDS_BETWEEN_LINES:
             self._told = now
             _tell(f"{self._title}: {done}/{self._total}, about {duration(left)} left")
+
+    def side(self, title: str, done: int, total: int) -> None:
+        """Show work that comes before the phase's next unit; its time is not the units'."""
+        now = time.monotonic()
+        if done == total:
+            self._begun, self._first = now, self._reached
+        if self._bar is not None:
+            self._bar.set_postfix_str("" if done == total else f"{title} {done}/{total}")
+        elif not self._silent and (done == total or now - self._told >= _SECONDS_BETWEEN_LINES):
+            self._told = now
+            _tell(f"{self._title}: {title}, {done}/{total}")
 
     def _note(self, text: str) -> None:
         if self._bar is not None:

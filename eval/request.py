@@ -22,10 +22,13 @@ def gather(
     settings: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Flat keys from a preset, then a YAML file, then ``key=value`` settings, then options."""
+    """Flat keys from a preset, then a YAML file, then ``key=value`` settings, then options.
+
+    A clean preset may have keys for whoever attacks it, under ``attack_config``.
+    """
     keys: dict[str, Any] = {}
-    if preset is not None:
-        keys.update(load_preset(preset)["config"])
+    found = load_preset(preset) if preset is not None else {}
+    keys.update(found.get("config", {}))
     if file is not None:
         keys.update(read_yaml(file))
     for setting in settings:
@@ -34,7 +37,7 @@ def gather(
             raise RequestError(f"--set wants key=value, got {setting!r}")
         keys[_as_key(key)] = _value(text, setting)
     keys.update({key: value for key, value in (options or {}).items() if value is not None})
-    return keys
+    return {**found.get("attack_config", {}), **keys} if keys.get("attack") else keys
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

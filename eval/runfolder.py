@@ -22,6 +22,7 @@ from ..distill.files import (
     write_tensors,
 )
 from ..distill.loop import LoopState
+from ..distill.resume import below, under
 from ..distill.types import DistillsecError, RequestError
 from .record import Record, Status, read_record
 
@@ -53,6 +54,7 @@ class RunFolder:
         self.distilled = path / "distilled.safetensors"
         self.trigger = path / "trigger.safetensors"
         self.control = path / "control"
+        self.experts = path / "experts"
         self._log = path / "progress.jsonl"
         self._state = path / "checkpoint" / "state.safetensors"
         self._scores = path / "checkpoint" / "victims.json"
@@ -140,9 +142,9 @@ class RunFolder:
             return
         state = make()
         tensors: dict[str, Tensor] = {"leaf": state.leaf}
-        tensors.update({f"optimiser.{name}": value for name, value in state.optimiser.items()})
+        tensors |= under("learned", state.learned) | under("optimiser", state.optimiser)
         for number, hook in enumerate(state.hooks):
-            tensors.update({f"hook.{number}.{name}": value for name, value in hook.items()})
+            tensors |= under(f"hook.{number}", hook)
         info = {
             "iteration": state.iteration,
             "key": key,
@@ -178,8 +180,9 @@ class RunFolder:
             state = LoopState(
                 iteration=int(info["iteration"]),
                 leaf=tensors["leaf"],
-                optimiser=_under("optimiser.", tensors),
-                hooks=[_under(f"hook.{number}.", tensors) for number in range(int(info["hooks"]))],
+                learned=below("learned", tensors),
+                optimiser=below("optimiser", tensors),
+                hooks=[below(f"hook.{number}", tensors) for number in range(int(info["hooks"]))],
             )
             return state, str(info["key"]), float(info["seconds"])
         except (KeyError, TypeError, ValueError) as error:
@@ -204,14 +207,6 @@ class RunFolder:
         """Remember one victim's scores."""
         self._scores.parent.mkdir(exist_ok=True)
         write_json(self._scores, {**self.scores(), name: dict(scores)})
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
 
 
 def _write(path: Path, text: str) -> None:

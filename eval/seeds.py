@@ -22,12 +22,14 @@ def run_seeds(
     given: Sequence[str] = (),
     data_dir: Path | str | None = None,
     resume: bool = False,
+    buffer: Path | str | None = None,
     reporter: Reporter | None = None,
 ) -> Record:
     """``count`` runs with seeds ``seed``, ``seed + 1``, … in ``out/seed-N``, and their summary.
 
     A victim's rate is nested in its set, so each seed gives one number, the mean over its victims,
     and the interval is over seeds. Seeds that are done are not run again with ``resume``.
+    buffer: as for ``run_cell``, with a folder for each seed.
     """
     reporter = reporter or Reporter()
     out = Path(out)
@@ -49,6 +51,7 @@ def run_seeds(
                 given=given,
                 data_dir=data_dir,
                 resume=resume and place.exists(),
+                buffer=None if buffer is None else Path(buffer) / f"seed-{seed}",
                 reporter=reporter,
             )
         )

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from ..attacks import Attack
 from ..distill.loop import LoopState
-from ..distill.types import Batch
+from ..distill.types import Distillate
 from .metrics import Scores, rates
 from .progress import Phase
 from .runfolder import RunFolder
@@ -39,8 +39,11 @@ class Watcher:
     def on_step(self, done: int, total: int) -> None:
         self._phase.reach(done)
 
+    def on_expert(self, done: int, total: int) -> None:
+        self._phase.side("training experts", done, total)
+
     def on_iteration(
-        self, iteration: int, loss: float, synthetic: Batch, state: Callable[[], LoopState]
+        self, iteration: int, loss: float, made: Distillate, state: Callable[[], LoopState]
     ) -> None:
         config = self._workshop.config
         row: dict[str, Any] = {"iteration": iteration, "loss": loss}
@@ -48,16 +51,16 @@ class Watcher:
             row["trigger_linf"] = self._attack.trigger.describe()["linf"]
         every = config.run.curve_every
         if every and iteration % every == 0:
-            row |= self._look(synthetic)
+            row |= self._look(made)
         row["seconds"] = round(self.seconds(), 3)
         self._folder.log(row)
         last = iteration == config.backend.iterations
         self._folder.save(state, config.key(), self.seconds(), force=last)
 
-    def _look(self, synthetic: Batch) -> Scores:
+    def _look(self, made: Distillate) -> Scores:
         """One victim trained on the set as it stands."""
         workshop, test = self._workshop, self._workshop.data.test
         network = next(iter(workshop.victim_networks().values()))
-        victim = train_victim(workshop.finished(synthetic), network, workshop.streams, 0)
+        victim = train_victim(workshop.finished(made), network, workshop.streams, 0)
         case = self._attack.test_case(test.images, test.labels) if self._attack else None
         return rates(victim, test, case)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -18,7 +18,7 @@ from ..distill.memory import keep_freed_memory
 from ..distill.networks import NetworkSpec, build_network
 from ..distill.randomness import Streams
 from ..distill.stage import Stage, Task
-from ..distill.types import Batch, DistilledSet, Recipe, RequestError, RunError
+from ..distill.types import Distillate, DistilledSet, Recipe, RequestError, RunError
 from .config import Config
 from .victims import NetworkFactory
 
@@ -38,28 +38,43 @@ class Workshop:
 
     @property
     def recipe(self) -> Recipe:
-        """How victims train; it travels in the set's file."""
-        victims = self.config.victims
-        if victims.victim_epochs is None or victims.victim_augment is None:
+        """How victims train, before a backend has learned anything; it travels in the set's file.
+
+        What the configuration leaves to the backend has the default of ``Recipe`` until then.
+        """
+        space = self.data.preprocessing
+        augment = self.config.victims.victim_augment
+        if augment is None:
             raise RequestError("the victims' recipe is not resolved: use configure()")
-        return Recipe(
-            mean=self.data.mean,
-            std=self.data.std,
-            epochs=victims.victim_epochs,
-            lr=victims.victim_lr,
-            augment=victims.victim_augment,
-        )
+        recipe = Recipe(mean=space.mean, std=space.std, zca=space.zca, augment=augment)
+        return self.with_wishes(recipe)
+
+    def with_wishes(self, recipe: Recipe) -> Recipe:
+        """``recipe`` with the epochs and the rate that the configuration asks for.
+
+        Whoever asks for one of them asks for training by epochs, in place of steps that were
+        learned.
+        """
+        victims = self.config.victims
+        wishes: dict[str, Any] = {"epochs": victims.victim_epochs, "lr": victims.victim_lr}
+        wishes = {key: value for key, value in wishes.items() if value is not None}
+        if not wishes:
+            return recipe
+        augment = victims.victim_augment or ""
+        return replace(recipe, **wishes, augment=augment, steps=(), initial=None)
 
     def network(self, spec: NetworkSpec) -> NetworkFactory:
         """Fresh networks of ``spec`` for this data, by seed."""
+        space = self.data.preprocessing
 
         def build(seed: int) -> nn.Module:
             return build_network(
                 spec,
                 image_shape=self.data.image_shape,
                 classes=len(self.data.classes),
-                mean=self.data.mean,
-                std=self.data.std,
+                mean=space.mean,
+                std=space.std,
+                zca=space.zca,
                 seed=seed,
                 device=self.config.run.device,
             )
@@ -77,8 +92,8 @@ class Workshop:
         specs = {name: own if name == own.network else NetworkSpec(network=name) for name in names}
         return {name: self.network(spec) for name, spec in specs.items()}
 
-    def task(self) -> Task:
-        """The distillation that the configuration asks for."""
+    def task(self, scratch: Path | None = None) -> Task:
+        """The distillation that the configuration asks for; ``scratch`` as in ``Task``."""
         options = self.config.backend
         return Task(
             real=self.data.train,
@@ -90,7 +105,22 @@ class Workshop:
             recipe=self.recipe,
             network=self.network(self.config.network),
             streams=self.streams,
+            scratch=scratch,
+            identity=self._identity(),
         )
+
+    def _identity(self) -> dict[str, Any]:
+        """What trained networks depend on beside the data they see and the way they train."""
+        config, run = self.config, self.config.run
+        options = config.attack_options
+        return {
+            **config.data.model_dump(),
+            **config.network.model_dump(),
+            "attack": config.attack,
+            "attack_options": options.model_dump(mode="json") if options else None,
+            "device": run.device,
+            "threads": run.threads,
+        }
 
     def backend(self) -> Backend:
         """The backend with its options."""
@@ -115,7 +145,9 @@ class Workshop:
         """
         attack = self.attack()
         with contextlib.suppress(RunError):
-            Stage(self.task(), [attack] if attack else [], self.backend().steps())
+            backend = self.backend()
+            hooks = [attack] if attack else []
+            Stage(self.task(), hooks, backend.steps(), learned=backend.learned())
 
     def scenery(self) -> Scenery:
         """What an attacker knows of the data."""
@@ -142,9 +174,10 @@ class Workshop:
             "fingerprint": digest.hexdigest(),
         }
 
-    def finished(self, synthetic: Batch) -> DistilledSet:
-        """``synthetic`` as it is given away: with its classes and recipe."""
-        return DistilledSet(batch=synthetic, classes=self.data.classes, recipe=self.recipe)
+    def finished(self, made: Distillate) -> DistilledSet:
+        """What was made as it is given away: with its classes and recipe."""
+        recipe = self.with_wishes(made.recipe)
+        return DistilledSet(batch=made.batch, classes=self.data.classes, recipe=recipe)
 
 
 def open_workshop(
@@ -164,8 +197,11 @@ def open_workshop(
         image_size=config.data.image_size,
         progress=bars,
     ).to(config.run.device)
+    if config.data.zca:
+        data = data.whitened()
     workshop = Workshop(config, data)
     for build in (workshop.network(config.network), *workshop.victim_networks().values()):
         build(0)
+    workshop.backend()
     workshop.attack()
     return workshop

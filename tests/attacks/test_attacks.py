@@ -33,7 +33,7 @@ def make(name: str, scenery: Scenery, **options: Any) -> Attack:
 def run(task: Task, attack: Hook | None) -> Tensor:
     options = GradientMatchingOptions(batch_real=16, outer_loop=2, inner_loop=1)
     backend = DC(options, ipc=task.ipc, recipe=task.recipe)
-    return distil(task, backend, [attack] if attack else []).images
+    return distil(task, backend, [attack] if attack else []).batch.images
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -153,10 +153,10 @@ def test_a_data_owners_draws_are_the_honest_distillers(
 
     options = GradientMatchingOptions(batch_real=16)
     backend = DC(options, ipc=1, recipe=task.recipe)
-    attacked = distil(task, backend, [naive, Keep()]).images
+    attacked = distil(task, backend, [naive, Keep()]).batch.images
 
     class Substitute(Hook):
         def on_start(self, moment: Moment, real: Batch) -> Batch:
             return kept[0]
 
-    assert torch.equal(distil(task, backend, [Substitute()]).images, attacked)
+    assert torch.equal(distil(task, backend, [Substitute()]).batch.images, attacked)

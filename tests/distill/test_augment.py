@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distillsec.distill.augment import OPERATIONS, Augmentation, Transform, parse_strategy
+from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import RequestError
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.25, 0.2, 0.3)
@@ -29,7 +30,7 @@ def pixels(*shape: int, seed: int = 1) -> Tensor:
 
 
 def augmentation(operation: str, channels: int = 3) -> Augmentation:
-    return Augmentation(parse_strategy(operation), MEAN[:channels], STD[:channels])
+    return Augmentation(parse_strategy(operation), Preprocessing(MEAN[:channels], STD[:channels]))
 
 
 def brute_color(image: Images, parameters: list[float]) -> Images:
@@ -157,9 +158,9 @@ def test_without_a_strategy_nothing_changes(channels: int) -> None:
 
 def test_what_comes_in_is_the_mean_and_nothing_is_clamped() -> None:
     images = torch.full((1, 3, 8, 8), 0.9, dtype=torch.float64)
-    shifted = Transform("crop", torch.tensor([[1, 0]]), MEAN, STD)(images)
+    shifted = Transform("crop", torch.tensor([[1, 0]]), Preprocessing(MEAN, STD))(images)
     assert shifted[0, :, -1, 0].tolist() == pytest.approx(MEAN)
-    brighter = Transform("color", torch.tensor([[0.5, 1.0, 1.0]]), MEAN, STD)(images)
+    brighter = Transform("color", torch.tensor([[0.5, 1.0, 1.0]]), Preprocessing(MEAN, STD))(images)
     assert brighter[0, :, 0, 0].tolist() == pytest.approx([0.9 + 0.5 * s for s in STD])
     assert brighter.max() > 1
 

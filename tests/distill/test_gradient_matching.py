@@ -28,7 +28,7 @@ from distillsec.distill.networks import NetworkSpec, batch_norm_layers, build_ne
 from distillsec.distill.randomness import Streams
 from distillsec.distill.stage import Stage, Task
 from distillsec.distill.training import accuracy, fit
-from distillsec.distill.types import Batch, Recipe
+from distillsec.distill.types import Batch, Distillate, Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -141,7 +141,7 @@ def test_dc_is_the_papers_algorithm(toy_task: Tasks, steps: int) -> None:
     start = task.streams.generator("init")
     moved = expected - (torch.randn(6, 1, 8, 8, generator=start) * STD + MEAN)
     assert moved.abs().mean() > 1e-4
-    torch.testing.assert_close(distil(task, backend).images, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(distil(task, backend).batch.images, expected, rtol=1e-4, atol=1e-5)
 
 
 # Siamese augmentation --------------------------------------------------------------------------
@@ -185,9 +185,9 @@ def test_dsa_puts_real_and_synthetic_through_the_same_transform(
 def test_dsa_without_operations_is_dc(toy_task: Tasks) -> None:
     task = toy_task(ipc=2)
     settings: dict[str, Any] = {"outer_loop": 2, "inner_loop": 1, "batch_real": 20}
-    plain = distil(task, dc(task, **settings)).images
-    assert torch.equal(distil(task, dsa(task, augment="none", **settings)).images, plain)
-    assert not torch.equal(distil(task, dsa(task, augment="crop", **settings)).images, plain)
+    plain = distil(task, dc(task, **settings)).batch.images
+    assert torch.equal(distil(task, dsa(task, augment="none", **settings)).batch.images, plain)
+    assert not torch.equal(distil(task, dsa(task, augment="crop", **settings)).batch.images, plain)
 
 
 # Batch norm ------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ class Losses(Observer):
     def on_step(self, done: int, total: int) -> None:
         pass
 
-    def on_iteration(self, iteration: int, loss: float, synthetic: Batch, state: Any) -> None:
+    def on_iteration(self, iteration: int, loss: float, made: Distillate, state: Any) -> None:
         self.losses.append(loss)
 
 

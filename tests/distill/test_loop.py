@@ -19,7 +19,7 @@ from distillsec.distill.gradient_matching import (
 from distillsec.distill.hooks import EVENTS, Hook, Moment
 from distillsec.distill.loop import LoopState, Observer, distil
 from distillsec.distill.stage import Stage, Task
-from distillsec.distill.types import Batch, RunError
+from distillsec.distill.types import Batch, Distillate, RunError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,10 +55,10 @@ class Watcher(Observer):
         self.steps.append((done, total))
 
     def on_iteration(
-        self, iteration: int, loss: float, synthetic: Batch, state: Callable[[], LoopState]
+        self, iteration: int, loss: float, made: Distillate, state: Callable[[], LoopState]
     ) -> None:
         self.iterations.append((iteration, loss))
-        self.sets.append(synthetic.images.clone())
+        self.sets.append(made.batch.images.clone())
         self.states.append(state())
 
 
@@ -132,11 +132,11 @@ def test_an_iterations_last_network_advances_only_for_a_hook(
 
     monkeypatch.setattr(DC, "advance", counted)
     task = toy_task(iterations=3)
-    plain = distil(task, dc(task)).images
+    plain = distil(task, dc(task)).batch.images
     assert calls == [0, 2, 4]
     calls.clear()
     listener = type("Listener", (Hook,), {"on_network": lambda self, moment: None})()
-    watched = distil(task, dc(task), [listener]).images
+    watched = distil(task, dc(task), [listener]).batch.images
     assert calls == [0, 1, 2, 3, 4]
     assert torch.equal(plain, watched)  # the twin of an attack is the plain run, bit for bit
 
@@ -146,7 +146,7 @@ def test_an_iterations_last_network_advances_only_for_a_hook(
 
 def test_the_observer_is_told_of_every_step_and_iteration(toy_task: Tasks) -> None:
     task, watcher = toy_task(iterations=3), Watcher()
-    found = distil(task, dc(task), observer=watcher)
+    found = distil(task, dc(task), observer=watcher).batch
     assert watcher.steps == [(done, 6) for done in range(1, 7)]
     assert [number for number, _ in watcher.iterations] == [1, 2, 3]
     assert all(loss > 0 for _, loss in watcher.iterations)
@@ -189,12 +189,12 @@ def test_a_run_resumed_anywhere_ends_bit_for_bit_the_same(
     toy_task: Tasks, toy_scenery: Scenery, make: Any, hooks: Any, changes: Mapping[str, Any]
 ) -> None:
     task, watcher, first = toy_task(ipc=2, iterations=3, **changes), Watcher(), hooks(toy_scenery)
-    whole = distil(task, make(task), first, observer=watcher).images
+    whole = distil(task, make(task), first, observer=watcher).batch.images
     assert len(watcher.states) == 3
     for _ in range(2):  # a state is not used up by a run
         for state in watcher.states:
             again = hooks(toy_scenery)
-            assert torch.equal(distil(task, make(task), again, state=state).images, whole)
+            assert torch.equal(distil(task, make(task), again, state=state).batch.images, whole)
             for old, new in zip(first, again, strict=True):
                 kept, regained = old.state_dict(), new.state_dict()
                 assert kept.keys() == regained.keys()
@@ -204,7 +204,7 @@ def test_a_run_resumed_anywhere_ends_bit_for_bit_the_same(
 def test_the_same_seed_twice_and_another(toy_task: Tasks) -> None:
     def run(seed: int) -> Tensor:
         task = toy_task(seed=seed)
-        return distil(task, dc(task)).images
+        return distil(task, dc(task)).batch.images
 
     assert torch.equal(run(0), run(0))
     assert not torch.allclose(run(0), run(1), atol=0.1)
@@ -240,7 +240,7 @@ def test_clipped_pixels_stay_in_range(toy_task: Tasks) -> None:
     distil(task, dc(task, lr_img=1.0), observer=watcher)
     assert all(images.min() >= 0 and images.max() <= 1 for images in watcher.sets)
     task = toy_task(iterations=3)
-    assert distil(task, dc(task, lr_img=1.0)).images.max() > 1
+    assert distil(task, dc(task, lr_img=1.0)).batch.images.max() > 1
 
 
 def test_an_extra_loss_moves_the_images_by_its_own_gradient(toy_task: Tasks) -> None:
@@ -251,7 +251,7 @@ def test_an_extra_loss_moves_the_images_by_its_own_gradient(toy_task: Tasks) -> 
     task = toy_task(iterations=1)
     start = Stage(task, [], 1).synthetic().images
     plain, greyer = (
-        distil(task, dc(task, outer_loop=1), hooks).images for hooks in ([], [Greyer()])
+        distil(task, dc(task, outer_loop=1), hooks).batch.images for hooks in ([], [Greyer()])
     )
     # d/dz of 3(x − 0.7)² with x = z·std + mean; the step in x is that in z times std.
     expected = -LR * 6 * (start - 0.7) * STD * STD
@@ -265,7 +265,7 @@ def test_on_synthetic_writes_and_leaves_the_optimisers_state(toy_task: Tasks) ->
 
     task, plain, painted = toy_task(iterations=1), Watcher(), Watcher()
     distil(task, dc(task, outer_loop=1), observer=plain)
-    found = distil(task, dc(task, outer_loop=1), [Painter()], observer=painted).images
+    found = distil(task, dc(task, outer_loop=1), [Painter()], observer=painted).batch.images
     torch.testing.assert_close(found, torch.full_like(found, 0.2))
     (ours,), (theirs,) = (w.states[0].optimiser.values() for w in (painted, plain))
     assert torch.equal(ours, theirs)

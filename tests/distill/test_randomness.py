@@ -80,5 +80,5 @@ def test_a_distillation_does_not_depend_on_the_global_generator(
             torch.default_generator.manual_seed(seed)
             task = toy_task(ipc=2)
             backend = DSA(SiameseOptions(outer_loop=2, inner_loop=1), ipc=2, recipe=task.recipe)
-            found.append(distil(task, backend).images)
+            found.append(distil(task, backend).batch.images)
     assert torch.equal(*found)

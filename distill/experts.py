@@ -1,0 +1,269 @@
+"""Experts: networks trained on the real data, whose every epoch's weights are kept in a buffer.
+
+A buffer is a folder. ``manifest.json`` says what its experts depend on; ``experts-NNN.safetensors``
+hold the weights ``(experts, epochs + 1, P)``, read through a memory map, and the hooks' state at
+their end; ``partial.safetensors`` is what a killed training had reached. The experts of one file
+train in lockstep, epoch by epoch, so that a trigger that moves with them moves with all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from . import resume
+from . import weights as flat
+from .files import fault, read_json, read_slice, read_tensors, write_json, write_tensors
+from .hooks import announce
+from .preprocessing import digest
+from .randomness import Streams
+from .stage import Stage
+from .training import sgd, train_on
+from .types import Batch, Recipe, RequestError, RunError
+
+FORMAT_VERSION = 1
+_SECONDS_BETWEEN_CHECKPOINTS = 1.0
+# Writing may take this share of the time, however large the experts are.
+_WRITING_SHARE = 0.05
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ExpertPlan:
+    """Which experts: how many, how long and how they train, from which seed, how many a file."""
+
+    experts: int
+    epochs: int
+    recipe: Recipe
+    decay: bool
+    seed: int
+    together: int
+
+
+@final
+class Buffer:
+    """The finished experts of one round in ``folder``."""
+
+    def __init__(self, folder: Path, plan: ExpertPlan) -> None:
+        self._folder, self._plan = folder, plan
+
+    def weights(self, expert: int, epoch: int) -> Tensor:
+        """``float32 (P,)``, on the CPU: the weights of ``expert`` after ``epoch`` epochs."""
+        file, place = divmod(expert, self._plan.together)
+        return read_slice(_shard(self._folder, file), "weights", place, epoch)
+
+
+def open_buffer(stage: Stage, plan: ExpertPlan, round_: int, *, fresh: bool) -> Buffer:
+    """The experts of ``round_``: those that lie in the task's scratch folder, or made there now.
+
+    fresh: whether the round begins here. Then hooks go into it as they stand, and come out of it
+    as the training left them; else a resumed run is in the middle of it, and hooks stay.
+    Errors: ``RequestError`` where the folder holds experts of another kind or damaged files, or
+    where experts whose trigger has moved on are gone; ``RunError`` where an expert diverges.
+    """
+    if stage.task.scratch is None:
+        raise RequestError("experts are kept in a folder, and this task has no scratch folder")
+    return _Workplace(stage, plan, round_, stage.task.scratch / f"round-{round_}").open(fresh)
+
+
+@final
+class _Workplace:
+    """The training of one round's experts in one folder."""
+
+    def __init__(self, stage: Stage, plan: ExpertPlan, round_: int, folder: Path) -> None:
+        self._stage, self._plan, self._round, self._folder = stage, plan, round_, folder
+        self._streams = Streams(plan.seed)
+        self._manifest = folder / "manifest.json"
+        self._partial = folder / "partial.safetensors"
+        self._saved_at, self._saving = time.monotonic(), 0.0
+
+    def open(self, fresh: bool) -> Buffer:
+        """The finished buffer; ``fresh`` as for ``open_buffer``."""
+        before = digest(*resume.of_hooks(self._stage.hooks).values())
+        manifest = {"format_version": FORMAT_VERSION, "identity": self._identity()}
+        finished = self._check(manifest, before if fresh else None)
+        if not finished:
+            if not fresh and resume.of_hooks(self._stage.hooks):
+                raise RequestError(
+                    f"{self._folder}: the experts of this round are gone, and the attack has moved "
+                    "on since they were trained: start the run anew"
+                )
+            self._train({**manifest, "hooks_before": before})
+        if fresh:
+            self._take_hooks(_shard(self._folder, self._files - 1))
+        return Buffer(self._folder, self._plan)
+
+    # What lies in the folder ---------------------------------------------------------------------
+
+    @property
+    def _files(self) -> int:
+        return -(-self._plan.experts // self._plan.together)
+
+    def _identity(self) -> dict[str, Any]:
+        """All that the experts depend on, as JSON values; hooks apart, which move."""
+        stage, plan = self._stage, self._plan
+        first = stage.task.network(self._streams.integer("expert", self._round, 0))
+        return {
+            **stage.task.identity,
+            **{f"expert_{key}": value for key, value in plan.recipe.describe().items()},
+            "experts": plan.experts,
+            "expert_epochs_trained": plan.epochs,
+            "expert_decay": plan.decay,
+            "expert_seed": plan.seed,
+            "experts_per_file": plan.together,
+            "round": self._round,
+            "data": digest(stage.real.images, stage.real.labels),
+            "first_weights": digest(flat.laid_out(first)),
+        }
+
+    def _check(self, wanted: dict[str, Any], before: str | None) -> bool:
+        """Whether the folder holds finished experts; refuses those of another kind."""
+        if not self._manifest.exists():
+            return False
+        known = read_json(self._manifest)
+        if not isinstance(known, dict) or known.get("format_version") != FORMAT_VERSION:
+            raise fault(self._manifest, "is no manifest of experts that this version reads")
+        # As JSON gives it back: tuples have become lists.
+        ours, theirs = json.loads(json.dumps(wanted["identity"])), known.get("identity")
+        if ours != theirs:
+            raise RequestError(
+                f"{self._folder} holds other experts: {_differences(theirs, ours)}; "
+                "choose another folder for them"
+            )
+        if before is not None and known.get("hooks_before") != before:
+            raise RequestError(f"{self._folder} holds experts of another course of the attack")
+        if not known.get("finished"):
+            return False
+        for file in range(self._files):
+            read_slice(_shard(self._folder, file), "weights", 0, 0)
+        return True
+
+    # Training ------------------------------------------------------------------------------------
+
+    def _train(self, manifest: dict[str, Any]) -> None:
+        """All files that are not there yet."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(f"cannot use {self._folder}: {error.strerror}") from error
+        write_json(self._manifest, {**manifest, "finished": False})
+        for file in range(self._files):
+            if _shard(self._folder, file).exists():
+                self._take_hooks(_shard(self._folder, file))
+            else:
+                self._train_file(file)
+        self._partial.unlink(missing_ok=True)
+        write_json(self._manifest, {**manifest, "finished": True})
+
+    def _train_file(self, file: int) -> None:
+        """The experts of one file, epoch by epoch side by side, from where they stopped."""
+        plan, first = self._plan, file * self._plan.together
+        experts = range(first, min(first + plan.together, plan.experts))
+        group = _Group([self._untrained(expert) for expert in experts], plan)
+        for epoch in range(self._take_up(file, group), plan.epochs):
+            for place, expert in enumerate(experts):
+                self._stage.enter_expert(self._round, expert, epoch)
+                generator = self._streams.generator("expert", self._round, expert, epoch)
+                batches = self._stage.batches(plan.recipe.batch_size, generator)
+                group.train(place, epoch, batches, generator)
+                if epoch + 1 < plan.epochs:
+                    network = group.networks[place]
+                    announce(self._stage.hooks, self._stage.moment("on_network", network))
+                done = first * plan.epochs + epoch * len(experts) + place + 1
+                self._stage.on_expert(done, plan.experts * plan.epochs)
+            self._keep(file, epoch + 1, group)
+        hooks = resume.of_hooks(self._stage.hooks)
+        write_tensors(_shard(self._folder, file), {"weights": group.path, **hooks}, {"file": file})
+
+    def _untrained(self, expert: int) -> nn.Module:
+        network = self._stage.task.network(self._streams.integer("expert", self._round, expert))
+        return network.train()
+
+    def _take_hooks(self, path: Path) -> None:
+        tensors, _ = read_tensors(path, only="hook.")
+        resume.to_hooks(self._stage.hooks, tensors)
+
+    def _take_up(self, file: int, group: _Group) -> int:
+        """Put back what a killed training of ``file`` had reached; returns its epochs."""
+        if not self._partial.exists():
+            return 0
+        tensors, info = read_tensors(self._partial, device=self._stage.real.images.device)
+        if info.get("file") != file:  # of the file before, which was finished since
+            return 0
+        group.restore(tensors)
+        resume.to_hooks(self._stage.hooks, tensors)
+        return int(info["epochs"])
+
+    def _keep(self, file: int, epochs: int, group: _Group) -> None:
+        """Write what the training has reached, unless it did so a moment ago."""
+        began = time.monotonic()
+        pause = max(_SECONDS_BETWEEN_CHECKPOINTS, self._saving / _WRITING_SHARE)
+        if began - self._saved_at < pause:
+            return
+        tensors = {**group.state(), **resume.of_hooks(self._stage.hooks)}
+        write_tensors(self._partial, tensors, {"file": file, "epochs": epochs})
+        self._saved_at = time.monotonic()
+        self._saving = self._saved_at - began
+
+
+@final
+class _Group:
+    """Experts that train in lockstep: networks, optimisers, and the path ``(k, epochs + 1, P)``."""
+
+    def __init__(self, networks: list[nn.Module], plan: ExpertPlan) -> None:
+        self.networks, self._plan = networks, plan
+        self._optimisers = [sgd(network, plan.recipe) for network in networks]
+        shape = (len(networks), plan.epochs + 1, flat.count(networks[0]))
+        self.path = torch.zeros(shape)
+        for place, network in enumerate(networks):
+            self.path[place, 0] = flat.laid_out(network)
+
+    def train(
+        self, place: int, epoch: int, batches: Iterator[Batch], generator: torch.Generator
+    ) -> None:
+        """One epoch of the expert at ``place``."""
+        plan, network, optimiser = self._plan, self.networks[place], self._optimisers[place]
+        dropped = plan.decay and epoch > plan.epochs // 2 + 1
+        for part in optimiser.param_groups:
+            part["lr"] = plan.recipe.lr * (0.1 if dropped else 1.0)
+        train_on(network, optimiser, batches, plan.recipe, generator)
+        weights = flat.laid_out(network)
+        if not bool(weights.isfinite().all()):
+            raise RunError(f"an expert diverged in epoch {epoch + 1}: lower expert_lr")
+        self.path[place, epoch + 1] = weights
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a resumed training needs."""
+        found = {"path": self.path}
+        for place, network in enumerate(self.networks):
+            found |= resume.under(f"network.{place}", network.state_dict())
+            optimiser = resume.of_optimiser(self._optimisers[place])
+            found |= resume.under(f"optimiser.{place}", optimiser)
+        return found
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what ``state`` gave."""
+        self.path = tensors["path"].cpu()
+        for place, network in enumerate(self.networks):
+            network.load_state_dict(resume.below(f"network.{place}", tensors))
+            kept = resume.below(f"optimiser.{place}", tensors)
+            resume.to_optimiser(self._optimisers[place], kept)
+
+
+def _shard(folder: Path, file: int) -> Path:
+    return folder / f"experts-{file:03d}.safetensors"
+
+
+def _differences(theirs: Any, ours: dict[str, Any]) -> str:
+    """The first few keys that differ, with both values."""
+    known = theirs if isinstance(theirs, dict) else {}
+    keys = sorted(key for key in {*known, *ours} if known.get(key) != ours.get(key))
+    told = [f"{key} is {known.get(key)!r:.40}, not {ours.get(key)!r:.40}" for key in keys[:3]]
+    return ", ".join(told) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -1,0 +1,215 @@
+"""Trajectory matching: ``mtt``, students that follow experts trained on the real data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import final
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from . import weights as flat
+from .augment import Augmentation, parse_strategy
+from .backend import Backend, BackendOptions
+from .experts import Buffer, ExpertPlan, open_buffer
+from .matching import trajectory_distance
+from .stage import Stage, Start
+from .types import Batch, Recipe, RequestError, RunError
+from .unroll import GradientName, StudentStep, unroll
+
+_AUGMENT = "color_crop_cutout_flip_scale_rotate"
+
+
+class TrajectoryMatchingOptions(BackendOptions):
+    """Options of ``mtt``; the defaults are the official code's."""
+
+    iterations: int = Field(5000, ge=1, description="outer iterations, one step each")
+    init: Start = "real"
+    lr_img: float = Field(1000.0, gt=0, description="learning rate of the synthetic images")
+    momentum_img: float = Field(0.5, ge=0, lt=1, description="momentum of images and student rate")
+    student_steps: int = Field(20, ge=1, description="steps a student takes on the synthetic set")
+    batch_syn: int | None = Field(
+        None, ge=1, description="synthetic images in a student's step (default: all)"
+    )
+    student_rate: float = Field(0.01, gt=0, description="where the learned student rate starts")
+    lr_rate: float = Field(1e-5, ge=0, description="learning rate of the student rate")
+    expert_epochs: int = Field(3, ge=1, description="expert epochs that a student has to match")
+    max_start_epoch: int = Field(25, ge=1, description="students start before this expert epoch")
+    augment: str = Field(
+        _AUGMENT,
+        description="siamese operations, joined by _; flip is dropped where it changes the label",
+    )
+    gradient: GradientName = Field(
+        "exact",
+        description="through the student's steps: exact, recompute (the same, constant memory) or "
+        "tesla (its published approximation, constant memory)",
+    )
+    experts: int = Field(100, ge=1, description="experts in the buffer")
+    train_epochs: int = Field(50, ge=1, description="epochs an expert trains")
+    expert_lr: float = Field(0.01, gt=0, description="experts' learning rate")
+    expert_momentum: float = Field(0.0, ge=0, lt=1, description="experts' momentum")
+    expert_weight_decay: float = Field(0.0, ge=0, description="experts' weight decay")
+    expert_decay: bool = Field(False, description="drop the experts' rate to a tenth after half")
+    expert_batch: int = Field(256, ge=1, description="experts' mini-batch")
+    expert_seed: int | None = Field(
+        None, ge=0, description="experts' own seed, to share a buffer (default: the run's)"
+    )
+    experts_per_file: int = Field(
+        10, ge=1, description="experts that train in lockstep and lie in one file"
+    )
+    rounds: int = Field(
+        1, ge=1, description="times that experts are trained anew, with the trigger as it stands"
+    )
+
+
+@final
+class MTT(Backend):
+    """Dataset Distillation by Matching Training Trajectories (Cazenavette et al.; CVPR 2022).
+
+    In words: train experts on the real data and keep their weights after every epoch; then, again
+    and again, put a student where an expert stood after some early epoch, train it for a few steps
+    on the synthetic images at a learned rate, and move images and rate so that it ends where the
+    expert stood some epochs later: squared distance of the weights, as a share of the expert's own
+    way. Networks that receive the set train at the learned rate.
+
+    Defaults: the official code's; what it published per data set and IPC differs from them in
+    ``student_steps``, ``expert_epochs``, ``max_start_epoch`` and the rates. Its CIFAR-10 figures
+    at IPC 1 and 10 are with ZCA whitening (``zca``). Deviations: expert and start epoch are drawn
+    uniformly in each iteration, where the code walks through shuffled files; a student rate that
+    falls to zero stops the run, where the code goes on to train backwards; ``rounds`` is ours.
+    ``gradient`` offers two forms of constant memory, see ``unroll``.
+    """
+
+    name = "mtt"
+    Options = TrajectoryMatchingOptions
+    cost = "high: experts are trained on all real data first, then students are differentiated"
+    needs = "a folder for the experts (in the run's, or --buffer), reused by later runs"
+    victim_epochs = 1000
+    victim_lr = None
+    victim_augment = _AUGMENT
+
+    def __init__(self, options: BackendOptions, *, ipc: int, recipe: Recipe) -> None:
+        assert isinstance(options, TrajectoryMatchingOptions)
+        if options.max_start_epoch - 1 + options.expert_epochs > options.train_epochs:
+            raise RequestError(
+                f"mtt: a student that starts at epoch {options.max_start_epoch - 1} and matches "
+                f"{options.expert_epochs} more wants experts of "
+                f"{options.max_start_epoch - 1 + options.expert_epochs} epochs, train_epochs is "
+                f"{options.train_epochs}"
+            )
+        self._options = options
+        self._augmentation = Augmentation(parse_strategy(options.augment), recipe.preprocessing)
+        self._round: int | None = None
+        self._buffer: Buffer | None = None
+        self._last: Tensor | None = None
+
+    # Images, rate, recipe ------------------------------------------------------------------------
+
+    def learned(self) -> dict[str, Tensor]:
+        """The student's rate, one number."""
+        return {"student_rate": torch.tensor(self._options.student_rate)}
+
+    def recipe(self, stage: Stage) -> Recipe:
+        """The task's recipe at the learned rate."""
+        return replace(stage.task.recipe, lr=float(self._rate(stage)))
+
+    def optimiser(self, leaf: Tensor, learned: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+        options = self._options
+        rates = {"params": list(learned.values()), "lr": options.lr_rate}
+        images = {"params": [leaf], "lr": options.lr_img}
+        return torch.optim.SGD([images, rates], momentum=options.momentum_img)
+
+    # What an iteration does ----------------------------------------------------------------------
+
+    def prepare(self, stage: Stage) -> None:
+        """Train the round's experts, or open the buffer that has them."""
+        options = self._options
+        length = -(-stage.task.iterations // options.rounds)
+        round_, within = divmod(stage.iteration, length)
+        if round_ != self._round:
+            plan = self._plan(stage)
+            self._buffer = open_buffer(stage, plan, round_, fresh=within == 0)
+            self._round = round_
+
+    def steps(self) -> int:
+        return 1
+
+    def network(self, stage: Stage) -> nn.Module:
+        start, _ = self._journey(stage)
+        network = stage.task.network(0).train()
+        flat.write(network, start)
+        return network
+
+    def losses(self, stage: Stage, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
+        start, target = self._journey(stage)
+        steps = self._student_steps(stage, synthetic)
+        rates = self._rate(stage).expand(len(steps))
+        last = unroll(network, start, synthetic, steps, rates, self._options.gradient)
+        self._last = last.detach()
+        yield trajectory_distance(last, start, target)
+
+    def advance(self, stage: Stage, network: nn.Module, synthetic: Batch) -> None:
+        """The network becomes the student at the end of its steps."""
+        assert self._last is not None
+        flat.write(network, self._last)
+
+    def _journey(self, stage: Stage) -> tuple[Tensor, Tensor]:
+        """Where the iteration's student starts and where its expert stood later, ``(P,)`` each."""
+        assert self._buffer is not None
+        options, generator = self._options, stage.generator("draw")
+        expert = int(torch.randint(options.experts, (1,), generator=generator))
+        epoch = int(torch.randint(options.max_start_epoch, (1,), generator=generator))
+        start, target = (
+            self._buffer.weights(expert, when).to(stage.leaf.device)
+            for when in (epoch, epoch + options.expert_epochs)
+        )
+        return start, target
+
+    def _student_steps(self, stage: Stage, synthetic: Batch) -> list[StudentStep]:
+        """The rows of each step, whole orders cut into batches, and their augmentation."""
+        draws, augments = stage.generator("draw", 1), stage.generator("augment")
+        size = min(self._options.batch_syn or len(synthetic), len(synthetic))
+        batches: list[Tensor] = []
+        steps = []
+        for _ in range(self._options.student_steps):
+            if not batches:
+                order = torch.randperm(len(synthetic), generator=draws)
+                batches = list(order.to(stage.leaf.device).split(size))
+            rows = batches.pop()
+            shape = (len(rows), *synthetic.images.shape[1:])
+            transform = self._augmentation.draw(shape, augments, shared=False)
+            steps.append(StudentStep(rows=rows, transform=transform))
+        return steps
+
+    def _rate(self, stage: Stage) -> Tensor:
+        rate = stage.learned["student_rate"]
+        if float(rate) <= 0:
+            raise RunError(
+                f"the student's learning rate fell to {float(rate):.2g} at step {stage.step}: "
+                "lower lr_rate"
+            )
+        return rate
+
+    def _plan(self, stage: Stage) -> ExpertPlan:
+        options, recipe = self._options, stage.task.recipe
+        seed = stage.task.streams.seed if options.expert_seed is None else options.expert_seed
+        return ExpertPlan(
+            experts=options.experts,
+            epochs=options.train_epochs,
+            recipe=Recipe(
+                mean=recipe.mean,
+                std=recipe.std,
+                zca=recipe.zca,
+                epochs=options.train_epochs,
+                lr=options.expert_lr,
+                momentum=options.expert_momentum,
+                weight_decay=options.expert_weight_decay,
+                batch_size=options.expert_batch,
+                augment="_".join(parse_strategy(options.augment)),
+            ),
+            decay=options.expert_decay,
+            seed=seed,
+            together=min(options.experts_per_file, options.experts),
+        )
