@@ -288,4 +288,4 @@ def test_a_set_of_digits_is_learned(make: Callable[..., Backend], augment: str) 
     def clean_test_accuracy(batch: Batch) -> float:
         return accuracy(fit(network(1), batch, recipe, torch.Generator().manual_seed(1)), data.test)
 
-    assert clean_test_accuracy(learned) > clean_test_accuracy(noise) + 0.2
+    assert clean_test_accuracy(learned.batch) > clean_test_accuracy(noise) + 0.2
