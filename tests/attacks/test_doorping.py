@@ -38,7 +38,7 @@ Doorpings = Callable[..., Doorping]
 
 def run(task: Task, hooks: list[Hook], outer: int = 3) -> Batch:
     options = GradientMatchingOptions(batch_real=16, outer_loop=outer, inner_loop=1)
-    return distil(task, DC(options, ipc=task.ipc, recipe=task.recipe), hooks)
+    return distil(task, DC(options, ipc=task.ipc, recipe=task.recipe), hooks).batch
 
 
 def baadd(task: Task, bias: float) -> Network:

@@ -250,6 +250,9 @@ class Losses(Observer):
     def __init__(self) -> None:
         self.losses: list[float] = []
 
+    def on_expert(self, done: int, total: int) -> None:
+        pass
+
     def on_step(self, done: int, total: int) -> None:
         pass
 
