@@ -113,7 +113,7 @@ class MTT(Backend):
 
     def recipe(self, stage: Stage) -> Recipe:
         """The task's recipe at the learned rate."""
-        return replace(stage.task.recipe, lr=float(self._rate(stage)))
+        return replace(stage.task.recipe, lr=self._rate(stage).item())
 
     def optimiser(self, leaf: Tensor, learned: Mapping[str, Tensor]) -> torch.optim.Optimizer:
         options = self._options
@@ -185,9 +185,10 @@ class MTT(Backend):
 
     def _rate(self, stage: Stage) -> Tensor:
         rate = stage.learned["student_rate"]
-        if float(rate) <= 0:
+        value = rate.item()
+        if value <= 0:
             raise RunError(
-                f"the student's learning rate fell to {float(rate):.2g} at step {stage.step}: "
+                f"the student's learning rate fell to {value:.2g} at step {stage.step}: "
                 "lower lr_rate"
             )
         return rate
