@@ -132,7 +132,7 @@ def one_thread() -> Iterator[None]:
 def toy_task(tmp_path: Path) -> Callable[..., Task]:
     """A factory of tasks for tiny networks: 90 images of 8×8 in 3 classes that can be learned.
 
-    What a backend keeps lies in ``tmp_path``, one folder for all tasks of a test, or in ``scratch``.
+    What a backend keeps lies in ``scratch``, or in one folder for all tasks of a test.
     """
 
     def make(
