@@ -33,7 +33,8 @@ def embedded(network: nn.Module, images: Tensor) -> Tensor:
 
 def by_the_book(task: Task, network: nn.Module, images: Tensor, strategy: Any, step: int) -> Tensor:
     """The paper's loss, class by class and feature by feature; same draws, nothing shared."""
-    draws, augments = (task.streams.generator(name, step) for name in ("draw", "augment"))  # type: ignore[arg-type]
+    draws = task.streams.generator("draw", step)
+    augments = task.streams.generator("augment", step)
     real, fake = [], []
     for label in range(3):
         members = [row for row in range(90) if task.real.labels[row] == label]
