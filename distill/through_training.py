@@ -120,9 +120,10 @@ class DD(Backend):
 
     def losses(self, stage: Stage, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
         steps = [StudentStep(rows=group) for group in self._groups(stage)] * self._options.passes
-        rates = functional.softplus(stage.learned["raw_rates"])
         draws, count = stage.generator("draw"), self._options.networks
         for number in range(count):
+            # Anew for each student: the loop frees a loss's graph before it asks for the next.
+            rates = functional.softplus(stage.learned["raw_rates"])
             student = network if number == 0 else self._student(stage, number)
             start = flat.laid_out(student)
             last = unroll(student, start, synthetic, steps, rates, self._options.gradient)

@@ -19,6 +19,8 @@ from hypothesis import settings
 
 import distillsec
 from distillsec.attacks import Scenery
+from distillsec.distill.backend import Backend
+from distillsec.distill.backends import BACKENDS
 from distillsec.distill.hooks import Moment
 from distillsec.distill.networks import NetworkSpec, build_network
 from distillsec.distill.randomness import Streams
@@ -127,8 +129,11 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def toy_task() -> Callable[..., Task]:
-    """A factory of tasks for tiny networks: 90 images of 8×8 in 3 classes that can be learned."""
+def toy_task(tmp_path: Path) -> Callable[..., Task]:
+    """A factory of tasks for tiny networks: 90 images of 8×8 in 3 classes that can be learned.
+
+    What a backend keeps lies in ``scratch``, or in one folder for all tasks of a test.
+    """
 
     def make(
         network: str = "convnet",
@@ -137,6 +142,7 @@ def toy_task() -> Callable[..., Task]:
         iterations: int = 2,
         seed: int = 0,
         epochs: int = 4,
+        scratch: Path | None = None,
         **changes: Any,
     ) -> Task:
         generator = torch.Generator().manual_seed(7)
@@ -159,7 +165,33 @@ def toy_task() -> Callable[..., Task]:
                 spec, image_shape=(1, 8, 8), classes=3, mean=(0.5,), std=(0.25,), seed=seed
             ),
             streams=Streams(seed),
+            scratch=scratch or tmp_path / "scratch",
         )
+
+    return make
+
+
+# Every backend at a size that takes a moment; one that is missing here fails what runs over them.
+_MATCHING: dict[str, Any] = {"batch_real": 16, "outer_loop": 2, "inner_loop": 1}
+_EXPERTS: dict[str, Any] = {"experts": 2, "train_epochs": 2, "expert_lr": 0.05, "expert_batch": 30}
+_STUDENTS: dict[str, Any] = {"student_steps": 2, "batch_syn": 4, "expert_epochs": 1}
+TOY_OPTIONS: dict[str, dict[str, Any]] = {
+    "dc": _MATCHING,
+    "dsa": _MATCHING,
+    "dm": {"batch_real": 16},
+    "mtt": {**_EXPERTS, **_STUDENTS, "max_start_epoch": 2, "lr_img": 10.0},
+    "dd": {"batch_real": 16, "passes": 2, "lr_img": 0.05},
+}
+
+
+@pytest.fixture
+def toy_backend() -> Callable[..., Backend]:
+    """A factory of tiny backends: ``toy_backend("mtt", task, rounds=2)``."""
+
+    def make(name: str, task: Task, **changes: Any) -> Backend:
+        backend = BACKENDS[name]
+        options = backend.Options.model_validate({**TOY_OPTIONS[name], **changes})
+        return backend(options, ipc=task.ipc, recipe=task.recipe)
 
     return make
 

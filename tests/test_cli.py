@@ -111,6 +111,8 @@ def test_a_printed_configuration_gives_itself(
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     assert printed(cli, command, "--config", path) == config
+    if given.get("victim_augment") == "none":  # as the printed one says it
+        given = {**given, "victim_augment": ""}
     kept = given.keys() & config.keys()
     assert {key: config[key] for key in kept} == {key: given[key] for key in kept}
     assert ("attack" in config) == (command == "attack")
@@ -146,7 +148,7 @@ def test_every_example_in_the_help_is_a_command(command: str, cli: Cli) -> None:
     examples = re.findall(r"(?m)^ +distillsec (.+)$", help_text)
     assert len(examples) >= 2
     for example in examples:
-        name, *words = shlex.split(example)
+        name, *words = shlex.split(example, comments=True)
         context = module.main.commands[name].make_context(name, words)
         assert context.params
 

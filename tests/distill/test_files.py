@@ -16,7 +16,6 @@ from safetensors import safe_open
 
 from distillsec.distill import files
 from distillsec.distill.artifact import (
-    import_pt,
     load_set,
     load_trigger,
 )
@@ -27,6 +26,7 @@ from distillsec.distill.files import (
     write_json,
     write_tensors,
 )
+from distillsec.distill.foreign import import_pt
 from distillsec.distill.types import RequestError
 
 Refused = Callable[[Path, str], pytest.RaisesExc[RequestError]]

@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from distillsec.distill.artifact import (
-    import_pt,
-    save_set,
-)
+from distillsec.distill.artifact import save_set
+from distillsec.distill.foreign import import_pt
 from distillsec.distill.types import Recipe, RequestError
 
 Refused = Callable[[Path, str], pytest.RaisesExc[RequestError]]

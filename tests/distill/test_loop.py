@@ -46,10 +46,14 @@ class Watcher(Observer):
     """Keeps all that an observer is told."""
 
     def __init__(self) -> None:
+        self.experts: list[tuple[int, int]] = []
         self.steps: list[tuple[int, int]] = []
         self.iterations: list[tuple[int, float]] = []
         self.sets: list[Tensor] = []
         self.states: list[LoopState] = []
+
+    def on_expert(self, done: int, total: int) -> None:
+        self.experts.append((done, total))
 
     def on_step(self, done: int, total: int) -> None:
         self.steps.append((done, total))
