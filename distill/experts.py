@@ -131,6 +131,11 @@ class _Workplace:
     def _check(self, wanted: dict[str, Any], before: str | None) -> bool:
         """Whether the folder holds finished experts; refuses those of another kind."""
         if not self._manifest.exists():
+            if any(self._folder.glob("*.safetensors")):
+                raise RequestError(
+                    f"{self._folder} holds experts, and no manifest.json that says of what kind: "
+                    "choose another folder for them"
+                )
             return False
         known = read_json(self._manifest)
         if not isinstance(known, dict) or known.get("format_version") != FORMAT_VERSION:

@@ -1,0 +1,224 @@
+"""Experts whose training is killed: what was reached is taken up, and the files are the same."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distillsec.attacks import ATTACKS, Attack, Scenery
+from distillsec.distill import experts
+from distillsec.distill.backend import Backend
+from distillsec.distill.files import write_tensors
+from distillsec.distill.hooks import Hook
+from distillsec.distill.loop import LoopState, Observer, distil
+from distillsec.distill.stage import Stage, Task
+from distillsec.distill.types import Distillate, RequestError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Tasks = Callable[..., Task]
+Backends = Callable[..., Backend]
+SETTINGS: dict[str, Any] = {
+    "experts": 3,
+    "experts_per_file": 2,
+    "train_epochs": 3,
+    "expert_momentum": 0.5,
+    "augment": "crop_scale",
+}
+TOTAL = 9  # epochs of all experts
+
+
+class Killed(Exception):
+    pass
+
+
+def make(name: str, scenery: Scenery, **options: Any) -> Attack:
+    return ATTACKS[name](ATTACKS[name].Options.model_validate(options), scenery)
+
+
+def nobody(scenery: Scenery) -> Sequence[Attack]:
+    return []
+
+
+def naive(scenery: Scenery) -> Sequence[Attack]:
+    return [make("naive", scenery, poison_rate=0.2, target_share=0.5)]
+
+
+def doorping(scenery: Scenery) -> Sequence[Attack]:
+    options = {"poison_rate": 0.2, "objective": "target-logit", "trigger_steps": 2}
+    return [make("doorping", scenery, **options)]
+
+
+def train(
+    task: Task, make_backend: Backends, hooks: Sequence[Hook], kill_at: int | None = None
+) -> list[int]:
+    """One round of experts; returns the epochs that were trained, counted over all experts."""
+    told: list[int] = []
+
+    def on_expert(done: int, total: int) -> None:
+        assert total == TOTAL
+        told.append(done)
+        if done == kill_at:
+            raise Killed
+
+    stage = Stage(task, hooks, 1)
+    stage.on_expert = on_expert
+    make_backend("mtt", task, **SETTINGS).prepare(stage)
+    return told
+
+
+def files(task: Task) -> dict[str, bytes]:
+    assert task.scratch is not None
+    return {path.name: path.read_bytes() for path in task.scratch.rglob("*.*")}
+
+
+def check_hooks(one: Sequence[Hook], other: Sequence[Hook]) -> None:
+    for ours, theirs in zip(one, other, strict=True):
+        kept, found = ours.state_dict(), theirs.state_dict()
+        assert kept.keys() == found.keys()
+        assert all(torch.equal(kept[name], found[name]) for name in kept)
+
+
+def reached(kill_at: int) -> int:
+    """Epochs that lie in a file when the ``kill_at``-th is not yet told: whole rows of a group."""
+    return (kill_at - 1) // 2 * 2 if kill_at <= 6 else kill_at - 1
+
+
+@pytest.mark.parametrize(
+    ("hooks", "kill_at"),
+    [(nobody, 4), (naive, 6), (naive, 8), *((doorping, done) for done in (1, 3, 4, 7, 9))],
+)
+def test_killed_experts_go_on_where_they_stopped(
+    toy_task: Tasks,
+    toy_scenery: Scenery,
+    toy_backend: Backends,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hooks: Callable[[Scenery], Sequence[Attack]],
+    kill_at: int,
+) -> None:
+    monkeypatch.setattr(experts, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(experts, "_WRITING_SHARE", 1e9)
+    whole, task = (toy_task(scratch=tmp_path / name) for name in ("whole", "killed"))
+    first, again = hooks(toy_scenery), hooks(toy_scenery)
+    assert train(whole, toy_backend, first) == list(range(1, TOTAL + 1))
+    with pytest.raises(Killed):
+        train(task, toy_backend, hooks(toy_scenery), kill_at)
+    assert train(task, toy_backend, again) == list(range(reached(kill_at) + 1, TOTAL + 1))
+    assert files(task) == files(whole)
+    check_hooks(again, first)
+    if hooks is doorping:
+        assert first[0].counters()["trigger_updates"] == 6
+
+
+@pytest.mark.parametrize(
+    ("write", "after"), [(1, False), (2, False), *((write, True) for write in range(3, 9))]
+)
+def test_killed_around_every_write(
+    toy_task: Tasks,
+    toy_scenery: Scenery,
+    toy_backend: Backends,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: int,
+    after: bool,
+) -> None:
+    monkeypatch.setattr(experts, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(experts, "_WRITING_SHARE", 1e9)
+    whole, task = (toy_task(scratch=tmp_path / name) for name in ("whole", "killed"))
+    first, again = doorping(toy_scenery), doorping(toy_scenery)
+    train(whole, toy_backend, first)
+    calls: list[Path] = []
+    original = write_tensors
+
+    def counted(path: Path, *arguments: Any) -> None:
+        calls.append(path)
+        if len(calls) == write and not after:
+            raise Killed
+        original(path, *arguments)
+        if len(calls) == write:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experts, "write_tensors", counted)
+        with pytest.raises(Killed):
+            train(task, toy_backend, doorping(toy_scenery))
+    train(task, toy_backend, again)
+    assert files(task) == files(whole)
+    check_hooks(again, first)
+
+
+def test_a_moment_after_a_write_there_is_no_other(
+    toy_task: Tasks, toy_backend: Backends, tmp_path: Path
+) -> None:
+    """A training this short leaves nothing half-way, and starts over to the same files."""
+    whole, task = (toy_task(scratch=tmp_path / name) for name in ("whole", "killed"))
+    train(whole, toy_backend, [])
+    with pytest.raises(Killed):
+        train(task, toy_backend, [], kill_at=5)
+    assert set(files(task)) == {"manifest.json"}
+    assert train(task, toy_backend, []) == list(range(1, TOTAL + 1))
+    assert files(task) == files(whole)
+
+
+def test_another_configuration_does_not_take_up_what_was_reached(
+    toy_task: Tasks, toy_backend: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experts, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    task = toy_task()
+    with pytest.raises(Killed):
+        train(task, toy_backend, [], kill_at=8)
+    assert "partial.safetensors" in files(task)
+    for missing in ((), ("manifest.json",)):  # who they were says the manifest alone
+        for name in missing:
+            next(task.scratch.rglob(name)).unlink()  # type: ignore[union-attr]
+        with pytest.raises(RequestError, match=r"round-0 holds ") as refused:
+            train(toy_task(width=5), toy_backend, [])
+        assert "\n" not in str(refused.value)
+
+
+# In the middle of a round ------------------------------------------------------------------------
+
+
+class Keeper(Observer):
+    def __init__(self) -> None:
+        self.states: list[LoopState] = []
+
+    def on_expert(self, done: int, total: int) -> None:
+        pass
+
+    def on_step(self, done: int, total: int) -> None:
+        pass
+
+    def on_iteration(
+        self, iteration: int, loss: float, made: Distillate, state: Callable[[], LoopState]
+    ) -> None:
+        self.states.append(state())
+
+
+def test_lost_experts_are_trained_again_unless_the_trigger_has_moved_on(
+    toy_task: Tasks, toy_scenery: Scenery, toy_backend: Backends
+) -> None:
+    for hooks in (nobody, naive, doorping):
+        task, keeper = toy_task(ipc=2, iterations=3), Keeper()
+        backend = toy_backend("mtt", task)
+        whole = distil(task, backend, hooks(toy_scenery), observer=keeper).batch.images
+        assert task.scratch is not None
+        shutil.rmtree(task.scratch)
+
+        def resume(task: Task = task, keeper: Keeper = keeper, hooks: Any = hooks) -> torch.Tensor:
+            made = toy_backend("mtt", task)
+            return distil(task, made, hooks(toy_scenery), state=keeper.states[1]).batch.images
+
+        if hooks is doorping:
+            with pytest.raises(RequestError, match=r"round-0: the experts .* are gone.*start") as e:
+                resume()
+            assert "\n" not in str(e.value) and not task.scratch.exists()
+        else:
+            assert torch.equal(resume(), whole)
+            shutil.rmtree(task.scratch)
