@@ -102,9 +102,10 @@ def main() -> None:
         for row in rows.values():
             row["rise_mib"] = row["peak_mib"] - rows[STEPS[0]]["peak_mib"]
         found[gradient] = rows
-        print(
-            gradient, {s: f"{r['rise_mib']:.0f} MiB {r['seconds']:.2f} s" for s, r in rows.items()}
-        )
+        for steps, row in rows.items():
+            print(
+                f"{gradient:10} {steps:3} steps {row['rise_mib']:6.0f} MiB {row['seconds']:6.2f} s"
+            )
     out = Path(given.out)
     machine: dict[str, Any] = {"cpu": platform.processor() or platform.machine(), "threads": 2}
     if given.device != "cpu":

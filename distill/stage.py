@@ -159,7 +159,7 @@ class Stage:
     def batches(
         self, size: int, generator: torch.Generator, count: int | None = None
     ) -> Iterator[Batch]:
-        """``count`` rows (all of them) in random order, ``size`` at a time, as the hooks want it."""
+        """``count`` rows (all) in random order, ``size`` at a time, as the hooks show them."""
         device = self.real.labels.device
         for rows in shuffled(len(self.real), size, generator, device, count):
             chosen = rows
