@@ -176,7 +176,7 @@ def test_a_rate_that_falls_to_zero_stops_the_run(toy_task: Tasks, toy_backend: B
 def test_every_round_trains_its_experts_anew(
     toy_task: Tasks, toy_scenery: Scenery, toy_backend: Backends
 ) -> None:
-    task, attack = toy_task(ipc=2, iterations=5), doorping(toy_scenery)
+    task, attack = toy_task(ipc=2, iterations=5), doorping(toy_scenery, moves_with="both")
     distil(task, toy_backend("mtt", task, rounds=2), [attack])
     first, second = experts_of(task, 0), experts_of(task, 1)
     assert not torch.allclose(first[:, 0], second[:, 0], atol=1e-2)
