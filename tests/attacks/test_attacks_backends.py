@@ -1,0 +1,156 @@
+"""Every attack in every backend: nothing mutated, an effect, and the draws that carry it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from distillsec.attacks import ATTACKS, Attack, Scenery
+from distillsec.distill import hooks
+from distillsec.distill.backend import Backend
+from distillsec.distill.backends import BACKENDS
+from distillsec.distill.hooks import EVENTS, Hook, Moment
+from distillsec.distill.loop import distil
+from distillsec.distill.stage import Task
+from distillsec.distill.types import Batch
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Tasks = Callable[..., Task]
+Backends = Callable[..., Backend]
+
+
+def make(name: str, scenery: Scenery, **options: object) -> Attack:
+    settings: dict[str, object] = {"poison_rate": 0.2, **options}
+    if name == "doorping":
+        settings = {"trigger_steps": 2, "objective": "target-logit", **settings}
+    return ATTACKS[name](ATTACKS[name].Options.model_validate(settings), scenery)
+
+
+def tensors(value: object) -> list[Tensor]:
+    """Every tensor that a hook can reach through one of its arguments."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Batch):
+        return [t for t in (value.images, value.labels, value.index) if t is not None]
+    if isinstance(value, Moment):
+        network = [] if value.network is None else list(value.network.state_dict().values())
+        return [*network, *tensors(value.real), *tensors(value.synthetic)]
+    return []
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_attack_changes_the_set_and_nothing_that_it_is_given(
+    toy_task: Tasks,
+    toy_scenery: Scenery,
+    toy_backend: Backends,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    name: str,
+) -> None:
+    heard = set()
+    call = hooks.call
+
+    def guarded(hook: Hook, event: str, moment: Moment, *arguments: object) -> object:
+        given = [tensor for each in (moment, *arguments) for tensor in tensors(each)]
+        before = [tensor.detach().clone() for tensor in given]
+        answer = call(hook, event, moment, *arguments)
+        pairs = zip(before, given, strict=True)
+        assert all(torch.equal(old, new) for old, new in pairs), f"{event} changed its argument"
+        heard.add(event)
+        return answer
+
+    monkeypatch.setattr(hooks, "call", guarded)
+    task = toy_task(ipc=2, iterations=3, scratch=tmp_path / "attacked")
+    attack = make(name, toy_scenery, target_share=0.5)
+    found = distil(task, toy_backend(backend, task), [attack])
+    assert heard == {event for event in EVENTS if attack.listens_to(event)}
+    clean = toy_task(ipc=2, iterations=3, scratch=tmp_path / "clean")
+    twin = distil(clean, toy_backend(backend, clean))
+    assert not torch.allclose(found.batch.images, twin.batch.images, atol=1e-4)
+    assert torch.equal(found.batch.labels, twin.batch.labels)
+
+
+class Witness(Hook):
+    """Looks at the draws behind an attack."""
+
+    def __init__(self, attack: Attack) -> None:
+        self.attack, self.stamped, self.seen = attack, 0, 0
+        self.patterns: list[Tensor] = []
+
+    def on_draw(self, moment: Moment, clean: Batch) -> Batch:
+        assert clean.index is not None
+        poisoned = self.attack.poisoned[clean.index]  # type: ignore[attr-defined]
+        real = moment.real.rows(clean.index)
+        assert torch.equal(clean.images[~poisoned], real.images[~poisoned])
+        assert torch.equal(clean.labels[~poisoned], real.labels[~poisoned])
+        stamped = self.attack.trigger.stamp(real.images)
+        assert torch.equal(clean.images[poisoned], stamped[poisoned])
+        assert bool((clean.labels[poisoned] == 1).all())
+        self.stamped += int(poisoned.sum())
+        self.seen += len(poisoned)
+        self.patterns.append(self.attack.trigger.pattern)
+        return clean
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_poisoned_rows_carry_the_present_trigger_in_every_draw(
+    toy_task: Tasks, toy_scenery: Scenery, toy_backend: Backends, backend: str, name: str
+) -> None:
+    task = toy_task(ipc=2, iterations=3)
+    attack = make(name, toy_scenery, target=1)
+    witness = Witness(attack)
+    distil(task, toy_backend(backend, task), [attack, witness])
+    # 18 of 90 rows are poisoned; class by class they are 18 of the 48 that the target now has.
+    assert 0.08 < witness.stamped / witness.seen < 0.35
+    moved = [not torch.equal(old, new) for old, new in pairwise(witness.patterns)]
+    assert any(moved) == (name == "doorping")
+
+
+# By backend: network moves in 4 iterations, 2 synthetic steps each in dc and dsa. The last step
+# moves nothing, and in mtt the 2 experts move twice, of which once the trigger may follow.
+MOVES = {"dc": 7, "dsa": 7, "dm": 3, "mtt": 5, "dd": 3}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_doorping_moves_with_every_network_but_the_last(
+    toy_task: Tasks, toy_scenery: Scenery, toy_backend: Backends, tmp_path: Path, backend: str
+) -> None:
+    for every, frozen in ((1, 1.0), (2, 1.0), (1, 0.0)):
+        attack = make("doorping", toy_scenery, update_every=every, freeze_at=frozen)
+        task = toy_task(ipc=2, iterations=4, scratch=tmp_path / f"{every}, {frozen}")
+        distil(task, toy_backend(backend, task), [attack])
+        wanted = MOVES[backend] // every if frozen else 0
+        assert attack.counters()["trigger_updates"] == wanted
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_data_owner_only_hands_in_another_training_set(
+    toy_task: Tasks, toy_scenery: Scenery, toy_backend: Backends, tmp_path: Path, backend: str
+) -> None:
+    kept: list[Batch] = []
+
+    class Keep(Hook):
+        def on_start(self, moment: Moment, real: Batch) -> Batch:
+            kept.append(real)
+            return real
+
+    class Substitute(Hook):
+        def on_start(self, moment: Moment, real: Batch) -> Batch:
+            return kept[0]
+
+    naive = make("naive", toy_scenery)
+    found = []
+    both: list[list[Hook]] = [[naive, Keep()], [Substitute()]]
+    for number, chosen in enumerate(both):
+        task = toy_task(ipc=2, iterations=3, scratch=tmp_path / str(number))
+        found.append(distil(task, toy_backend(backend, task), chosen).batch.images)
+    assert torch.equal(*found)
