@@ -28,10 +28,10 @@ class DoorpingOptions(AttackOptions):
     )
     carriers: int = Field(64, ge=1, description="clean non-target images that carry the trigger")
     students: int = Field(2, ge=1, description="student objective: networks per update")
-    moves_in: Literal["both", "expert", "distill"] = Field(
-        "both",
-        description="when the trigger moves, where experts are trained first (mtt): with them, "
-        "with the students of the distillation, or with both",
+    moves_with: Literal["experts", "students", "both"] = Field(
+        "experts",
+        description="where experts are trained first (mtt): whether the trigger moves with them, "
+        "against the students that match them, or with both",
     )
     update_every: int | None = Field(
         None,
@@ -58,7 +58,8 @@ class Doorping(PatchAttack):
     Deviations from the reference code: updates happen at every IPC (there, never at IPC 1);
     clean pixels are kept and every drawn batch is stamped afresh; values stay in [0, 1] unless
     ``trigger_range`` is ``unbounded``; an update that changed nothing is counted; poisoned rows
-    come from the non-target rows. ``neuron-reference`` keeps the reference's update itself.
+    come from the non-target rows; ``moves_with`` is ours, for backends that train experts first
+    (benchmarks/results/mtt-doorping). ``neuron-reference`` keeps the reference's update itself.
     """
 
     name = "doorping"
@@ -74,6 +75,7 @@ class Doorping(PatchAttack):
         self._std = torch.tensor(scenery.std, device=scenery.device).view(shape)
         self._pattern = torch.zeros(scenery.image_shape, device=scenery.device)
         self._moves = self._updates = self._idle_updates = 0
+        self._experts_seen = False
 
     @property
     def threat_model(self) -> ThreatModel:
@@ -89,6 +91,7 @@ class Doorping(PatchAttack):
     def on_start(self, moment: Moment, real: Batch) -> Batch:
         self._pattern = self._random_patch(moment.rng)
         self._moves = self._updates = self._idle_updates = 0
+        self._experts_seen = False
         return self.poison(moment, real)
 
     def on_draw(self, moment: Moment, clean: Batch) -> Batch:
@@ -99,7 +102,7 @@ class Doorping(PatchAttack):
         )
 
     def on_network(self, moment: Moment) -> None:
-        if self._options.moves_in not in ("both", moment.phase):
+        if not self._follows(moment):
             return
         self._moves += 1
         every = self._options.update_every or self._objective.update_every
@@ -112,6 +115,18 @@ class Doorping(PatchAttack):
         self._idle_updates += bool(torch.equal(found, self._pattern))
         self._pattern = found
 
+    def _follows(self, moment: Moment) -> bool:
+        """Whether the trigger moves with this network; without experts it does with every one.
+
+        What moves against students is seen by nobody unless experts are trained anew: the set can
+        no longer learn it.
+        """
+        self._experts_seen |= moment.phase == "expert"
+        with_ = self._options.moves_with
+        if moment.phase == "expert":
+            return with_ != "students"
+        return with_ != "experts" or not self._experts_seen
+
     def counters(self) -> Mapping[str, Any]:
         return {
             **super().counters(),
@@ -122,12 +137,16 @@ class Doorping(PatchAttack):
     def state_dict(self) -> dict[str, Tensor]:
         return {
             "pattern": self._pattern,
-            "counts": torch.tensor([self._moves, self._updates, self._idle_updates]),
+            "counts": torch.tensor(
+                [self._moves, self._updates, self._idle_updates, self._experts_seen]
+            ),
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._pattern = state["pattern"].to(self.scenery.device)
-        self._moves, self._updates, self._idle_updates = (int(n) for n in state["counts"])
+        counts = [int(count) for count in state["counts"]]
+        self._moves, self._updates, self._idle_updates, seen = counts
+        self._experts_seen = bool(seen)
 
     def _random_patch(self, rng: torch.Generator) -> Tensor:
         """Uniform 8-bit pixels from 1 to 255 under the mask, as the reference starts."""

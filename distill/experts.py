@@ -37,10 +37,14 @@ _WRITING_SHARE = 0.05
 @final
 @dataclass(frozen=True, kw_only=True)
 class ExpertPlan:
-    """Which experts: how many, how long and how they train, from which seed, how many a file."""
+    """Which experts: how many, how long and how they train, from which seed, how many a file.
+
+    rows: training rows in an epoch, drawn afresh for each; ``None`` for all of them.
+    """
 
     experts: int
     epochs: int
+    rows: int | None
     recipe: Recipe
     decay: bool
     seed: int
@@ -115,6 +119,7 @@ class _Workplace:
             **{f"expert_{key}": value for key, value in plan.recipe.describe().items()},
             "experts": plan.experts,
             "expert_epochs_trained": plan.epochs,
+            "expert_rows": plan.rows,
             "expert_decay": plan.decay,
             "expert_seed": plan.seed,
             "experts_per_file": plan.together,
@@ -176,7 +181,7 @@ class _Workplace:
             for place, expert in enumerate(experts):
                 self._stage.enter_expert(self._round, expert, epoch)
                 generator = self._streams.generator("expert", self._round, expert, epoch)
-                batches = self._stage.batches(plan.recipe.batch_size, generator)
+                batches = self._stage.batches(plan.recipe.batch_size, generator, plan.rows)
                 group.train(place, epoch, batches, generator)
                 if epoch + 1 < plan.epochs:
                     network = group.networks[place]

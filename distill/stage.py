@@ -156,10 +156,12 @@ class Stage:
         """At most ``count`` rows of all classes as they come, as the hooks show them."""
         return next(self.batches(count, generator))
 
-    def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """The whole training set in random order, ``size`` rows at a time, as the hooks show it."""
+    def batches(
+        self, size: int, generator: torch.Generator, count: int | None = None
+    ) -> Iterator[Batch]:
+        """``count`` rows (all) in random order, ``size`` at a time, as the hooks show them."""
         device = self.real.labels.device
-        for rows in shuffled(len(self.real), size, generator, device):
+        for rows in shuffled(len(self.real), size, generator, device, count):
             chosen = rows
             if listeners(self.hooks, "on_sample"):
                 chosen = rows.clone()

@@ -139,8 +139,8 @@ class DD(Backend):
 
     def _student(self, stage: Stage, number: int) -> nn.Module:
         """An untrained student: student ``number`` of the iteration, or of all iterations."""
-        iteration = stage.iteration if self._options.student_init == "random" else 0
-        return stage.task.network(stage.task.streams.integer("network", iteration, number)).train()
+        key = (stage.iteration, number) if self._options.student_init == "random" else (0, 0)
+        return stage.task.network(stage.task.streams.integer("network", *key)).train()
 
     def _groups(self, stage: Stage) -> list[Tensor]:
         """The rows of each step of one pass, ``per_step`` of every class."""

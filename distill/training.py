@@ -114,10 +114,14 @@ def train_on(
 
 
 def shuffled(
-    count: int, size: int, generator: torch.Generator, device: torch.device
+    count: int,
+    size: int,
+    generator: torch.Generator,
+    device: torch.device,
+    wanted: int | None = None,
 ) -> Iterator[Tensor]:
-    """Row numbers 0 to ``count`` − 1 in random order, in pieces of ``size``."""
-    yield from torch.randperm(count, generator=generator).to(device).split(size)
+    """Row numbers 0 to ``count`` − 1 in random order, in pieces of ``size``; ``wanted`` of them."""
+    yield from torch.randperm(count, generator=generator)[:wanted].to(device).split(size)
 
 
 @torch.no_grad()

@@ -48,6 +48,9 @@ class TrajectoryMatchingOptions(BackendOptions):
     )
     experts: int = Field(100, ge=1, description="experts in the buffer")
     train_epochs: int = Field(50, ge=1, description="epochs an expert trains")
+    expert_rows: int | None = Field(
+        None, ge=1, description="training rows in an expert's epoch, drawn afresh (default: all)"
+    )
     expert_lr: float = Field(0.01, gt=0, description="experts' learning rate")
     expert_momentum: float = Field(0.0, ge=0, lt=1, description="experts' momentum")
     expert_weight_decay: float = Field(0.0, ge=0, description="experts' weight decay")
@@ -78,7 +81,8 @@ class MTT(Backend):
     ``student_steps``, ``expert_epochs``, ``max_start_epoch`` and the rates. Its CIFAR-10 figures
     at IPC 1 and 10 are with ZCA whitening (``zca``). Deviations: expert and start epoch are drawn
     uniformly in each iteration, where the code walks through shuffled files; a student rate that
-    falls to zero stops the run, where the code goes on to train backwards; ``rounds`` is ours.
+    falls to zero stops the run, where the code goes on to train backwards; ``rounds`` and
+    ``expert_rows`` are ours.
     ``gradient`` offers two forms of constant memory, see ``unroll``.
     """
 
@@ -199,6 +203,7 @@ class MTT(Backend):
         return ExpertPlan(
             experts=options.experts,
             epochs=options.train_epochs,
+            rows=options.expert_rows,
             recipe=Recipe(
                 mean=recipe.mean,
                 std=recipe.std,

@@ -176,7 +176,7 @@ def test_a_rate_that_falls_to_zero_stops_the_run(toy_task: Tasks, toy_backend: B
 def test_every_round_trains_its_experts_anew(
     toy_task: Tasks, toy_scenery: Scenery, toy_backend: Backends
 ) -> None:
-    task, attack = toy_task(ipc=2, iterations=5), doorping(toy_scenery)
+    task, attack = toy_task(ipc=2, iterations=5), doorping(toy_scenery, moves_with="both")
     distil(task, toy_backend("mtt", task, rounds=2), [attack])
     first, second = experts_of(task, 0), experts_of(task, 1)
     assert not torch.allclose(first[:, 0], second[:, 0], atol=1e-2)
@@ -189,11 +189,11 @@ def test_every_round_trains_its_experts_anew(
     assert attack.counters()["trigger_updates"] == 2 + 2 + 4
 
 
-@pytest.mark.parametrize(("moves_in", "updates"), [("expert", 2), ("distill", 3), ("both", 5)])
+@pytest.mark.parametrize(("moves_with", "updates"), [("experts", 2), ("students", 3), ("both", 5)])
 def test_the_trigger_moves_with_experts_or_students_or_both(
-    toy_task: Tasks, toy_scenery: Scenery, toy_backend: Backends, moves_in: str, updates: int
+    toy_task: Tasks, toy_scenery: Scenery, toy_backend: Backends, moves_with: str, updates: int
 ) -> None:
-    task, attack = toy_task(ipc=2, iterations=4), doorping(toy_scenery, moves_in=moves_in)
+    task, attack = toy_task(ipc=2, iterations=4), doorping(toy_scenery, moves_with=moves_with)
     distil(task, toy_backend("mtt", task), [attack])
     assert attack.counters()["trigger_updates"] == updates
 
