@@ -24,11 +24,11 @@ def gather(
 ) -> dict[str, Any]:
     """Flat keys from a preset, then a YAML file, then ``key=value`` settings, then options.
 
-    A clean preset may have keys for whoever attacks it, under ``attack_config``.
+    A clean preset may have keys for whoever attacks it, under ``attack_config``: they win over the
+    preset's others, and over nothing that a person says.
     """
-    keys: dict[str, Any] = {}
     found = load_preset(preset) if preset is not None else {}
-    keys.update(found.get("config", {}))
+    keys: dict[str, Any] = {}
     if file is not None:
         keys.update(read_yaml(file))
     for setting in settings:
@@ -37,7 +37,9 @@ def gather(
             raise RequestError(f"--set wants key=value, got {setting!r}")
         keys[_as_key(key)] = _value(text, setting)
     keys.update({key: value for key, value in (options or {}).items() if value is not None})
-    return {**found.get("attack_config", {}), **keys} if keys.get("attack") else keys
+    own = found.get("config", {})
+    attacked = {**own, **keys}.get("attack")
+    return {**own, **(found.get("attack_config", {}) if attacked else {}), **keys}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
