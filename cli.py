@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +30,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Options that say how a command behaves; all others are keys of the configuration.
 _NO_KEYS = {"preset", "file", "settings", "print_config", "data_dir", "control_run", "seeds"}
-_NO_KEYS |= {"buffer"}
-_NO_KEYS |= {"out", "resume", "as_json", "quiet"}
+_NO_KEYS |= {"buffer", "out", "resume", "as_json", "quiet"}
 
 _PATH = click.Path(path_type=Path)
 
@@ -135,16 +133,14 @@ _control = _options(
     click.option("--control/--no-control", default=None, help="Distil the clean twin too."),
     click.option("--control-run", type=_PATH, help="Reuse a finished clean twin's folder."),
 )
-_buffer = click.option(
-    "--buffer", type=_PATH, help="Keep mtt's experts here, for later runs (default: in --out)."
-)
 _machine = _options(
     click.option("--seed", type=int, help="The distillation seed."),
     click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N."),
     click.option("--threads", type=int, help="CPU threads: part of a result's identity."),
 )
-_several = click.option(
-    "--seeds", type=click.IntRange(1), help="So many distillation seeds, from --seed on."
+_several = _options(
+    click.option("--seeds", type=click.IntRange(1), help="So many distillation seeds from --seed."),
+    click.option("--buffer", type=_PATH, help="Where mtt's experts are kept (default: in --out)."),
 )
 _place = _options(
     click.option("--out", type=_PATH, help="Run folder (default: a fresh one under runs/)."),
@@ -161,7 +157,6 @@ _place = _options(
 @_attack
 @_victims
 @_control
-@_buffer
 @_machine
 @_several
 @_place
@@ -192,7 +187,6 @@ def attack(**given: Any) -> None:
 @_data
 @_distillation
 @_victims
-@_buffer
 @_machine
 @_several
 @_place
@@ -331,7 +325,3 @@ class _Request:
             click.echo(RunFolder(out).record.read_text(), nl=False)
         else:
             click.echo(table(record, out))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -64,10 +64,8 @@ def distil(
         real = on_start(real)                            # again after a resume: it is repeatable
         S = the initial images
         for iteration in 1 … iterations:
-            backend.prepare()                            # mtt, once a round: for each expert epoch
-                                                         #   rows  = on_sample(label, rows)
-                                                         #   batch = on_draw(real[rows])
-                                                         #   on_network(expert)
+            backend.prepare()                            # mtt trains its experts: on_sample, on_draw
+                                                         #   and on_network fire in there too
             network = backend.network()
             for step in 1 … backend.steps():
                 loss = backend.losses(network, S)        # for each real batch drawn:
@@ -84,9 +82,7 @@ def distil(
     The streams are stateless, so that extra work changes no other random number.
     Errors: ``RunError`` when the loss or the images are no longer finite, or a hook fails.
     """
-    stage = Stage(task, hooks, backend.steps(), learned=backend.learned(), recipe=backend.recipe)
-    if observer:
-        stage.on_expert = observer.on_expert
+    stage = _set_up(task, backend, hooks, observer)
     optimiser = backend.optimiser(stage.leaf, stage.learned)
     rates = [group["lr"] for group in optimiser.param_groups]
     first = _restore(state, stage, optimiser) if state else 0
@@ -94,8 +90,7 @@ def distil(
         stage.enter(iteration, 0)
         backend.prepare(stage)
         stage.enter(iteration, 0)
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * backend.pace(iteration)
+        _pace(optimiser, rates, backend.pace(iteration))
         network = backend.network(stage)
         losses = []
         for step in range(backend.steps()):
@@ -114,6 +109,21 @@ def distil(
     stage.enter(task.iterations, 0)
     finished = fold(hooks, "on_finish", stage.moment("on_finish"), stage.synthetic())
     return Distillate(batch=finished, recipe=stage.recipe)
+
+
+def _set_up(
+    task: Task, backend: Backend, hooks: Sequence[Hook], observer: Observer | None
+) -> Stage:
+    learned, recipe = backend.learned(), backend.recipe
+    stage = Stage(task, hooks, backend.steps(), learned=learned, recipe=recipe)
+    if observer:
+        stage.on_expert = observer.on_expert
+    return stage
+
+
+def _pace(optimiser: torch.optim.Optimizer, rates: Sequence[float], share: float) -> None:
+    for group, rate in zip(optimiser.param_groups, rates, strict=True):
+        group["lr"] = rate * share
 
 
 def _improve(
