@@ -93,7 +93,7 @@ def test_every_draw_is_stamped_afresh_with_the_present_trigger(
     assert torch.equal(first.images[5:], clean.images[5:])
     assert torch.equal(attack.on_draw(moment, first).images, first.images)
     old = attack.trigger.pattern
-    attack.load_state_dict({"pattern": 1 - old, "counts": torch.tensor([0, 0, 0])})
+    attack.load_state_dict({"pattern": 1 - old, "counts": torch.tensor([0, 0, 0, 0])})
     second = attack.on_draw(moment, clean)
     assert torch.equal(second.images[:, :, 5:7, 5:7][5:], clean.images[:, :, 5:7, 5:7][5:])
     assert torch.equal(second.images[0, :, 5:7, 5:7], 1 - old[:, 5:7, 5:7])
