@@ -96,6 +96,7 @@ class Doorping(PatchAttack):
 
     def on_draw(self, moment: Moment, clean: Batch) -> Batch:
         assert clean.index is not None
+        self._experts_seen |= moment.phase == "expert"
         carries = self.poisoned[clean.index].view(-1, 1, 1, 1)
         return clean.replace(
             images=torch.where(carries, self.trigger.stamp(clean.images), clean.images)
@@ -121,7 +122,6 @@ class Doorping(PatchAttack):
         What moves against students is seen by nobody unless experts are trained anew: the set can
         no longer learn it.
         """
-        self._experts_seen |= moment.phase == "expert"
         with_ = self._options.moves_with
         if moment.phase == "expert":
             return with_ != "students"

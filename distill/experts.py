@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import resume
 from . import weights as flat
 from .files import fault, read_json, read_slice, read_tensors, write_json, write_tensors
-from .hooks import announce
+from .hooks import announce, listeners
 from .preprocessing import digest
 from .randomness import Streams
 from .stage import Stage
@@ -90,7 +90,7 @@ class _Workplace:
 
     def open(self, fresh: bool) -> Buffer:
         """The finished buffer; ``fresh`` as for ``open_buffer``."""
-        before = digest(*resume.of_hooks(self._stage.hooks).values())
+        before = self._course()
         manifest = {"format_version": FORMAT_VERSION, "identity": self._identity()}
         finished = self._check(manifest, before if fresh else None)
         if not finished:
@@ -103,6 +103,17 @@ class _Workplace:
         if fresh:
             self._take_hooks(_shard(self._folder, self._files - 1))
         return Buffer(self._folder, self._plan)
+
+    def _course(self) -> str:
+        """What the training starts from, if hooks move with it: their state, and all they may read.
+
+        Such as the synthetic images, on which a hook may train students.
+        """
+        stage = self._stage
+        if not listeners(stage.hooks, "on_network"):
+            return ""
+        read = digest(stage.leaf, *resume.of_hooks(stage.hooks).values())
+        return f"{read}, {stage.progress}, {stage.recipe.describe()}"
 
     # What lies in the folder ---------------------------------------------------------------------
 

@@ -11,18 +11,24 @@ from torch import Tensor
 
 from .artifact import check_set
 from .files import TENSORS_CAP, fault, read_foreign
+from .preprocessing import Zca
 from .types import Batch, DistilledSet, Recipe
 
 
 def import_pt(
-    path: Path, *, mean: Sequence[float], std: Sequence[float], classes: Sequence[str]
+    path: Path,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    classes: Sequence[str],
+    zca: Zca | None = None,
 ) -> list[DistilledSet]:
     """The distilled sets in a ``.pt`` file of another project, without running code of the file.
 
     path: DatasetCondensation's and baadd's ``{'data': [[images, labels], ...], ...}``, a pair
     ``[images, labels]``, or ``{'images': ..., 'labels': ...}``; images ``(N, C, H, W)`` floats
-    normalised by ``mean`` and ``std`` (per channel), labels ``(N,)`` integers or soft
-    ``(N, classes)``. Returns pixel-space sets with the default recipe and that mean and std.
+    normalised by ``mean`` and ``std`` (per channel) and whitened by ``zca``, labels ``(N,)`` integers or soft
+    ``(N, classes)``. Returns pixel-space sets with the default recipe and that preprocessing.
 
     Raises RequestError: "refused unread" where the pickle names anything but tensors and numpy
     scalars; unreadable, truncated, too large; another structure; a set that is not valid.
@@ -34,12 +40,11 @@ def import_pt(
         if images.ndim != 4 or len(mean) != images.shape[1] or len(std) != images.shape[1]:
             given = f"{len(mean)} means and {len(std)} deviations"
             raise fault(path, f"images have the shape {tuple(images.shape)}, given {given}")
-        scale, shift = (images.new_tensor(v).view(1, -1, 1, 1).float() for v in (std, mean))
+        recipe = Recipe(mean=tuple(map(float, mean)), std=tuple(map(float, std)), zca=zca)
         batch = Batch(
-            images=(images.float() * scale + shift).contiguous(),
+            images=recipe.preprocessing.pixels(images.float()).contiguous(),
             labels=(labels.float() if labels.is_floating_point() else labels.long()).contiguous(),
         )
-        recipe = Recipe(mean=tuple(map(float, mean)), std=tuple(map(float, std)))
         distilled = DistilledSet(batch=batch, classes=tuple(classes), recipe=recipe)
         check_set(path, distilled)
         sets.append(distilled)

@@ -64,7 +64,7 @@ def distil(
         real = on_start(real)                            # again after a resume: it is repeatable
         S = the initial images
         for iteration in 1 … iterations:
-            backend.prepare()                            # mtt trains its experts: on_sample, on_draw
+            backend.prepare()                            # mtt trains experts: on_sample, on_draw
                                                          #   and on_network fire in there too
             network = backend.network()
             for step in 1 … backend.steps():

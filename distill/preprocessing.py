@@ -48,7 +48,10 @@ class Zca:
 
     def describe(self) -> dict[str, Any]:
         """Size and digest: what a record says of the matrices."""
-        return {"dimensions": self.mean.numel(), "digest": digest(self.mean, self.matrix)}
+        return {"dimensions": self.mean.numel(), "digest": self._digest()}
+
+    def _digest(self) -> str:
+        return digest(self.mean, self.matrix, self.inverse)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Zca:
         """Itself: copies of a network share the matrices, 75 MB for colour images of 32×32."""
@@ -58,7 +61,7 @@ class Zca:
         return isinstance(other, Zca) and self.describe() == other.describe()
 
     def __hash__(self) -> int:
-        return hash(digest(self.mean, self.matrix))
+        return hash(self._digest())
 
 
 def fit_zca(images: Tensor, eps: float = _PUBLISHED_EPS) -> Zca:

@@ -105,6 +105,11 @@ class Stage:
         self._moments = 0
 
     @property
+    def progress(self) -> float:
+        """The share of synthetic steps that are done, 0 to 1."""
+        return self.step / self.total_steps
+
+    @property
     def on_last_step(self) -> bool:
         """Whether no synthetic step follows this one."""
         return self.step + 1 >= self.total_steps
@@ -200,7 +205,7 @@ class Stage:
                 phase=self.phase,
                 iteration=self.iteration,
                 step=self.step,
-                progress=self.step / self.total_steps,
+                progress=self.progress,
                 network=None if network is None else frozen_copy(network),
                 real=self.task.real,
                 synthetic=None if self._leaf is None else self.synthetic(),

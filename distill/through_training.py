@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from . import weights as flat
 from .backend import Backend, BackendOptions
+from .networks import batch_norm_layers
 from .stage import Stage
 from .training import micro_batch
 from .types import Batch, Recipe, RequestError, Step
@@ -150,7 +151,7 @@ class DD(Backend):
 
 def _loss(network: nn.Module, weights: Tensor, real: Batch) -> Tensor:
     """Mean loss on ``real`` with ``weights``, attached to them, gathered in pieces that fit."""
-    size = micro_batch(real.images.device)
+    size = len(real) if batch_norm_layers(network) else micro_batch(real.images.device)
     now = weights.detach().requires_grad_()
     total, slope = torch.zeros((), device=now.device), torch.zeros_like(now)
     for images, labels in zip(real.images.split(size), real.labels.split(size), strict=True):

@@ -64,9 +64,10 @@ def run_cell(
         check_same_run(earlier, record, folder.path)
         if earlier.status == "done":
             return earlier
+        buffer = buffer or earlier.buffer
+    record.buffer = None if buffer is None else str(Path(buffer).absolute())
     with folder.keeping(record):
-        shared = None if buffer is None else Path(buffer).absolute()
-        _Cell(workshop, folder, record, reporter, shared).run(control_run)
+        _Cell(workshop, folder, record, reporter).run(control_run)
     return record
 
 
@@ -80,10 +81,9 @@ class _Cell:
         folder: RunFolder,
         record: Record,
         reporter: Reporter,
-        buffer: Path | None,
     ) -> None:
         self._workshop, self._folder = workshop, folder
-        self._record, self._reporter, self._buffer = record, reporter, buffer
+        self._record, self._reporter = record, reporter
         self._config = workshop.config
 
     def run(self, control_run: Path | None) -> None:
@@ -110,7 +110,8 @@ class _Cell:
     ) -> DistilledSet:
         """Distil in ``folder`` from its checkpoint on, and write the set (and the trigger)."""
         name = re.sub(r"[^\w.-]+", "_", workshop.config.attack or "clean")
-        scratch = self._buffer / name if self._buffer else folder.experts
+        shared = self._record.buffer
+        scratch = Path(shared) / name if shared else folder.experts
         task, backend = workshop.task(scratch), workshop.backend()
         key = workshop.config.key()
         kept = folder.load(key, task.real.images.device)

@@ -62,9 +62,10 @@ class Source:
 
     def load(self, workshop: Workshop) -> DistilledSet:
         """The set, fitting the workshop's data."""
-        data = workshop.data
+        data, space = workshop.data, workshop.data.preprocessing
         if self.set_file.suffix in (".pt", ".pth"):
-            sets = import_pt(self.set_file, mean=data.mean, std=data.std, classes=data.classes)
+            mean, std, zca, names = space.mean, space.std, space.zca, data.classes
+            sets = import_pt(self.set_file, mean=mean, std=std, zca=zca, classes=names)
             return replace(sets[0], recipe=workshop.recipe)
         return load_set(self.set_file)
 

@@ -36,6 +36,7 @@ class Record(BaseModel):
     metrics: of the primary victim network. metrics_by_network: of the others, never pooled.
     conditional_on_set: true where intervals are over victims of one distilled set; false where
     they are over distillation seeds.
+    buffer: the folder of expert buffers that the run was given, where it was given one.
     labels: what every table has to say beside a figure, such as an unbounded trigger.
     """
 
@@ -58,6 +59,7 @@ class Record(BaseModel):
     attack_counters: dict[str, Any] = Field(default_factory=dict)
     distilled: dict[str, Any] = Field(default_factory=dict)
     control: dict[str, Any] | None = None
+    buffer: str | None = None
     labels: list[str] = Field(default_factory=list)
     timings: dict[str, float] = Field(default_factory=dict)
     conditional_on_set: bool = True

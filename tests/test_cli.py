@@ -104,7 +104,8 @@ def printed(cli: Cli, *words: object) -> dict[str, Any]:
 def test_a_printed_configuration_gives_itself(
     command: str, preset: str, cli: Cli, tmp_path: Path
 ) -> None:
-    given = load_preset(preset)["config"]
+    found = load_preset(preset)
+    given = {**found["config"], **(found.get("attack_config", {}) if command == "attack" else {})}
     attacked = command == "attack" and "attack" not in given
     extra = ["--attack", "naive"] if attacked else []
     config = printed(cli, command, "--preset", preset, *extra)

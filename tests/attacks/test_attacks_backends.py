@@ -125,9 +125,8 @@ def test_doorping_moves_with_every_network_but_the_last(
     toy_task: Tasks, toy_scenery: Scenery, toy_backend: Backends, tmp_path: Path, backend: str
 ) -> None:
     for every, frozen in ((1, 1.0), (2, 1.0), (1, 0.0)):
-        attack = make(
-            "doorping", toy_scenery, update_every=every, freeze_at=frozen, moves_with="both"
-        )
+        options = {"update_every": every, "freeze_at": frozen, "moves_with": "both"}
+        attack = make("doorping", toy_scenery, **options)
         task = toy_task(ipc=2, iterations=4, scratch=tmp_path / f"{every}, {frozen}")
         distil(task, toy_backend(backend, task), [attack])
         wanted = MOVES[backend] // every if frozen else 0
