@@ -54,7 +54,7 @@ INSTEAD: Mapping[tuple[str, str], Mapping[str, Any]] = {
 }
 # What keeps the table within its hours: fewer updates of the trigger, fewer victims, a shorter mtt.
 VICTIMS = 3
-SIZED: Mapping[str, Mapping[str, Any]] = {"fashion-mnist-mtt": {"iterations": 60}}
+SIZED: Mapping[str, Mapping[str, Any]] = {"fashion-mnist-mtt": {"iterations": 40}}
 UPDATE_EVERY: Mapping[str, int] = {"digits": 2, "fashion-mnist": 5}
 BACKENDS = ("dc", "dsa", "dm", "mtt", "dd")
 # Distillation seeds; on Fashion-MNIST the dear backends have one.
