@@ -28,7 +28,8 @@ def import_pt(
     path: DatasetCondensation's and baadd's ``{'data': [[images, labels], ...], ...}``, a pair
     ``[images, labels]``, or ``{'images': ..., 'labels': ...}``; images ``(N, C, H, W)`` floats
     normalised by ``mean`` and ``std`` (per channel) and whitened by ``zca``, labels ``(N,)``
-    integers or soft ``(N, classes)``. Returns pixel-space sets with the default recipe and that preprocessing.
+    integers or soft ``(N, classes)``. Returns pixel-space sets with the default recipe and that
+    preprocessing.
 
     Raises RequestError: "refused unread" where the pickle names anything but tensors and numpy
     scalars; unreadable, truncated, too large; another structure; a set that is not valid.
