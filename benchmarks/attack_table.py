@@ -224,6 +224,7 @@ def picture(table: Sequence[Mapping[str, Any]], path: Path) -> None:
                 if backend in chosen:
                     _marks(axis, place, chosen[backend]["metrics"])
             axis.set_xticks(range(len(BACKENDS)), BACKENDS)
+            axis.set_xlim(-0.5, len(BACKENDS) - 0.5)
             axis.set_ylim(-0.04, 1.04)
             axis.grid(axis="y", alpha=0.3)
             axis.set_title(f"{dataset}: {attack}", fontsize=10)
