@@ -13,6 +13,7 @@ import torch
 
 from distillsec.distill.artifact import save_set
 from distillsec.distill.foreign import import_pt
+from distillsec.distill.preprocessing import fit_zca
 from distillsec.distill.types import Recipe, RequestError
 
 Refused = Callable[[Path, str], pytest.RaisesExc[RequestError]]
@@ -141,3 +142,13 @@ def test_other_structures_are_refused(
     torch.save(value, path)
     with refused(path, fault):
         import_pt(path, mean=[0], std=[1], classes=["a", "b"])
+
+
+def test_a_whitened_file_comes_back_to_pixels(tmp_path: Path) -> None:
+    pixels = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    zca = fit_zca(pixels)
+    path = tmp_path / "whitened.pt"
+    torch.save([zca.whiten(pixels), torch.arange(40) % 2], path)
+    (found,) = import_pt(path, mean=(0.0,), std=(1.0,), classes=("a", "b"), zca=zca)
+    torch.testing.assert_close(found.batch.images, pixels, atol=1e-4, rtol=0)
+    assert found.recipe.zca == zca

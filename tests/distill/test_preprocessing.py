@@ -104,7 +104,9 @@ def test_equal_whitenings_are_equal_and_others_are_not() -> None:
     images = correlated()
     zca, again, other = fit_zca(images), fit_zca(images.clone()), fit_zca(images + 0.01)
     assert zca == again and hash(zca) == hash(again) and zca != other
-    assert zca.describe() == {"dimensions": 32, "digest": digest(zca.mean, zca.matrix)}
+    every = digest(zca.mean, zca.matrix, zca.inverse)
+    assert zca.describe() == {"dimensions": 32, "digest": every}
+    assert zca != replace(zca, inverse=zca.inverse + 1e-6)
     assert digest(zca.mean) != digest(zca.mean.view(-1))  # the shape counts
     assert digest(torch.zeros(2)) != digest(torch.zeros(2, dtype=torch.int32))
 

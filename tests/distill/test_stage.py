@@ -123,3 +123,21 @@ def test_writing_pixels_moves_the_leaf_and_keeps_it_a_leaf(toy_task: Tasks) -> N
     torch.testing.assert_close(stage.synthetic().images, wanted)
     assert stage.pixels().requires_grad
     assert not stage.synthetic().images.requires_grad
+
+
+def test_batches_go_through_all_rows_or_as_many_as_are_wanted(toy_task: Tasks) -> None:
+    stage = Stage(toy_task(), [], 1)
+
+    def seen(seed: int, count: int | None) -> list[int]:
+        generator = torch.Generator().manual_seed(seed)
+        batches = list(stage.batches(20, generator, count))
+        assert all(len(batch) <= 20 for batch in batches)
+        rows: list[int] = torch.cat(
+            [batch.index for batch in batches if batch.index is not None]
+        ).tolist()
+        return rows
+
+    assert sorted(seen(0, None)) == list(range(90))
+    part = seen(0, 50)
+    assert part == seen(0, None)[:50] and len(set(part)) == 50
+    assert set(seen(1, 50)) != set(part)

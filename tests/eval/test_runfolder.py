@@ -31,6 +31,8 @@ from distillsec.cli import main
 from distillsec.eval import runfolder
 
 runfolder._SECONDS_BETWEEN_CHECKPOINTS = 0
+# A shell that runs the tests in the background leaves Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def arm(owner, name, count, kind, first):
     original, calls = getattr(owner, name), []
