@@ -195,7 +195,7 @@ def markdown(table: Sequence[Mapping[str, Any]]) -> str:
             for name in ("attack_success_rate", "control_attack_success_rate", "backdoor_gain")
         )
         cells = (row["dataset"], f"`{row['backend']}`", attack, str(len(row["seeds"])))
-        cells += (f"{cta} ({twin})", *rates, f"{low:.1f} to {high:.1f}")
+        cells += (f"{cta} ({twin})", *rates, f"{low:.1f} to {high:.1f}".replace("-", "−"))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
