@@ -102,7 +102,7 @@ def groups(only: str) -> list[Group]:
         Group(dataset, backend, seed)
         for dataset, backends in SEEDS.items()
         for seed in range(max(backends.values()))
-        for backend in ("mtt", "dsa", "dc", "dm", "dd")
+        for backend in ("dc", "dm", "dsa", "mtt", "dd")
         if seed < backends[backend]
     ]
     return [group for group in found if group.preset.startswith(only)]
