@@ -302,12 +302,11 @@ class _Request:
 
     def common(self) -> dict[str, Any]:
         """What every run is told beside its configuration."""
-        given = self._given
         return {
             "given": self.given_keys,
-            "data_dir": given["data_dir"],
-            "resume": given["resume"],
-            "reporter": Reporter(quiet=given["quiet"] or given["as_json"]),
+            "data_dir": self._given["data_dir"],
+            "resume": self._given["resume"],
+            "reporter": Reporter(quiet=self._given["quiet"] or self._given["as_json"]),
         }
 
     @contextmanager
@@ -325,3 +324,7 @@ class _Request:
             click.echo(RunFolder(out).record.read_text(), nl=False)
         else:
             click.echo(table(record, out))
+
+
+if __name__ == "__main__":
+    main()

@@ -25,13 +25,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from cells import finished, over_seeds, run_once
 
 from distillsec.distill.types import DistillsecError
-from distillsec.eval.cell import run_cell
 from distillsec.eval.config import configure
-from distillsec.eval.metrics import Summary, summarise
-from distillsec.eval.progress import Reporter, duration
-from distillsec.eval.record import Record, read_record
+from distillsec.eval.metrics import Summary
+from distillsec.eval.progress import duration
+from distillsec.eval.record import Record
 from distillsec.eval.request import for_clean, gather
 
 # In the pixel range the objective that does most there; without bounds the paper's.
@@ -62,13 +62,13 @@ SEEDS: Mapping[str, Mapping[str, int]] = {
     "digits": dict.fromkeys(BACKENDS, 5),
     "fashion-mnist": {"dc": 3, "dm": 3, "dsa": 1, "mtt": 1, "dd": 1},
 }
-METRICS = {
-    "clean_test_accuracy": "CTA",
-    "control_clean_test_accuracy": "CTA, twin",
-    "attack_success_rate": "ASR",
-    "control_attack_success_rate": "control",
-    "backdoor_gain": "gain",
-}
+METRICS = (
+    "clean_test_accuracy",
+    "control_clean_test_accuracy",
+    "attack_success_rate",
+    "control_attack_success_rate",
+    "backdoor_gain",
+)
 
 
 @dataclass(frozen=True)
@@ -113,20 +113,16 @@ def run_group(group: Group, runs: Path) -> list[str]:
     folder, failed = group.folder(runs), []
     twin = folder / "clean"
     try:
-        _run(for_clean(group.keys("naive")), twin)
+        run_once(for_clean(group.keys("naive")), twin)
     except DistillsecError as error:
         return [f"{twin}: {error}"]
     for name in ATTACKS:
         place = folder / _folder_name(name)
         try:
-            _run(configure(**group.keys(name)), place, control_run=twin)
+            run_once(configure(**group.keys(name)), place, control_run=twin)
         except DistillsecError as error:
             failed.append(f"{place}: {error}")
     return failed
-
-
-def _run(config: Any, folder: Path, **options: Any) -> None:
-    run_cell(config, folder, resume=folder.exists(), reporter=Reporter(quiet=True), **options)
 
 
 def _folder_name(attack: str) -> str:
@@ -138,13 +134,8 @@ def rows(runs: Path) -> Iterator[dict[str, Any]]:
     for dataset, backends in SEEDS.items():
         for backend in BACKENDS:
             for name in ATTACKS:
-                records = {}
-                for seed in range(backends[backend]):
-                    folder = Group(dataset, backend, seed).folder(runs)
-                    path = folder / _folder_name(name) / "record.json"
-                    record = read_record(path) if path.exists() else None
-                    if record is not None and record.status == "done":
-                        records[seed] = record
+                seeds = (Group(dataset, backend, seed) for seed in range(backends[backend]))
+                records = finished({g.seed: g.folder(runs) / _folder_name(name) for g in seeds})
                 if records:
                     yield _row(dataset, backend, name, records, backends[backend])
 
@@ -160,10 +151,7 @@ def _row(
         "attack": attack,
         "seeds": list(records),
         "seeds_wanted": wanted,
-        "metrics": {
-            name: summarise([record.mean(name) for record in records.values()]).model_dump()
-            for name in METRICS
-        },
+        "metrics": over_seeds(records, METRICS),
         "trigger_values": [
             min(trigger["min"] for trigger in triggers),
             max(trigger["max"] for trigger in triggers),

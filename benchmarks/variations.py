@@ -19,11 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distillsec.eval.cell import run_cell
+from cells import finished, over_seeds, run_once
+
 from distillsec.eval.config import configure
-from distillsec.eval.metrics import summarise
-from distillsec.eval.progress import Reporter
-from distillsec.eval.record import read_record
 from distillsec.eval.request import gather
 
 METRICS = {
@@ -91,30 +89,21 @@ def run_seed(study: Study, seed: int, runs: Path) -> None:
         keys = gather(preset=study.preset, options={**study.common, **options, "seed": seed})
         config = configure(**keys)
         twin = runs / f"seed-{seed}" / f"clean-{config.control_key()}"
-        _run(config.without_attack(), twin)
-        _run(config, runs / f"seed-{seed}" / name, control_run=twin)
-
-
-def _run(config: Any, folder: Path, **options: Any) -> None:
-    run_cell(config, folder, resume=folder.exists(), reporter=Reporter(quiet=True), **options)
+        run_once(config.without_attack(), twin)
+        run_once(config, runs / f"seed-{seed}" / name, control_run=twin)
 
 
 def rows(study: Study, runs: Path) -> list[dict[str, Any]]:
     """A row for each variation with its finished seeds."""
     table = []
     for name in study.variations:
-        paths = {seed: runs / f"seed-{seed}" / name / "record.json" for seed in study.seeds}
-        records = {seed: read_record(path) for seed, path in paths.items() if path.exists()}
-        done = {seed: record for seed, record in records.items() if record.status == "done"}
+        done = finished({seed: runs / f"seed-{seed}" / name for seed in study.seeds})
         if done:
             table.append(
                 {
                     "variation": name,
                     "seeds": list(done),
-                    "metrics": {
-                        metric: summarise([r.mean(metric) for r in done.values()]).model_dump()
-                        for metric in METRICS
-                    },
+                    "metrics": over_seeds(done, METRICS),
                     "attack_counters": {seed: r.attack_counters for seed, r in done.items()},
                     "config": next(iter(done.values())).config,
                 }

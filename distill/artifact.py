@@ -110,14 +110,11 @@ def _tensors(distilled: DistilledSet) -> dict[str, Tensor]:
 
 def _describe(distilled: DistilledSet) -> dict[str, Any]:
     recipe = distilled.recipe.describe()
-    values = {key: recipe[key] for key in _RecipeInfo.model_fields}
     return {
         "format_version": FORMAT_VERSION,
         "classes": list(distilled.classes),
         "image_shape": list(distilled.batch.images.shape[1:]),
-        "recipe": values
-        | {key: list(recipe[key]) for key in ("mean", "std")}
-        | {"steps": [{**step, "rows": list(step["rows"])} for step in recipe["steps"]]},
+        "recipe": {key: recipe[key] for key in _RecipeInfo.model_fields},
     }
 
 

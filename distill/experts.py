@@ -8,7 +8,6 @@ train in lockstep, epoch by epoch, so that a trigger that moves with them moves 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -151,8 +150,7 @@ class _Workplace:
         known = read_json(self._manifest)
         if not isinstance(known, dict) or known.get("format_version") != FORMAT_VERSION:
             raise fault(self._manifest, "is no manifest of experts that this version reads")
-        # As JSON gives it back: tuples have become lists.
-        ours, theirs = json.loads(json.dumps(wanted["identity"])), known.get("identity")
+        ours, theirs = wanted["identity"], known.get("identity")
         if ours != theirs:
             raise RequestError(
                 f"{self._folder} holds other experts: {_differences(theirs, ours)}; "

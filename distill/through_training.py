@@ -83,6 +83,7 @@ class DD(Backend):
             )
         self._options, self._ipc = options, ipc
         self._last: Tensor | None = None
+        self._initial: Tensor | None = None  # of fixed students
 
     # Images, rates, recipe -----------------------------------------------------------------------
 
@@ -97,12 +98,13 @@ class DD(Backend):
         rates = functional.softplus(stage.learned["raw_rates"].detach()).tolist()
         groups = [tuple(group.tolist()) for group in self._groups(stage)]
         steps = zip(groups * self._options.passes, rates, strict=True)
-        fixed = self._options.student_init == "fixed"
+        if self._options.student_init == "fixed" and self._initial is None:
+            self._initial = flat.laid_out(self._student(stage, 0))
         return replace(
             stage.task.recipe,
             augment="",
             steps=tuple(Step(rows=rows, rate=rate) for rows, rate in steps),
-            initial=flat.laid_out(self._student(stage, 0)) if fixed else None,
+            initial=self._initial,
         )
 
     def optimiser(self, leaf: Tensor, learned: Mapping[str, Tensor]) -> torch.optim.Optimizer:

@@ -110,12 +110,18 @@ class Recipe:
         initial = None if self.initial is None else self.initial.to(device)
         return dataclasses.replace(self, zca=zca, initial=initial)
 
+    def by_epochs(self, **changes: Any) -> Recipe:
+        """The same with some fields changed, and training by epochs in place of learned steps."""
+        return dataclasses.replace(self, **changes, steps=(), initial=None)
+
     def describe(self) -> dict[str, Any]:
         """The recipe in words and numbers that JSON can hold; tensors by their digest."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return values | {
+            "mean": list(self.mean),
+            "std": list(self.std),
             "zca": None if self.zca is None else self.zca.describe(),
-            "steps": [dataclasses.asdict(step) for step in self.steps],
+            "steps": [{"rows": list(step.rows), "rate": step.rate} for step in self.steps],
             "initial": None if self.initial is None else digest(self.initial),
         }
 

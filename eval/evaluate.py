@@ -175,8 +175,7 @@ def _with_recipe(distilled: DistilledSet, workshop: Workshop, given: Sequence[st
     changes = {field: getattr(wanted, field) for key, field in fields.items() if key in given}
     if not changes:
         return distilled
-    recipe = replace(distilled.recipe, **changes, steps=(), initial=None)
-    return replace(distilled, recipe=recipe)
+    return replace(distilled, recipe=distilled.recipe.by_epochs(**changes))
 
 
 def _check_fit(path: Path, distilled: DistilledSet, workshop: Workshop) -> None:

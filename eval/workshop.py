@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -60,8 +60,7 @@ class Workshop:
         wishes = {key: value for key, value in wishes.items() if value is not None}
         if not wishes:
             return recipe
-        augment = victims.victim_augment or ""
-        return replace(recipe, **wishes, augment=augment, steps=(), initial=None)
+        return recipe.by_epochs(**wishes, augment=victims.victim_augment or "")
 
     def network(self, spec: NetworkSpec) -> NetworkFactory:
         """Fresh networks of ``spec`` for this data, by seed."""
