@@ -36,23 +36,12 @@ def run(task: Task, attack: Hook | None) -> Tensor:
     return distil(task, backend, [attack] if attack else []).batch.images
 
 
-def tensors(value: Any) -> list[Tensor]:
-    """Every tensor that a hook can reach through one of its arguments."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Batch):
-        return [t for t in (value.images, value.labels, value.index) if t is not None]
-    if isinstance(value, Moment):
-        network = [] if value.network is None else list(value.network.state_dict().values())
-        return [*network, *tensors(value.real), *tensors(value.synthetic)]
-    return []
-
-
 @pytest.mark.parametrize("share", [None, 0.5])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_attack_changes_nothing_that_it_is_given(
     toy_task: Tasks,
     toy_scenery: Scenery,
+    tensors: Callable[[object], list[Tensor]],
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     share: float | None,

@@ -32,23 +32,12 @@ def make(name: str, scenery: Scenery, **options: object) -> Attack:
     return ATTACKS[name](ATTACKS[name].Options.model_validate(settings), scenery)
 
 
-def tensors(value: object) -> list[Tensor]:
-    """Every tensor that a hook can reach through one of its arguments."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Batch):
-        return [t for t in (value.images, value.labels, value.index) if t is not None]
-    if isinstance(value, Moment):
-        network = [] if value.network is None else list(value.network.state_dict().values())
-        return [*network, *tensors(value.real), *tensors(value.synthetic)]
-    return []
-
-
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_attack_changes_the_set_and_nothing_that_it_is_given(
     toy_task: Tasks,
     toy_scenery: Scenery,
+    tensors: Callable[[object], list[Tensor]],
     toy_backend: Backends,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
