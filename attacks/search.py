@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..distill.hooks import Moment
+from ..distill.makers import embed
 from ..distill.networks import penultimate_linear
 from ..distill.types import RequestError
 
@@ -106,7 +107,7 @@ def neuron_reference(moment: Moment, carriers: Carriers, options: SearchOptions)
     units = weights.topk(min(options.neurons, len(weights))).indices
 
     def activation(pattern: Tensor) -> Tensor:
-        return _embed(network, (pattern * carriers.mask).unsqueeze(0))[:, units]
+        return embed(network, (pattern * carriers.mask).unsqueeze(0))[:, units]
 
     with torch.no_grad():
         goal = options.alpha * activation(carriers.pattern)
@@ -124,7 +125,7 @@ def neuron(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tensor
     network = _network(moment)
     hidden = penultimate_linear(network)
     with torch.no_grad():
-        before = _embed(network, _stamped(carriers.pattern, carriers))
+        before = embed(network, _stamped(carriers.pattern, carriers))
     weights = _head_weights(network) if hidden is None else hidden.weight.abs().sum(dim=1)
     alive = before.abs().sum(dim=0) > 0
     if not bool(alive.any()):
@@ -133,7 +134,7 @@ def neuron(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tensor
     units = ranked.topk(min(options.neurons, int(alive.sum()))).indices
 
     def activation(pattern: Tensor) -> Tensor:
-        return _embed(network, _stamped(pattern, carriers))[:, units].mean(dim=0)
+        return embed(network, _stamped(pattern, carriers))[:, units].mean(dim=0)
 
     goal = options.alpha * before[:, units].mean(dim=0)
     return descend(carriers, options, _distance_to(goal, activation), stop_below=0.0)
@@ -169,11 +170,6 @@ def _network(moment: Moment) -> nn.Module:
     if moment.network is None:
         raise RequestError("this backend has no live network to optimise a trigger against")
     return moment.network
-
-
-def _embed(network: nn.Module, images: Tensor) -> Tensor:
-    features: Tensor = network.embed(images)  # type: ignore[operator]
-    return features
 
 
 def _head_weights(network: nn.Module) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import cast, final
+from typing import final
 
 import torch
 from pydantic import Field
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .augment import Augmentation, Transform, parse_strategy
 from .backend import Backend, BackendOptions
+from .makers import embed
 from .matching import mean_distance
 from .networks import batch_norm_layers
 from .stage import Stage, Start
@@ -81,8 +82,8 @@ class DM(Backend):
         size = micro_batch(synthetic.images.device)
         for real, fake in pairs:
             with torch.no_grad():
-                pieces = [_embed(network, piece) for piece in real.split(size)]
-            yield mean_distance(_embed(network, fake), torch.cat(pieces))
+                pieces = [embed(network, piece) for piece in real.split(size)]
+            yield mean_distance(embed(network, fake), torch.cat(pieces))
 
     def advance(self, stage: Stage, network: nn.Module, synthetic: Batch) -> None:
         """Nothing: the networks of ``dm`` are random and stay so."""
@@ -101,10 +102,6 @@ def _together(network: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     """The distances of all classes, each side embedded as one batch."""
     real, fake = ([pair[side] for pair in pairs] for side in (0, 1))
     with torch.no_grad():
-        targets = _embed(network, torch.cat(real)).split([len(images) for images in real])
-    embedded = _embed(network, torch.cat(fake)).split([len(images) for images in fake])
+        targets = embed(network, torch.cat(real)).split([len(images) for images in real])
+    embedded = embed(network, torch.cat(fake)).split([len(images) for images in fake])
     return torch.stack([mean_distance(*each) for each in zip(embedded, targets, strict=True)]).sum()
-
-
-def _embed(network: nn.Module, images: Tensor) -> Tensor:
-    return cast(Tensor, network.embed(images))  # type: ignore[operator]

@@ -13,7 +13,7 @@ from typing import Literal, final, get_args
 
 import torch
 
-StreamName = Literal["init", "draw", "network", "augment", "expert", "attack", "victim"]
+StreamName = Literal["init", "draw", "network", "augment", "expert", "attack", "victim", "defense"]
 STREAMS: tuple[str, ...] = get_args(StreamName)
 
 

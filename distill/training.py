@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,12 @@ def shuffled(
 
 
 @torch.no_grad()
+def in_pieces(answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """``answer`` to ``images``, without gradients, a cacheful at a time."""
+    return torch.cat([answer(piece) for piece in images.split(micro_batch(images.device))])
+
+
+@torch.no_grad()
 def predict(network: nn.Module, images: Tensor) -> Tensor:
     """Class numbers ``int64 (N,)`` for pixel-space ``images``; the network's mode is kept.
 
@@ -133,8 +139,7 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
     """
     training = network.training
     network.eval()
-    pieces = images.split(micro_batch(images.device))
-    logits = torch.cat([network(piece) for piece in pieces])
+    logits = in_pieces(network, images)
     network.train(training)
     if not bool(logits.isfinite().all()):
         raise RunError("the network's logits are not finite: its training did not converge")

@@ -8,6 +8,7 @@ from typing import final
 from torch import nn
 
 from ..attacks import TestCase
+from ..distill.makers import NetworkMaker
 from ..distill.randomness import Streams
 from ..distill.training import fit
 from ..distill.types import Batch, DistilledSet
@@ -15,11 +16,9 @@ from .metrics import Scores, rates
 from .progress import Reporter
 from .runfolder import RunFolder
 
-NetworkFactory = Callable[[int], nn.Module]
-
 
 def train_victim(
-    distilled: DistilledSet, network: NetworkFactory, streams: Streams, number: int
+    distilled: DistilledSet, network: NetworkMaker, streams: Streams, number: int
 ) -> nn.Module:
     """Victim ``number``: its weights and training order depend on the seed and the number alone,
 
@@ -43,7 +42,7 @@ class Panel:
         self,
         name: str,
         distilled: DistilledSet,
-        network: NetworkFactory,
+        network: NetworkMaker,
         case: TestCase | None,
         show: Callable[[nn.Module], None] | None = None,
     ) -> list[Scores]:

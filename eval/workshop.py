@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import nn
 
 from ..attacks import Attack, Scenery
 from ..distill.backend import Backend
 from ..distill.data import ImageSet, load_dataset
+from ..distill.makers import NetworkMaker
 from ..distill.memory import keep_freed_memory
-from ..distill.networks import NetworkSpec, build_network
+from ..distill.networks import NetworkSpec
 from ..distill.randomness import Streams
 from ..distill.stage import Stage, Task
 from ..distill.types import Distillate, DistilledSet, Recipe, RequestError, RunError
 from .config import Config
-from .victims import NetworkFactory
 
 
 @final
@@ -62,25 +61,17 @@ class Workshop:
             return recipe
         return recipe.by_epochs(**wishes, augment=victims.victim_augment or "")
 
-    def network(self, spec: NetworkSpec) -> NetworkFactory:
+    def network(self, spec: NetworkSpec) -> NetworkMaker:
         """Fresh networks of ``spec`` for this data, by seed."""
-        space = self.data.preprocessing
+        return NetworkMaker(
+            spec=spec,
+            image_shape=self.data.image_shape,
+            classes=len(self.data.classes),
+            preprocessing=self.data.preprocessing,
+            device=self.config.run.device,
+        )
 
-        def build(seed: int) -> nn.Module:
-            return build_network(
-                spec,
-                image_shape=self.data.image_shape,
-                classes=len(self.data.classes),
-                mean=space.mean,
-                std=space.std,
-                zca=space.zca,
-                seed=seed,
-                device=self.config.run.device,
-            )
-
-        return build
-
-    def victim_networks(self) -> dict[str, NetworkFactory]:
+    def victim_networks(self) -> dict[str, NetworkMaker]:
         """The victims' architectures by name, the primary one first.
 
         A victim named like the distilling network has its parameters too; another has its

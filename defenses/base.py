@@ -1,0 +1,198 @@
+"""What a defense is: one of seven families, each with one method, and what a defender may see."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from ..distill.makers import NetworkMaker, embed
+from ..distill.randomness import Streams
+from ..distill.training import in_pieces
+from ..distill.types import Batch, DistilledSet, hard_labels
+
+Budget = Literal["quick", "paper"]
+Predictor = Callable[[Tensor], Tensor]
+"""Images ``(N, C, H, W)`` in pixel space to class numbers ``int64 (N,)``."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DefenderView:
+    """All that a defender sees: nothing of an attack, of the run's seeds, or of where files lie.
+
+    distilled: the set as it was received, with the recipe by which networks train on it.
+    victim: one network trained on it, frozen and in evaluation mode; ``RequestError`` from
+    ``features`` where it is a user's without an ``embed``.
+    network: fresh networks of the victim's architecture. holdout: the declared budget of clean
+    real images with their true labels, none of them among those that anything is measured on; may
+    be empty. entropy: the defender's own randomness.
+    """
+
+    distilled: DistilledSet
+    victim: nn.Module
+    network: NetworkMaker
+    holdout: Batch
+    entropy: int = 0
+    _memory: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return len(self.distilled.classes)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The set's labels as class numbers, ``int64 (N,)``."""
+        return hard_labels(self.distilled.batch.labels)
+
+    def generator(self, *key: int) -> torch.Generator:
+        """A fresh CPU generator that depends on ``key``: the only randomness a defense uses."""
+        return Streams(self.entropy).generator("defense", *key)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The victim's penultimate activations ``(N, F)`` of ``images``; computed once."""
+        return self._once("features", images, lambda some: embed(self.victim, some))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The victim's logits ``(N, classes)`` of ``images``; computed once."""
+        return self._once("logits", images, self.victim)
+
+    def _once(self, what: str, images: Tensor, answer: Callable[[Tensor], Tensor]) -> Tensor:
+        """``answer`` to ``images``, remembered by the tensor's identity while the view lives."""
+        key = (what, id(images))
+        if key not in self._memory:
+            self._memory[key] = (images, in_pieces(answer, images))
+        return self._memory[key][1]
+
+
+class DefenseOptions(BaseModel):
+    """Base of a defense's own options; their defaults are the published ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Defense(ABC):
+    """What every defense has; the families below say what it does.
+
+    Options: its own options. quick: those that the quick budget changes, so that the same
+    algorithm does less work. needs: what it wants, for people.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[DefenseOptions]]
+    quick: ClassVar[Mapping[str, Any]] = {}
+    needs: ClassVar[str] = "nothing but the set"
+
+    @abstractmethod
+    def __init__(self, options: DefenseOptions) -> None:
+        """A defense with ``options`` (of its ``Options``)."""
+
+    def objection(self, view: DefenderView) -> str | None:
+        """Why it does not apply to ``view`` at all, in one line; ``None`` where it does."""
+        return None
+
+    def caution(self, view: DefenderView) -> str | None:
+        """Why its answer means little here (too few rows, say), in one line; ``None``: it does."""
+        return None
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SetScores:
+    """What a defense says of a set; larger is more suspicious throughout.
+
+    rows: ``float (N,)``, finite. flagged: ``bool (N,)``, the rows it would remove at the paper's
+    threshold. statistic: one number for the set. alarm: whether the paper would call the set
+    poisoned; ``None`` where it removes a fixed share and has no alarm. suspect: the class it points
+    at, ``None`` for none.
+    """
+
+    rows: Tensor
+    flagged: Tensor
+    statistic: float
+    alarm: bool | None
+    suspect: int | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inspection:
+    """What a defense says of a model.
+
+    anomaly: ``float (classes,)``, larger is more suspicious. alarm: whether the paper would call
+    the model backdoored. suspect: the target class it found, ``None`` for none.
+    """
+
+    anomaly: Tensor
+    alarm: bool
+    suspect: int | None = None
+
+
+class SetScorer(Defense, ABC):
+    """The set: which rows are suspicious, and is the set?"""
+
+    @abstractmethod
+    def score_set(self, view: DefenderView) -> SetScores:
+        """Scores of the set's rows, and of the set."""
+
+
+class Sanitiser(Defense, ABC):
+    """The set: a cleaner one to train on."""
+
+    @abstractmethod
+    def sanitise(self, view: DefenderView) -> DistilledSet:
+        """The set with its images changed or some rows gone; the given one stays as it is."""
+
+
+class Trainer(Defense, ABC):
+    """The training: another way to train on the set as it is."""
+
+    @abstractmethod
+    def train(self, view: DefenderView) -> nn.Module:
+        """A trained model (pixels to logits), in evaluation mode."""
+
+
+class InputScorer(Defense, ABC):
+    """An input: does it carry a trigger?"""
+
+    @abstractmethod
+    def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
+        """``float (N,)``, finite, larger is more suspicious, for ``images`` ``(N, C, H, W)``.
+
+        An image's score doesn't depend on the others it comes with.
+        """
+
+    @abstractmethod
+    def threshold(self, view: DefenderView) -> float | None:
+        """The score above which the paper rejects an input; ``None`` where it names none."""
+
+
+class Purifier(Defense, ABC):
+    """An input: answered in a way that takes the trigger's power."""
+
+    @abstractmethod
+    def purify(self, view: DefenderView) -> Predictor:
+        """The victim's predictions behind the defense."""
+
+
+class Inspector(Defense, ABC):
+    """The model: is it backdoored, and for which class?"""
+
+    @abstractmethod
+    def inspect(self, view: DefenderView) -> Inspection:
+        """Each class's anomaly, and the verdict."""
+
+
+class Repairer(Defense, ABC):
+    """The model: the same with its backdoor taken out."""
+
+    @abstractmethod
+    def repair(self, view: DefenderView) -> nn.Module:
+        """A repaired copy of the victim (pixels to logits), in evaluation mode."""

@@ -1,0 +1,50 @@
+"""Where fresh networks come from, and what a network's last layer sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast, final
+
+from torch import Tensor, nn
+
+from .layers import Shape
+from .networks import NetworkSpec, build_network
+from .preprocessing import Preprocessing
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NetworkMaker:
+    """Fresh networks of one architecture for one kind of images, by seed.
+
+    spec: which network. image_shape: (C, H, W). classes: how many. preprocessing: what the network
+    does with pixels first, on ``device``.
+    """
+
+    spec: NetworkSpec
+    image_shape: Shape
+    classes: int
+    preprocessing: Preprocessing
+    device: str = "cpu"
+
+    def __call__(self, seed: int) -> nn.Module:
+        """A network in training mode whose weights depend on ``seed`` alone."""
+        space = self.preprocessing
+        return build_network(
+            self.spec,
+            image_shape=self.image_shape,
+            classes=self.classes,
+            mean=space.mean,
+            std=space.std,
+            zca=space.zca,
+            seed=seed,
+            device=self.device,
+        )
+
+
+def embed(network: nn.Module, images: Tensor) -> Tensor:
+    """What enters the network's head, ``(N, features)``, for images in pixel space.
+
+    Errors: ``RequestError`` where a user's network has no ``embed``.
+    """
+    return cast(Tensor, network.embed(images))  # type: ignore[operator]

@@ -1,0 +1,108 @@
+"""The classic case: a plainly poisoned full-size training set of the digits, and the clean one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import final
+
+import pytest
+import torch
+from torch import Tensor
+
+from distillsec.attacks.triggers import PatchTrigger, patch_mask
+from distillsec.defenses.base import DefenderView
+from distillsec.distill.data import load_dataset
+from distillsec.distill.makers import NetworkMaker
+from distillsec.distill.networks import NetworkSpec
+from distillsec.distill.training import fit
+from distillsec.distill.types import Batch, DistilledSet, Recipe
+
+TARGET = 3
+RATE = 0.1
+HELD_OUT = 150
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """What a defender sees, and the truth beside it.
+
+    poisoned: ``bool (N,)``, the set's poisoned rows (none in the clean case). clean, triggered:
+    the same test images of other classes than the target, without and with the trigger.
+    """
+
+    view: DefenderView
+    poisoned: Tensor
+    clean: Batch
+    triggered: Tensor
+
+    def rows(self, index: Tensor) -> Case:
+        """The same with other rows of the set; the victim stays."""
+        batch = self.view.distilled.batch.rows(index)
+        distilled = replace(self.view.distilled, batch=batch)
+        return replace(
+            self, view=fresh(self.view, distilled=distilled), poisoned=self.poisoned[index]
+        )
+
+
+def fresh(view: DefenderView, **changes: object) -> DefenderView:
+    """A copy of ``view`` with some fields changed and nothing remembered."""
+    fields = ("distilled", "victim", "network", "holdout", "entropy")
+    values = {name: getattr(view, name) for name in fields} | changes
+    return DefenderView(**values)
+
+
+def make_case(*, poisoned: bool, norm: str = "batch", seed: int = 0) -> Case:
+    """BadNets on the digits: a white 3×3 square on a tenth of the rows, relabelled to class 3."""
+    data = load_dataset("digits")
+    train = data.train
+    mask = patch_mask((8, 8), 3, "bottom-right", 0)
+    trigger = PatchTrigger(pattern=mask.clone(), mask=mask)
+    rows = torch.zeros(len(train), dtype=torch.bool)
+    if poisoned:
+        others = torch.nonzero(train.labels != TARGET)[:, 0]
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
+        rows[others[order[: round(RATE * len(train))]]] = True
+    images = torch.where(rows.view(-1, 1, 1, 1), trigger.stamp(train.images), train.images)
+    labels = torch.where(rows, TARGET, train.labels)
+    recipe = Recipe(mean=data.mean, std=data.std, epochs=12, lr=0.05, batch_size=64)
+    distilled = DistilledSet(
+        batch=Batch(images=images, labels=labels), classes=data.classes, recipe=recipe
+    )
+    network = NetworkMaker(
+        spec=NetworkSpec(network="convnet", width=16, depth=2, norm=norm),
+        image_shape=data.image_shape,
+        classes=10,
+        preprocessing=data.preprocessing,
+    )
+    torch.set_num_threads(1)
+    victim = fit(
+        network(seed + 1), distilled.batch, recipe, torch.Generator().manual_seed(seed)
+    ).requires_grad_(False)
+    order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(5))
+    held, rest = order[:HELD_OUT], order[HELD_OUT:]
+    shown = data.test.rows(rest[data.test.labels[rest] != TARGET])
+    return Case(
+        view=DefenderView(
+            distilled=distilled,
+            victim=victim,
+            network=network,
+            holdout=replace(data.test.rows(held), index=None),
+            entropy=11,
+        ),
+        poisoned=rows,
+        clean=shown,
+        triggered=trigger.stamp(shown.images),
+    )
+
+
+@pytest.fixture(scope="session")
+def badnets() -> Case:
+    """The poisoned case."""
+    return make_case(poisoned=True)
+
+
+@pytest.fixture(scope="session")
+def honest() -> Case:
+    """The clean case: the same images and seeds without poison."""
+    return make_case(poisoned=False)
