@@ -101,6 +101,11 @@ class Attack(Hook, ABC):
     def test_case(self, images: Tensor, labels: Tensor) -> TestCase:
         """The attack's test on ``images`` (pixel space) with true ``labels``."""
 
+    @property
+    def poisoned_rows(self) -> Tensor | None:
+        """``bool (rows,)``: the training rows it has poisoned; ``None`` where it can't tell."""
+        return None
+
     def counters(self) -> Mapping[str, Any]:
         """What the record should say of the attack's course."""
         return {}
@@ -163,6 +168,10 @@ class PatchAttack(Attack, ABC):
             targets=torch.full_like(labels, self.options.target),
             eligible=labels != self.options.target,
         )
+
+    @property
+    def poisoned_rows(self) -> Tensor:
+        return self.poisoned
 
     def counters(self) -> Mapping[str, Any]:
         return {"poisoned_rows": int(self.poisoned.sum())}

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -18,6 +18,16 @@ from ..distill.training import in_pieces
 from ..distill.types import Batch, DistilledSet, hard_labels
 
 Budget = Literal["quick", "paper"]
+Family = Literal[
+    "set scores",
+    "sanitised set",
+    "training",
+    "input scores",
+    "purified input",
+    "inspection",
+    "repair",
+]
+FAMILIES: tuple[Family, ...] = get_args(Family)
 Predictor = Callable[[Tensor], Tensor]
 """Images ``(N, C, H, W)`` in pixel space to class numbers ``int64 (N,)``."""
 
@@ -86,13 +96,16 @@ class Defense(ABC):
     """
 
     name: ClassVar[str]
+    family: ClassVar[Family]
     Options: ClassVar[type[DefenseOptions]]
     quick: ClassVar[Mapping[str, Any]] = {}
     needs: ClassVar[str] = "nothing but the set"
 
+    options: DefenseOptions
+
     @abstractmethod
     def __init__(self, options: DefenseOptions) -> None:
-        """A defense with ``options`` (of its ``Options``)."""
+        """A defense with ``options`` (of its ``Options``), which it keeps under that name."""
 
     def objection(self, view: DefenderView) -> str | None:
         """Why it does not apply to ``view`` at all, in one line; ``None`` where it does."""
@@ -138,6 +151,8 @@ class Inspection:
 class SetScorer(Defense, ABC):
     """The set: which rows are suspicious, and is the set?"""
 
+    family = "set scores"
+
     @abstractmethod
     def score_set(self, view: DefenderView) -> SetScores:
         """Scores of the set's rows, and of the set."""
@@ -145,6 +160,8 @@ class SetScorer(Defense, ABC):
 
 class Sanitiser(Defense, ABC):
     """The set: a cleaner one to train on."""
+
+    family = "sanitised set"
 
     @abstractmethod
     def sanitise(self, view: DefenderView) -> DistilledSet:
@@ -154,6 +171,8 @@ class Sanitiser(Defense, ABC):
 class Trainer(Defense, ABC):
     """The training: another way to train on the set as it is."""
 
+    family = "training"
+
     @abstractmethod
     def train(self, view: DefenderView) -> nn.Module:
         """A trained model (pixels to logits), in evaluation mode."""
@@ -161,6 +180,8 @@ class Trainer(Defense, ABC):
 
 class InputScorer(Defense, ABC):
     """An input: does it carry a trigger?"""
+
+    family = "input scores"
 
     @abstractmethod
     def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
@@ -177,6 +198,8 @@ class InputScorer(Defense, ABC):
 class Purifier(Defense, ABC):
     """An input: answered in a way that takes the trigger's power."""
 
+    family = "purified input"
+
     @abstractmethod
     def purify(self, view: DefenderView) -> Predictor:
         """The victim's predictions behind the defense."""
@@ -185,6 +208,8 @@ class Purifier(Defense, ABC):
 class Inspector(Defense, ABC):
     """The model: is it backdoored, and for which class?"""
 
+    family = "inspection"
+
     @abstractmethod
     def inspect(self, view: DefenderView) -> Inspection:
         """Each class's anomaly, and the verdict."""
@@ -192,6 +217,8 @@ class Inspector(Defense, ABC):
 
 class Repairer(Defense, ABC):
     """The model: the same with its backdoor taken out."""
+
+    family = "repair"
 
     @abstractmethod
     def repair(self, view: DefenderView) -> nn.Module:

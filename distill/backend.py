@@ -30,13 +30,15 @@ class Backend(ABC):
 
     ``Options`` holds the backend's own options. ``victim_epochs``, ``victim_lr`` and
     ``victim_augment`` are the published recipe for networks trained on its sets; ``None`` for what
-    a set's own recipe says. ``cost`` and ``needs`` tell people what they are in for.
+    a set's own recipe says. ``keeps_rows``: whether row i of the set is row i of the training data.
+    ``cost`` and ``needs`` tell people what they are in for.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[BackendOptions]]
     cost: ClassVar[str] = ""
     needs: ClassVar[str] = ""
+    keeps_rows: ClassVar[bool] = False
     victim_epochs: ClassVar[int | None] = 300
     victim_lr: ClassVar[float | None] = 0.01
     victim_augment: ClassVar[str] = ""
@@ -46,6 +48,10 @@ class Backend(ABC):
         """A backend with ``options`` (of its ``Options``) for ``ipc`` images per class."""
 
     # What is made --------------------------------------------------------------------------------
+
+    def start(self, stage: Stage) -> Batch | None:
+        """The set that the run starts from; ``None`` for what the task asks for."""
+        return None
 
     def learned(self) -> dict[str, Tensor]:
         """What is learned beside the images, where it starts: rates of steps, say."""

@@ -114,8 +114,8 @@ def distil(
 def _set_up(
     task: Task, backend: Backend, hooks: Sequence[Hook], observer: Observer | None
 ) -> Stage:
-    learned, recipe = backend.learned(), backend.recipe
-    stage = Stage(task, hooks, backend.steps(), learned=learned, recipe=recipe)
+    learned, recipe, start = backend.learned(), backend.recipe, backend.start
+    stage = Stage(task, hooks, backend.steps(), learned=learned, recipe=recipe, start=start)
     if observer:
         stage.on_expert = observer.on_expert
     return stage

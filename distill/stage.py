@@ -56,8 +56,8 @@ class Stage:
 
     The images are a leaf in normalised space, for which the published learning rates are made;
     everything that leaves the stage is in pixel space. ``learned`` are the leaves beside them,
-    ``recipe`` the backend's word on how networks train on the set. ``on_expert`` is told how many
-    epochs of expert training are over, of how many.
+    ``recipe`` the backend's word on how networks train on the set, ``start`` its word on where the
+    images start. ``on_expert`` is told how many epochs of expert training are over, of how many.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Stage:
         *,
         learned: Mapping[str, Tensor] | None = None,
         recipe: Callable[[Stage], Recipe] | None = None,
+        start: Callable[[Stage], Batch | None] | None = None,
     ) -> None:
         self.task = task
         self.hooks = hooks
@@ -82,11 +83,16 @@ class Stage:
             name: value.detach().clone().to(device).requires_grad_()
             for name, value in (learned or {}).items()
         }
-        self.labels = torch.arange(task.classes, device=device).repeat_interleave(task.ipc)
         self.enter(0, 0)
         self.real = fold(hooks, "on_start", self.moment("on_start"), task.real)
         self._rows = self._rows_by_class(self.real.labels)
-        self._leaf = self._initial().requires_grad_()
+        given = start(self) if start else None
+        if given is None:
+            classes = torch.arange(task.classes, device=device)
+            self.labels, leaf = classes.repeat_interleave(task.ipc), self._initial()
+        else:
+            self.labels, leaf = given.labels, self._space.normalise(given.images)
+        self._leaf = leaf.requires_grad_()
 
     # Where we are ------------------------------------------------------------------------------
 
@@ -107,7 +113,7 @@ class Stage:
     @property
     def progress(self) -> float:
         """The share of synthetic steps that are done, 0 to 1."""
-        return self.step / self.total_steps
+        return self.step / max(1, self.total_steps)
 
     @property
     def on_last_step(self) -> bool:
@@ -156,6 +162,10 @@ class Stage:
         rows = self._rows[label]
         order = torch.randperm(len(rows), generator=generator)[:count]
         return self._show(self._sampled(label, rows[order.to(rows.device)]))
+
+    def whole(self) -> Batch:
+        """All real rows in their order, as the hooks show them."""
+        return self._show(torch.arange(len(self.real), device=self.real.labels.device))
 
     def draw_mixed(self, count: int, generator: torch.Generator) -> Batch:
         """At most ``count`` rows of all classes as they come, as the hooks show them."""

@@ -10,13 +10,20 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..attacks import ATTACKS
+from ..defenses import DEFENSES
 from ..distill.backends import BACKENDS
 from ..distill.data import DATASETS
 from ..distill.networks import NETWORKS
 from .presets import load_preset, preset_names
 
 # What a catalogue says of a row beside its description.
-_TOLD = {"figures": "measured", "cost": "cost", "needs": "needs"}
+_TOLD = {
+    "family": "gives",
+    "figures": "measured",
+    "cost": "cost",
+    "needs": "needs",
+    "quick": "quick budget",
+}
 
 Rows = dict[str, dict[str, Any]]
 
@@ -66,12 +73,21 @@ def _backends() -> Rows:
     return rows
 
 
+def _defenses() -> Rows:
+    rows = _with_options(DEFENSES)
+    for name, defense in DEFENSES.items():
+        rows[name] |= {"family": defense.family, "needs": defense.needs}
+        rows[name]["quick"] = ", ".join(f"{k} {v}" for k, v in defense.quick.items())
+    return rows
+
+
 CATALOGUES: Mapping[str, Callable[[], Rows]] = {
     "presets": _presets,
     "datasets": lambda: {n: {"description": e.description} for n, e in DATASETS.items()},
     "backends": _backends,
     "networks": lambda: {n: {"description": e.description} for n, e in NETWORKS.items()},
     "attacks": lambda: _with_options(ATTACKS),
+    "defenses": _defenses,
 }
 
 

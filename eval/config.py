@@ -144,17 +144,18 @@ class Config(Section):
 
 def find_backend(name: str) -> type[Backend]:
     """A backend by name or ``package.module:Class``; ``RequestError`` where there is none."""
-    found: type[Backend] = _find(name, BACKENDS, Backend, "backend")
+    found: type[Backend] = find_class(name, BACKENDS, Backend, "backend")
     return found
 
 
 def find_attack(name: str) -> type[Attack]:
     """An attack by name or ``package.module:Class``; ``RequestError`` where there is none."""
-    found: type[Attack] = _find(name, ATTACKS, Attack, "attack")
+    found: type[Attack] = find_class(name, ATTACKS, Attack, "attack")
     return found
 
 
-def _find(name: str, registry: Mapping[str, Any], base: type[Any], what: str) -> Any:
+def find_class(name: str, registry: Mapping[str, Any], base: type[Any], what: str) -> Any:
+    """A subclass of ``base`` by name or ``package.module:Class``; else a ``RequestError``."""
     if not isinstance(name, str):  # a number in YAML
         raise RequestError(f"{what}: expected a name, got {name!r}")
     if not is_reference(name):
@@ -203,6 +204,18 @@ def _build(model: type[BaseModel], values: Mapping[str, Any]) -> BaseModel:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "configuration"
         raise RequestError(f"{key}: {first['msg'].lower()}, got {first.get('input')!r}") from error
+
+
+def build_options(model: type[BaseModel], values: Mapping[str, Any], owner: str) -> Any:
+    """``model(**values)``; a wrong key or value is a ``RequestError`` that names the ``owner``."""
+    for key in values:
+        if key not in model.model_fields:
+            takes = ", ".join(model.model_fields) or "none"
+            raise RequestError(f"{owner} has no option {key}; it takes {takes}")
+    try:
+        return _build(model, values)
+    except RequestError as error:
+        raise RequestError(f"{owner}: {error}") from error
 
 
 def _refuse_unknown(given: Mapping[str, Any], models: Mapping[str, type[BaseModel]]) -> None:

@@ -7,67 +7,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
 
-import torch
-
-from ..attacks import PatchTrigger, TestCase
-from ..distill.artifact import export_png, load_set, load_trigger, pixel_range, quantised
-from ..distill.foreign import import_pt
-from ..distill.types import DistilledSet, Recipe, RequestError
+from ..attacks import TestCase
+from ..distill.artifact import export_png, load_set, pixel_range, quantised
+from ..distill.types import DistilledSet, Recipe
 from .cell import draw_set, new_record
 from .checks import check_same_run
 from .config import Config
 from .metrics import collect
 from .progress import Reporter
-from .record import Record, read_record
+from .record import Record
 from .runfolder import RunFolder
+from .source import Source, check_fit, trigger_case
 from .victims import Panel
 from .workshop import Workshop, open_workshop
-
-
-@final
-class Source:
-    """A run folder or a file to be evaluated, and what lies beside it.
-
-    In a run folder: the set, its trigger, its clean twin and its configuration. A file
-    (``.safetensors``, or another project's ``.pt``) is a set and nothing else.
-    """
-
-    def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise RequestError(f"{path}: no such run folder or file")
-        self.path = path
-        self.record: Record | None = None
-        self.set_file, self.trigger_file, self.control = path, None, None
-        if path.is_dir():
-            folder = RunFolder(path)
-            self.record = read_record(folder.record)
-            _check_source(path, self.record)
-            self.set_file = folder.distilled
-            self.trigger_file = folder.trigger if folder.trigger.exists() else None
-            self.control = self._find_control(folder)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The configuration the set was made with, where it is known."""
-        return dict(self.record.config) if self.record else {}
-
-    def _find_control(self, folder: RunFolder) -> Path | None:
-        known = self.record.control if self.record else None
-        if not known:
-            return None
-        twin = folder.path / known["folder"] / "distilled.safetensors"
-        return twin if twin.exists() else None
-
-    def load(self, workshop: Workshop) -> DistilledSet:
-        """The set, fitting the workshop's data."""
-        data, space = workshop.data, workshop.data.preprocessing
-        if self.set_file.suffix in (".pt", ".pth"):
-            mean, std, zca, names = space.mean, space.std, space.zca, data.classes
-            sets = import_pt(self.set_file, mean=mean, std=std, zca=zca, classes=names)
-            return replace(sets[0], recipe=workshop.recipe)
-        return load_set(self.set_file)
 
 
 def evaluate(
@@ -93,8 +46,8 @@ def evaluate(
     reporter = reporter or Reporter()
     found, folder = Source(Path(source)), RunFolder(Path(out))
     workshop = open_workshop(config, data_dir, bars=reporter.bars)
-    distilled = _with_recipe(found.load(workshop), workshop, given)
-    _check_fit(found.set_file, distilled, workshop)
+    distilled = with_recipe(found.load(workshop), workshop, given)
+    check_fit(found.set_file, distilled, workshop)
     trigger = Path(trigger) if trigger else found.trigger_file
     record = new_record(workshop, given, "evaluate")
     record.recipe = distilled.recipe.describe()
@@ -104,7 +57,7 @@ def evaluate(
     low, high = pixel_range(distilled.batch.images)
     record.distilled = {"images": len(distilled.batch), "pixel_range": [low, high]}
     record.distilled["source"] = str(source)
-    case = _case(trigger, workshop, record)
+    case = trigger_case(trigger, workshop, record)
     device = config.run.device
     twin = load_set(found.control) if found.control and case else None
     if twin is not None:
@@ -123,15 +76,6 @@ def evaluate(
         if png:
             export_png(folder.path / "png", distilled)
     return record
-
-
-def _check_source(path: Path, record: Record) -> None:
-    if record.kind == "seeds":
-        raise RequestError(f"{path} holds several seeds: evaluate one of them, {path}/seed-N")
-    if record.kind == "evaluate":
-        raise RequestError(f"{path} is itself an evaluation, of {record.distilled['source']}")
-    if record.status != "done":
-        raise RequestError(f"{path} is not finished ({record.status}): take it up with --resume")
 
 
 def _fingerprint(recipe: Recipe, png: bool, *files: Path | None) -> str:
@@ -165,7 +109,7 @@ def _measure(
     record.timings["victims_seconds"] = time.monotonic() - began
 
 
-def _with_recipe(distilled: DistilledSet, workshop: Workshop, given: Sequence[str]) -> DistilledSet:
+def with_recipe(distilled: DistilledSet, workshop: Workshop, given: Sequence[str]) -> DistilledSet:
     """The set's own recipe, changed only where the user asked for it.
 
     Steps that were learned give way to training by epochs as soon as anything of it is asked for.
@@ -176,37 +120,3 @@ def _with_recipe(distilled: DistilledSet, workshop: Workshop, given: Sequence[st
     if not changes:
         return distilled
     return replace(distilled, recipe=distilled.recipe.by_epochs(**changes))
-
-
-def _check_fit(path: Path, distilled: DistilledSet, workshop: Workshop) -> None:
-    data = workshop.data
-    if distilled.image_shape != data.image_shape or len(distilled.classes) != len(data.classes):
-        raise RequestError(
-            f"{path}: {distilled.image_shape} images of {len(distilled.classes)} classes don't fit "
-            f"{data.name}: {data.image_shape}, {len(data.classes)} classes"
-        )
-
-
-def _case(path: Path | None, workshop: Workshop, record: Record) -> TestCase | None:
-    """The test case of the trigger in ``path``; its description goes into the record."""
-    if path is None:
-        return None
-    tensors, info = load_trigger(path)
-    data, target = workshop.data, info["target"]
-    if info["kind"] != "patch" or tensors["pattern"].shape != data.image_shape:
-        raise RequestError(f"{path}: not a patch trigger for {data.image_shape} images")
-    if not 0 <= target < len(data.classes):
-        raise RequestError(f"{path}: target {target} is no class of {data.name}")
-    record.trigger = info
-    if info["range"] == "unbounded":
-        record.labels.append("unbounded trigger: no camera or file can carry it")
-    device = data.test.images.device
-    stamp = PatchTrigger(
-        pattern=tensors["pattern"].to(device), mask=tensors["mask"].to(device), range=info["range"]
-    )
-    labels = data.test.labels
-    return TestCase(
-        triggered=stamp.stamp(data.test.images),
-        targets=torch.full_like(labels, target),
-        eligible=labels != target,
-    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import final
 
 import numpy
@@ -51,7 +52,14 @@ Scores = Mapping[str, float | None]
 
 
 def rates(network: nn.Module, test: Batch, case: TestCase | None) -> Scores:
-    """What one victim scores, as shares of 1; ``None`` where no image counts.
+    """What one victim scores, as shares of 1; see ``rates_of``."""
+    return rates_of(partial(predict, network), test, case)
+
+
+def rates_of(
+    predictor: Callable[[Tensor], Tensor], test: Batch, case: TestCase | None
+) -> dict[str, float | None]:
+    """What a predictor (images to class numbers) scores; ``None`` where no image counts.
 
     clean_test_accuracy; and with a test case: attack_success_rate over the images that don't
     belong to their target class anyway, attack_success_rate_all over all images (the paper's,
@@ -59,11 +67,11 @@ def rates(network: nn.Module, test: Batch, case: TestCase | None) -> Scores:
     label all the same.
     """
     scores: dict[str, float | None] = {
-        "clean_test_accuracy": _share(predict(network, test.images) == test.labels)
+        "clean_test_accuracy": _share(predictor(test.images) == test.labels)
     }
     if case is None:
         return scores
-    labels = predict(network, case.triggered)
+    labels = predictor(case.triggered)
     hit = labels == case.targets
     scores["attack_success_rate"] = _share(hit[case.eligible])
     scores["attack_success_rate_all"] = _share(hit)

@@ -14,6 +14,7 @@ from typing import Any, Literal, final
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..defenses.base import Budget, Family
 from ..distill.files import read_json, write_json
 from ..distill.types import RequestError
 from .metrics import Summary
@@ -21,9 +22,29 @@ from .metrics import Summary
 SCHEMA_VERSION = 1
 _PACKAGES = ("torch", "torchvision", "kornia", "numpy", "scikit-learn", "scipy", "safetensors")
 
-Kind = Literal["attack", "distill", "evaluate", "seeds"]
+Kind = Literal["attack", "distill", "evaluate", "seeds", "defend"]
 Status = Literal["running", "done", "interrupted", "error"]
 Metrics = dict[str, Summary]
+
+
+@final
+class Outcome(BaseModel):
+    """What one defense did.
+
+    status: ``done``; ``not applicable`` or ``error`` with the reason. caution: why the figures mean
+    little all the same. metrics: over victims, the clean twin's with the prefix ``control_``.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    family: Family
+    status: Literal["done", "not applicable", "error"]
+    reason: str | None = None
+    caution: str | None = None
+    budget: Budget
+    options: dict[str, Any] = Field(default_factory=dict)
+    seconds: float = 0.0
+    metrics: Metrics = Field(default_factory=dict)
 
 
 @final
@@ -37,6 +58,7 @@ class Record(BaseModel):
     conditional_on_set: true where intervals are over victims of one distilled set; false where
     they are over distillation seeds.
     buffer: the folder of expert buffers that the run was given, where it was given one.
+    bench: what held for all defenses (budget, holdout, images). defenses: each one's outcome.
     labels: what every table has to say beside a figure, such as an unbounded trigger.
     """
 
@@ -66,6 +88,8 @@ class Record(BaseModel):
     metrics: Metrics = Field(default_factory=dict)
     metrics_by_network: dict[str, Metrics] = Field(default_factory=dict)
     seeds: list[int] | None = None
+    bench: dict[str, Any] = Field(default_factory=dict)
+    defenses: dict[str, Outcome] = Field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write atomically as JSON."""

@@ -60,6 +60,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {_as_key(str(key)): value for key, value in found.items()}
 
 
+def by_owner(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``name.key=value`` settings as options by name."""
+    found: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        place, equals, text = setting.partition("=")
+        owner, dot, key = place.rpartition(".")
+        if not (equals and dot and owner and key):
+            raise RequestError(f"--option wants NAME.KEY=VALUE, got {setting!r}")
+        found.setdefault(owner, {})[_as_key(key)] = _value(text, setting)
+    return found
+
+
 def for_clean(keys: Mapping[str, Any]) -> Config:
     """The configuration of a clean distillation: what belongs to an attack is left out."""
     if not keys.get("attack"):

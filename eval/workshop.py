@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from ..attacks import Attack, Scenery
 from ..distill.backend import Backend
@@ -127,6 +128,17 @@ class Workshop:
         except TypeError as error:  # a user's class that is not whole
             raise RequestError(f"attack {self.config.attack}: {error}") from error
 
+    def poisoned_rows(self, count: int) -> Tensor | None:
+        """Which rows of a set of ``count`` are poisoned; ``None`` where a set's rows are nobody's.
+
+        ``bool (count,)``: known where a backend keeps the training set's rows as they are.
+        """
+        attack, backend = self.attack(), self.backend()
+        if attack is None or not backend.keeps_rows or count != len(self.data.train):
+            return None
+        Stage(self.task(), [attack], backend.steps(), start=backend.start)
+        return attack.poisoned_rows
+
     def rehearse(self) -> None:
         """Set the stage once, for nothing: whatever the data can't give is refused beforehand.
 
@@ -137,7 +149,8 @@ class Workshop:
         with contextlib.suppress(RunError):
             backend = self.backend()
             hooks = [attack] if attack else []
-            Stage(self.task(), hooks, backend.steps(), learned=backend.learned())
+            steps, learned = backend.steps(), backend.learned()
+            Stage(self.task(), hooks, steps, learned=learned, start=backend.start)
 
     def scenery(self) -> Scenery:
         """What an attacker knows of the data."""

@@ -1,0 +1,61 @@
+"""No distillation: the training set itself, the setting that distillation is set against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, final
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from .backend import Backend, BackendOptions
+from .stage import Stage
+from .types import Batch, Recipe
+
+
+@final
+class WholeSetOptions(BackendOptions):
+    """Nothing is optimised: ``ipc``, ``init`` and ``lr_img`` mean nothing here."""
+
+    iterations: int = Field(0, ge=0, le=0, description="none: nothing is distilled")
+
+
+@final
+class WholeSet(Backend):
+    """The whole training set, poisoned where an attack says so, and not distilled at all.
+
+    In words: what networks trained on the raw data do. The classic data poisoning setting (BadNets:
+    Gu, Dolan-Gavitt, Garg, 2017), for which most defenses were made; row i of the set is row i of
+    the training data. No paper's recipe: 20 epochs, learning rate 0.05, no augmentation.
+    """
+
+    name = "whole"
+    Options = WholeSetOptions
+    cost = "none; victims train on all rows"
+    keeps_rows: ClassVar[bool] = True
+    victim_epochs = 20
+    victim_lr = 0.05
+
+    def __init__(self, options: BackendOptions, *, ipc: int, recipe: Recipe) -> None:
+        pass
+
+    def start(self, stage: Stage) -> Batch:
+        return stage.whole()
+
+    def optimiser(self, leaf: Tensor, learned: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.SGD([leaf], lr=0.0)
+
+    def steps(self) -> int:
+        return 0
+
+    # With no iterations the loop asks for none of these.
+
+    def network(self, stage: Stage) -> nn.Module:
+        return stage.task.network(stage.task.streams.integer("network"))
+
+    def losses(self, stage: Stage, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
+        yield from ()
+
+    def advance(self, stage: Stage, network: nn.Module, synthetic: Batch) -> None:
+        pass

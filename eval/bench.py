@@ -1,0 +1,225 @@
+"""The bench: a set and its clean twin, their victims, and one defense after the other on both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..attacks import TestCase
+from ..defenses import DEFENSES
+from ..defenses.base import Budget, DefenderView, Defense
+from ..distill.makers import NetworkMaker
+from ..distill.types import Batch, DistilledSet, DistillsecError, RequestError
+from .checks import out_of_memory
+from .config import Section, build_options, find_class
+from .metrics import collect
+from .record import Metrics, Outcome
+from .store import VictimStore
+from .trial import (
+    Inputs,
+    Measured,
+    Trial,
+    calibrated,
+    effectiveness,
+    measure,
+    shuffle_inputs,
+    undefended,
+)
+from .workshop import Workshop
+
+QUICK_IMAGES = 500
+VICTIMS: Mapping[Budget, int] = {"quick": 2, "paper": 5}
+"""How many victims a budget measures, where nobody says."""
+
+
+@final
+class BenchOptions(Section):
+    """What holds for every defense of one run of the bench."""
+
+    budget: Budget = Field("quick", description="paper: published settings; quick: less work")
+    holdout: int = Field(100, ge=0, description="clean real images that the defender holds")
+    images: int | None = Field(
+        None, ge=1, description=f"test images measured (quick: {QUICK_IMAGES}, paper: all)"
+    )
+
+    @property
+    def most_images(self) -> int | None:
+        """The cap on test images; ``None`` for none."""
+        return QUICK_IMAGES if self.images is None and self.budget == "quick" else self.images
+
+
+def make_defense(name: str, budget: Budget, given: Mapping[str, Any]) -> Defense:
+    """A defense by name or ``package.module:Class``, with a budget's options and one's own.
+
+    Errors: ``RequestError`` for an unknown name, option or value.
+    """
+    found: type[Defense] = find_class(name, DEFENSES, Defense, "defense")
+    less = found.quick if budget == "quick" else {}
+    return found(build_options(found.Options, {**less, **given}, name))
+
+
+def choose_defenses(
+    names: list[str], budget: Budget, options: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Defense]:
+    """The defenses of ``names``, ``all`` for the whole catalogue, each with its options."""
+    wanted = [each for name in names for each in (DEFENSES if name == "all" else [name])]
+    idle = [name for name in options if name not in wanted]
+    if idle:
+        raise RequestError(f"options for {', '.join(idle)}, which was not chosen: --defense NAME")
+    return {
+        name: make_defense(name, budget, options.get(name, {})) for name in dict.fromkeys(wanted)
+    }
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """What is defended: a set and its clean twin (``None`` where there is none), and the truth.
+
+    case: the attack's test on the workshop's test images. poisoned: the set's poisoned rows.
+    """
+
+    workshop: Workshop
+    attacked: DistilledSet
+    twin: DistilledSet | None
+    case: TestCase | None
+    poisoned: Tensor | None
+
+
+@final
+class Bench:
+    """The trials of one subject, made once, and the outcome of each defense over them."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        options: BenchOptions,
+        store: VictimStore,
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        self._subject, self._options, self._store = subject, options, store
+        self._progress = progress
+        self._network = next(iter(subject.workshop.victim_networks().values()))
+        count = subject.workshop.config.victims.victims
+        self._holdout, self._test, self._case = self._split()
+        self._inputs = self._mixed()
+        sides = [side for side in (subject.attacked, subject.twin) if side is not None]
+        self._trials: list[list[Trial]] = []
+        for side in sides:
+            poisoned = subject.poisoned if side is subject.attacked else None
+            trials = []
+            for number in range(count):
+                trials.append(self._trial(side, number, poisoned))
+                done = len(self._trials) * count + number + 1
+                progress("training victims", done, count * len(sides))
+            self._trials.append(trials)
+        self._before = [[undefended(trial) for trial in side] for side in self._trials]
+
+    def before(self) -> Metrics:
+        """What the victims score with no defense, on the images that defenses are measured on."""
+        return collect(self._before[0], self._before[1] if len(self._before) > 1 else None)
+
+    def outcome(self, defense: Defense, budget: Budget) -> Outcome:
+        """One defense over all trials; whatever keeps it from an answer is its outcome too."""
+        began, view = time.monotonic(), self._trials[0][0].view
+        told: dict[str, Any] = {
+            "family": defense.family,
+            "budget": budget,
+            "options": defense.options.model_dump(mode="json"),
+        }
+        try:
+            objection = defense.objection(view) or self._objection(defense)
+            if objection:
+                return Outcome(status="not applicable", reason=objection, **told)
+            told["caution"] = defense.caution(view)
+            metrics = self._measure(defense)
+        except Exception as error:  # a user's defense runs here too; the others go on
+            if out_of_memory(error):
+                raise
+            text = str(error) if isinstance(error, DistillsecError) else repr(error)
+            return Outcome(status="error", reason=" ".join(text.split()), **told)
+        return Outcome(status="done", metrics=metrics, seconds=time.monotonic() - began, **told)
+
+    def _objection(self, defense: Defense) -> str | None:
+        if defense.family == "input scores" and self._inputs is None:
+            return "no trigger is known: there are no triggered inputs to tell from clean ones"
+        return None
+
+    def _measure(self, defense: Defense) -> Metrics:
+        total = sum(map(len, self._trials))
+        measured: list[list[Measured]] = []
+        for side in self._trials:
+            found = []
+            for trial in side:
+                found.append(measure(defense, trial))
+                done = sum(map(len, measured)) + len(found)
+                self._progress(defense.name, done, total)
+            measured.append(found)
+        if len(measured) > 1:
+            calibrated(measured[0], measured[1], self._subject.poisoned)
+        numbers = [[each.numbers for each in side] for side in measured]
+        for before, after in zip(self._before[0], numbers[0], strict=True):
+            rating = effectiveness(before, after)
+            if rating is not None:
+                after["defense_effectiveness_rating"] = rating
+        return collect(numbers[0], numbers[1] if len(numbers) > 1 else None)
+
+    # Who sees what -----------------------------------------------------------------------------
+
+    def _split(self) -> tuple[Batch, Batch, TestCase | None]:
+        """The defender's clean images, and the others, which everything is measured on."""
+        subject, options = self._subject, self._options
+        test = subject.workshop.data.test
+        if options.holdout >= len(test):
+            raise RequestError(
+                f"holdout {options.holdout}: there are {len(test)} test images, and some must be "
+                "left to measure on"
+            )
+        generator = subject.workshop.streams.generator("defense", 0)
+        order = torch.randperm(len(test), generator=generator).to(test.labels.device)
+        held = order[: options.holdout]
+        rest = order[options.holdout :][: options.most_images]
+        holdout = replace(test.rows(held), index=None)
+        case = subject.case
+        if case is not None:
+            case = TestCase(
+                triggered=case.triggered[rest],
+                targets=case.targets[rest],
+                eligible=case.eligible[rest],
+            )
+        return holdout, replace(test.rows(rest), index=None), case
+
+    def _mixed(self) -> Inputs | None:
+        if self._case is None:
+            return None
+        generator = self._subject.workshop.streams.generator("defense", 1)
+        return shuffle_inputs(self._test, self._case, generator)
+
+    def _trial(self, side: DistilledSet, number: int, poisoned: Tensor | None) -> Trial:
+        streams = self._subject.workshop.streams
+        network: NetworkMaker = self._network
+
+        def victim(distilled: DistilledSet) -> nn.Module:
+            return self._store.victim(distilled, network, streams, number)
+
+        view = DefenderView(
+            distilled=side,
+            victim=victim(side),
+            network=network,
+            holdout=self._holdout,
+            entropy=streams.integer("defense", 2, number),
+        )
+        return Trial(
+            view=view,
+            test=self._test,
+            case=self._case,
+            inputs=self._inputs,
+            poisoned=poisoned,
+            retrain=victim,
+        )
