@@ -14,13 +14,18 @@ from .defenses.base import Budget
 from .distill.types import RequestError, RunError
 from .eval import catalogue
 from .eval.bench import BenchOptions, choose_defenses
+from .eval.benchmark import benchmark as run_benchmark
+from .eval.benchmark_table import as_markdown
 from .eval.checks import out_of_memory
 from .eval.config import build_options
 from .eval.defend import defend as defend_set
 from .eval.evaluate import evaluate as evaluate_set
+from .eval.progress import Reporter
 from .eval.record import metadata_version
 from .eval.request import by_owner
+from .eval.runfolder import fresh_folder
 from .eval.source import Source
+from .eval.suite import read_suite
 
 
 class _Program(click.Group):
@@ -145,7 +150,7 @@ def evaluate(source: Path, trigger: Path | None, png: bool, **given: Any) -> Non
     if config is None:
         return
     out = request.out(f"evaluate-{source.stem or 'set'}")
-    with request.stoppable(out):
+    with options.stoppable(out):
         record = evaluate_set(source, config, out, trigger=trigger, png=png, **request.common())
     request.show(record, out)
 
@@ -193,7 +198,7 @@ def defend(
         BenchOptions, {"budget": budget, "holdout": holdout, "images": images}, "defend"
     )
     out = request.out(f"defend-{source.stem or 'set'}")
-    with request.stoppable(out):
+    with options.stoppable(out):
         record = defend_set(
             source, config, out, defenses=chosen, options=bench, trigger=trigger, **request.common()
         )
@@ -201,6 +206,51 @@ def defend(
     failed = [name for name, outcome in record.defenses.items() if outcome.status == "error"]
     if failed:
         options.leave(click.get_current_context(), 1, f"{', '.join(failed)} failed: see the table")
+
+
+@main.command()
+@click.argument("file", type=options.PATH)
+@click.option("--jobs", type=click.IntRange(1), help="Processes (default: what the cores hold).")
+@click.option("--data-dir", type=options.PATH, help="Where data sets lie, or are downloaded to.")
+@click.option("--out", type=options.PATH, help="Folder (default: a fresh one under runs/).")
+@click.option("--resume", is_flag=True, help="Go on with the suite in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON, and nothing else.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def benchmark(
+    file: Path,
+    jobs: int | None,
+    data_dir: Path | None,
+    out: Path | None,
+    resume: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Attacks × defenses × seeds × victims, as the suite in FILE says, with clean twins.
+
+    \b
+    The classic check, no distillation: BadNets on the digits and on Fashion-MNIST
+        distillsec benchmark sweeps/classic.yaml --out runs/classic
+    Stopped or killed, it goes on:
+        distillsec benchmark sweeps/classic.yaml --out runs/classic --resume
+
+    Ends with one table (table.md, table.json) and one heat map (heatmap.png) in --out; they are
+    there from the first finished seed on. See docs/defenses.md for a suite's keys.
+    """
+    suite = read_suite(file)
+    if resume and out is None:
+        raise RequestError("--resume wants the suite's folder: --out FOLDER")
+    out = out or fresh_folder(f"benchmark-{file.stem}")
+    reporter = Reporter(quiet=quiet or as_json)
+    with options.stoppable(out):
+        found = run_benchmark(
+            suite, out, jobs=jobs, data_dir=data_dir, resume=resume, reporter=reporter
+        )
+    click.echo(found.model_dump_json(indent=2) if as_json else as_markdown(found), nl=as_json)
+    if not as_json:
+        click.echo(f"\n{out / 'table.json'}\n{out / 'table.md'}\n{out / 'heatmap.png'}")
+    if found.failures:
+        count = len(found.failures)
+        options.leave(click.get_current_context(), 1, f"{count} cells failed: see {out}/table.md")
 
 
 @main.command("list")

@@ -134,6 +134,16 @@ def leave(ctx: click.Context, code: int, line: str) -> NoReturn:
     ctx.exit(code)
 
 
+@contextmanager
+def stoppable(out: Path) -> Iterator[None]:
+    """Ctrl-C ends in one line that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        how = f"; the same command with --out {out} --resume goes on" if out.exists() else ""
+        leave(click.get_current_context(), 1, f"stopped{how}")
+
+
 @final
 class Request:
     """One command's options, and what becomes of them."""
@@ -189,7 +199,7 @@ class Request:
             raise RequestError("--control-run is the twin of one seed: leave it out with --seeds")
         out = self.out(self._given["preset"] or f"{config.set.backend}-{config.attack or 'clean'}")
         common = {**self.common(), "buffer": self._given["buffer"]}
-        with self.stoppable(out):
+        with stoppable(out):
             if seeds is None:
                 record = run_cell(config, out, control_run=control_run, **common)
             else:
@@ -204,15 +214,6 @@ class Request:
             "resume": self._given["resume"],
             "reporter": Reporter(quiet=self._given["quiet"] or self._given["as_json"]),
         }
-
-    @contextmanager
-    def stoppable(self, out: Path) -> Iterator[None]:
-        """Ctrl-C ends in one line that says how to go on."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            how = f"; the same command with --out {out} --resume goes on" if out.exists() else ""
-            leave(click.get_current_context(), 1, f"stopped{how}")
 
     def show(self, record: Record, out: Path) -> None:
         """The record as a table, or as JSON and nothing else."""

@@ -93,6 +93,11 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda temporary: _write_bytes(temporary, text.encode()))
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` as UTF-8, atomically."""
+    write_atomically(path, lambda temporary: _write_bytes(temporary, text.encode()))
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file of at most 64 MiB.
 

@@ -23,7 +23,7 @@ from .pictures import curves_picture, distilled_picture, trigger_picture, trigge
 from .progress import Reporter
 from .record import Kind, Metrics, Record, command_line, environment
 from .runfolder import RunFolder
-from .victims import Panel
+from .victims import Panel, VictimTrainer, train_victim
 from .watcher import Watcher
 from .workshop import Workshop, open_workshop
 
@@ -40,6 +40,7 @@ def run_cell(
     resume: bool = False,
     control_run: Path | str | None = None,
     buffer: Path | str | None = None,
+    train: VictimTrainer = train_victim,
     reporter: Reporter | None = None,
 ) -> Record:
     """Run ``config`` in the folder ``out`` and return its record, which also lies there.
@@ -47,7 +48,7 @@ def run_cell(
     given: the keys that were not defaults. resume: take up the run in ``out``; a finished one just
     gives its record. control_run: a folder with a finished clean twin to reuse. buffer: a folder
     for expert buffers, by attack (``clean`` for none), which later runs may reuse; by default they
-    lie in ``out`` itself.
+    lie in ``out`` itself. train: where trained victims come from.
     Errors: ``RequestError`` before anything is written; whatever fails later is also in the record,
     with status ``error``, and the last checkpoint stays.
     """
@@ -67,7 +68,7 @@ def run_cell(
         buffer = buffer or earlier.buffer
     record.buffer = None if buffer is None else str(Path(buffer).absolute())
     with folder.keeping(record):
-        _Cell(workshop, folder, record, reporter).run(control_run)
+        _Cell(workshop, folder, record, reporter, train).run(control_run)
     return record
 
 
@@ -81,9 +82,11 @@ class _Cell:
         folder: RunFolder,
         record: Record,
         reporter: Reporter,
+        train: VictimTrainer,
     ) -> None:
         self._workshop, self._folder = workshop, folder
         self._record, self._reporter = record, reporter
+        self._train = train
         self._config = workshop.config
 
     def run(self, control_run: Path | None) -> None:
@@ -175,7 +178,8 @@ class _Cell:
     ) -> dict[str, Metrics]:
         """Metrics by victim network, the primary one first."""
         workshop, count = self._workshop, self._config.victims.victims
-        panel = Panel(self._folder, workshop.data.test, workshop.streams, count, self._reporter)
+        test, streams = workshop.data.test, workshop.streams
+        panel = Panel(self._folder, test, streams, count, self._reporter, self._train)
         found: dict[str, Metrics] = {}
         for name, network in workshop.victim_networks().items():
             show = self._show(case) if case and not found else None

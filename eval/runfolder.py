@@ -17,9 +17,9 @@ from ..distill.files import (
     fault,
     read_json,
     read_tensors,
-    write_atomically,
     write_json,
     write_tensors,
+    write_text,
 )
 from ..distill.loop import LoopState
 from ..distill.resume import below, under
@@ -192,7 +192,7 @@ class RunFolder:
         """Drop the lines of work that the checkpoint doesn't hold: it will be done again."""
         rows = [row for row in self.logged() if row["iteration"] <= iteration]
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_atomically(self._log, lambda path: _write(path, text))
+        write_text(self._log, text)
 
     # Victims already measured -------------------------------------------------------------------
 
@@ -207,7 +207,3 @@ class RunFolder:
         """Remember one victim's scores."""
         self._scores.parent.mkdir(exist_ok=True)
         write_json(self._scores, {**self.scores(), name: dict(scores)})
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)

@@ -28,15 +28,27 @@ def train_victim(
     return fit(fresh, distilled.batch, distilled.recipe, streams.generator("victim", number, 1))
 
 
+VictimTrainer = Callable[[DistilledSet, NetworkMaker, Streams, int], nn.Module]
+
+
 @final
 class Panel:
-    """Measures sets with the same number of victims, remembering in a folder what it has done."""
+    """Measures sets with the same number of victims, remembering in a folder what it has done.
+
+    train: where trained victims come from.
+    """
 
     def __init__(
-        self, folder: RunFolder, test: Batch, streams: Streams, count: int, reporter: Reporter
+        self,
+        folder: RunFolder,
+        test: Batch,
+        streams: Streams,
+        count: int,
+        reporter: Reporter,
+        train: VictimTrainer = train_victim,
     ) -> None:
         self._folder, self._test, self._streams = folder, test, streams
-        self._count, self._reporter = count, reporter
+        self._count, self._reporter, self._train = count, reporter, train
 
     def measure(
         self,
@@ -54,7 +66,7 @@ class Panel:
             for number, label in enumerate(labels):
                 if label in known:
                     continue
-                victim = train_victim(distilled, network, self._streams, number)
+                victim = self._train(distilled, network, self._streams, number)
                 if number == 0 and show is not None:
                     show(victim)
                 known[label] = dict(rates(victim, self._test, case))

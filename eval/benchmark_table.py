@@ -1,0 +1,291 @@
+"""A suite's table: each defense over the distillation seeds, from the bench's records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..defenses import DEFENSES
+from ..defenses.base import Family
+from .defense_tables import COLUMNS, cell
+from .metrics import Summary, over_seeds, summarise
+from .record import Metrics, Outcome, Record, command_line, environment, read_record
+from .suite import Suite, groups
+from .trial import auroc
+
+BENCHMARK_VERSION = 1
+# A detector holds from this AUROC on; what answers holds at this ASR and this loss of CTA.
+HOLDS_AUROC, HOLDS_ASR, HOLDS_LOSS = 0.9, 0.1, 0.05
+# Of a detector's figures the first that was measured is the one it is judged by.
+JUDGED = ("row_auroc", "auroc", "set_auroc", "alarm")
+
+Status = Literal["done", "not applicable", "error", "missing"]
+
+
+@final
+class Failure(BaseModel):
+    """A run that came to nothing: its folder in the suite's, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    place: str
+    reason: str
+
+
+@final
+class Row(BaseModel):
+    """One defense against one attack on one setting, over distillation seeds.
+
+    defense: ``none`` for the undefended victims. seeds: those with figures. cells: how many cells
+    are in each status. metrics: as in a run's record, each seed the mean over its victims; besides,
+    for sets, ``set_auroc`` (statistics of attacked against clean sets) and the alarms at a
+    threshold that the clean sets of the other seeds set. holds: whether it comes up to the bar.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    setting: str
+    attack: str
+    network: str
+    defense: str
+    family: Family | None
+    cells: dict[Status, int]
+    reason: str | None = None
+    caution: str | None = None
+    seeds: list[int] = Field(default_factory=list)
+    seconds: float = 0.0
+    metrics: Metrics = Field(default_factory=dict)
+    holds: bool | None = None
+
+
+@final
+class Benchmark(BaseModel):
+    """All rows of a suite."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = BENCHMARK_VERSION
+    kind: Literal["benchmark"] = "benchmark"
+    status: Literal["running", "done"]
+    suite: dict[str, Any]
+    environment: dict[str, Any]
+    command: str
+    rows: list[Row]
+    failures: list[Failure]
+
+    def chosen(self, **wanted: str) -> list[Row]:
+        """The rows whose fields are as wanted."""
+        return [row for row in self.rows if all(getattr(row, k) == v for k, v in wanted.items())]
+
+
+def summarise_suite(suite: Suite, out: Path, failures: Sequence[Failure]) -> Benchmark:
+    """The table of what is finished under ``out``."""
+    rows, finished = [], True
+    for setting in suite.settings:
+        for attack in suite.attacks_of(setting):
+            for network in suite.networks():
+                records: dict[int, Record] = {}
+                mine = [group for group in groups(suite) if group.setting == setting]
+                for group in mine:
+                    path = group.defended(out, attack, network) / "record.json"
+                    if path.exists():
+                        records[group.seed] = read_record(path)
+                finished &= len(records) == len(mine)
+                finished &= all(record.status == "done" for record in records.values())
+                place = {"setting": setting, "attack": attack}
+                rows += _rows(suite, records, len(mine), network, place)
+    return Benchmark(
+        status="done" if finished and not failures else "running",
+        suite=suite.model_dump(mode="json"),
+        environment=environment("cpu"),
+        command=command_line(),
+        rows=rows,
+        failures=list(failures),
+    )
+
+
+def _rows(
+    suite: Suite,
+    records: Mapping[int, Record],
+    wanted: int,
+    network: str | None,
+    place: dict[str, str],
+) -> list[Row]:
+    """The undefended row, then one for each defense."""
+    if network is None and records:
+        network = next(iter(records.values())).config["network"]
+    where: dict[str, Any] = place | {"network": network or ""}
+    measured = {seed: record for seed, record in records.items() if record.metrics}
+    before = over_seeds([record.metrics for record in measured.values()]) if measured else {}
+    cells: dict[Status, int] = {"done": len(measured), "missing": wanted - len(measured)}
+    none = Row(
+        **where, defense="none", family=None, cells=cells, seeds=list(measured), metrics=before
+    )
+    rows = [none]
+    names = [each for name in suite.defenses for each in (DEFENSES if name == "all" else [name])]
+    for name in dict.fromkeys(names):
+        outcomes = {s: r.defenses[name] for s, r in records.items() if name in r.defenses}
+        rows.append(_row(where, name, outcomes, wanted, before))
+    return rows
+
+
+def _row(
+    where: dict[str, Any],
+    name: str,
+    outcomes: Mapping[int, Outcome],
+    wanted: int,
+    before: Metrics,
+) -> Row:
+    done = {seed: outcome for seed, outcome in outcomes.items() if outcome.status == "done"}
+    cells: dict[Status, int] = {"missing": wanted - len(outcomes)}
+    for outcome in outcomes.values():
+        cells[outcome.status] = cells.get(outcome.status, 0) + 1
+    each = list(done.values())
+    metrics = over_seeds([outcome.metrics for outcome in each]) if each else {}
+    metrics |= _of_sets([outcome.metrics for outcome in each])
+    family = next((outcome.family for outcome in outcomes.values()), None)
+    return Row(
+        **where,
+        defense=name,
+        family=family,
+        cells={status: count for status, count in cells.items() if count},
+        reason=next((o.reason for o in outcomes.values() if o.reason), None),
+        caution=next((o.caution for o in each if o.caution), None),
+        seeds=list(done),
+        seconds=sum(outcome.seconds for outcome in each) / max(1, len(each)),
+        metrics=metrics,
+        holds=_holds(metrics, before) if each else None,
+    )
+
+
+def _of_sets(outcomes: Sequence[Metrics]) -> Metrics:
+    """What a set statistic tells, attacked against clean sets over the seeds.
+
+    Calibrated: a set raises the alarm where its statistic is above those of all clean sets of the
+    other seeds, which is what a receiver with clean sets of his own can do.
+    """
+    pairs = [cell(metrics, "set_statistic") for metrics in outcomes]
+    ours = [pair.attacked for pair in pairs if pair.attacked is not None and pair.twin is not None]
+    clean = [pair.twin for pair in pairs if pair.attacked is not None and pair.twin is not None]
+    if len(ours) < 2:
+        return {}
+    statistics = torch.tensor([*ours, *clean], dtype=torch.float64)
+    area = auroc(statistics, torch.arange(len(statistics)) < len(ours))
+    limits = [max(clean[:number] + clean[number + 1 :]) for number in range(len(clean))]
+    return {
+        "set_auroc": Summary(mean=area, std=None, ci95=None, values=(area,)),
+        "set_alarm_calibrated": summarise(
+            [float(value > limit) for value, limit in zip(ours, limits, strict=True)]
+        ),
+        "control_set_alarm_calibrated": summarise(
+            [float(value > limit) for value, limit in zip(clean, limits, strict=True)]
+        ),
+    }
+
+
+def judged(metrics: Metrics) -> str | None:
+    """The figure by which a detector is judged; ``None`` for a defense that answers."""
+    return next((name for name in JUDGED if name in metrics), None)
+
+
+def _holds(metrics: Metrics, before: Metrics) -> bool | None:
+    """Whether a defense comes up to the bar; ``None`` where its figures can't say."""
+    detector = judged(metrics)
+    if detector is not None:
+        value = metrics[detector].mean
+        return None if value is None else value >= HOLDS_AUROC
+    after, first = cell(metrics, "clean_test_accuracy"), cell(before, "clean_test_accuracy")
+    rate = cell(metrics, "attack_success_rate").attacked
+    if rate is None or after.attacked is None or first.attacked is None:
+        return None
+    return rate <= HOLDS_ASR and first.attacked - after.attacked <= HOLDS_LOSS
+
+
+_MORE = {
+    "row_auroc": {
+        "row_tpr_paper": "TPR, paper",
+        "row_fpr_paper": "FPR, paper",
+        "row_tpr_calibrated": "TPR, calibrated",
+        "row_fpr_calibrated": "FPR, calibrated",
+    },
+    "set_auroc": {
+        "set_auroc": "AUROC of sets",
+        "set_alarm": "alarm, paper",
+        "set_alarm_calibrated": "alarm, calibrated",
+        "rows_flagged": "rows flagged",
+        "target_found": "target found",
+    },
+}
+
+
+def as_markdown(found: Benchmark) -> str:
+    """A section for every setting and attack, a table for every family in it."""
+    lines = [
+        f"# {found.suite['description'] or 'Benchmark'}",
+        "",
+        f"Budget {found.suite['budget']}. Figures: mean over distillation seeds [95 % t-interval] "
+        "on attacked sets (clean twin). **Bold**: AUROC ≥ 0.9, or ASR ≤ 0.1 at ≤ 5 points of CTA.",
+    ]
+    places = dict.fromkeys((row.setting, row.attack, row.network) for row in found.rows)
+    for setting, attack, network in places:
+        rows = found.chosen(setting=setting, attack=attack, network=network)
+        lines += ["", f"## {setting}, {attack}, victims: {network}", ""]
+        lines += _undefended(rows[0])
+        for family in COLUMNS:
+            lines += _section(family, [row for row in rows if row.family == family])
+        missing = [row.defense for row in rows[1:] if row.family is None]
+        if missing:
+            lines += ["", f"Not run yet: {', '.join(missing)}."]
+    if found.failures:
+        lines += ["", "## Failures", ""]
+        lines += [f"- `{failure.place}`: {failure.reason}" for failure in found.failures]
+    return "\n".join(lines) + "\n"
+
+
+def _undefended(row: Row) -> list[str]:
+    told = [
+        f"{title} {_told(row.metrics, name)}"
+        for name, title in (("clean_test_accuracy", "CTA"), ("attack_success_rate", "ASR"))
+    ]
+    return [f"No defense, {len(row.seeds)} seeds: {', '.join(told)}."]
+
+
+def _section(family: Family, rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return []
+    columns: dict[str, str] = {}
+    for row in rows:
+        detector = judged(row.metrics)
+        columns |= {
+            key: title
+            for key, title in {**COLUMNS[family], **_MORE.get(detector or "", {})}.items()
+            if key in row.metrics and key not in ("set_statistic", "anomaly")
+        }
+    lines = ["", f"| {family} | {' | '.join([*columns.values(), 'seeds', 'note'])} |"]
+    lines.append("| --- " * (len(columns) + 3) + "|")
+    for row in rows:
+        name = f"**{row.defense}**" if row.holds else row.defense
+        figures = [_told(row.metrics, key) for key in columns]
+        note = row.reason or row.caution or ""
+        if row.cells.get("not applicable"):
+            note = f"not applicable: {note}"
+        if row.cells.get("error"):
+            note = f"failed: {note}"
+        lines.append(f"| {' | '.join([name, *figures, str(len(row.seeds)), note])} |")
+    return lines
+
+
+def _told(metrics: Metrics, name: str) -> str:
+    """``mean [low, high] (twin)``."""
+    summary = metrics.get(name)
+    if summary is None or summary.mean is None:
+        return "–"
+    text = f"{summary.mean:.3f}"
+    if summary.ci95 is not None:
+        text += f" [{summary.ci95[0]:.2f}, {summary.ci95[1]:.2f}]"
+    theirs = cell(metrics, name).twin
+    return text if theirs is None else f"{text} ({theirs:.3f})"

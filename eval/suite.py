@@ -1,0 +1,173 @@
+"""A suite: attacks × defenses × seeds × victims on several settings, as a YAML file says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from pydantic import Field, field_validator
+
+from ..defenses.base import Budget
+from ..distill.types import RequestError
+from .bench import VICTIMS, BenchOptions, choose_defenses
+from .config import Config, Section, build_options, configure
+from .request import for_clean, gather, read_yaml
+
+
+@final
+class Setting(Section):
+    """One distillation that is attacked: a preset, or keys of the configuration, or both.
+
+    attacks: keys that one attack has here beside the suite's; ``null`` leaves it out.
+    """
+
+    preset: str | None = Field(None, description="start from a preset")
+    keys: dict[str, Any] = Field(default_factory=dict, description="keys of the configuration")
+    attacks: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
+    seeds: int | None = Field(None, ge=1, description="distillation seeds (default: the suite's)")
+    holdout: int | None = Field(None, ge=0, description="clean images (default: the suite's)")
+    images: int | None = Field(None, ge=1, description="test images (default: the suite's)")
+
+
+@final
+class Suite(Section):
+    """What a suite's file holds."""
+
+    description: str = ""
+    settings: dict[str, Setting] = Field(min_length=1)
+    attacks: dict[str, dict[str, Any]] = Field(min_length=1)
+    defenses: tuple[str, ...] = ("all",)
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    victim_networks: tuple[str, ...] = Field((), description="default: the distilling network")
+    victims: int | None = Field(None, ge=1, description="victims (default: the budget's)")
+    seeds: int = Field(5, ge=1, description="distillation seeds, from first_seed")
+    first_seed: int = Field(0, ge=0)
+    budget: Budget = "quick"
+    holdout: int = Field(100, ge=0, description="clean images that the defender holds")
+    images: int | None = Field(None, ge=1, description="test images measured")
+
+    @field_validator("settings", "attacks")
+    @classmethod
+    def _names_are_folders(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+                raise ValueError(f"{name!r} names a folder: letters, digits, - _ .")
+        return value
+
+    def key(self) -> str:
+        """A hash of what the suite measures; its seeds and defenses may grow on the way."""
+        parts = self.model_dump(mode="json", exclude={"description", "seeds", "defenses"})
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def seeds_of(self, setting: str) -> range:
+        """The distillation seeds of a setting."""
+        return range(
+            self.first_seed, self.first_seed + (self.settings[setting].seeds or self.seeds)
+        )
+
+    def bench_of(self, setting: str) -> BenchOptions:
+        """What holds for every defense on a setting."""
+        own = self.settings[setting]
+        return BenchOptions(
+            budget=self.budget,
+            holdout=self.holdout if own.holdout is None else own.holdout,
+            images=self.images if own.images is None else own.images,
+        )
+
+    def attacks_of(self, setting: str) -> list[str]:
+        """The attacks that a setting has."""
+        own = self.settings[setting].attacks
+        return [name for name in self.attacks if own.get(name, {}) is not None]
+
+    def config(self, setting: str, attack: str, seed: int) -> dict[str, Any]:
+        """The flat keys of one attacked distillation."""
+        own = self.settings[setting]
+        keys = {
+            "victims": self.victims or VICTIMS[self.budget],
+            **own.keys,
+            **self.attacks[attack],
+            **(own.attacks.get(attack) or {}),
+            "seed": seed,
+        }
+        return gather(preset=own.preset, options=keys)
+
+    def networks(self) -> tuple[str | None, ...]:
+        """The victims' architectures; ``None`` for the distilling one."""
+        return self.victim_networks or (None,)
+
+
+@final
+@dataclass(frozen=True)
+class Group:
+    """A clean twin and the attacks that are measured against it: the unit of parallel work."""
+
+    setting: str
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Where its runs lie."""
+        return out / self.setting / f"seed-{self.seed}"
+
+    def defended(self, out: Path, attack: str, network: str | None) -> Path:
+        """Where the bench's record of one attack lies."""
+        name = f"{attack}-defended" + (f"-{network}" if network else "")
+        return self.folder(out) / name.replace(":", "_")
+
+
+def read_suite(path: Path) -> Suite:
+    """The suite in a YAML file, every configuration and defense in it checked.
+
+    Errors: ``RequestError`` naming the file and what is wrong in it.
+    """
+    suite: Suite = build_options(Suite, read_yaml(path), str(path))
+    try:
+        choose_defenses(list(suite.defenses), suite.budget, suite.options)
+        for group in groups(suite):
+            for config in configurations(suite, group).values():
+                config.attack_class()
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from error
+    return suite
+
+
+def groups(suite: Suite) -> list[Group]:
+    """All groups: a first seed of every setting, then a second …"""
+    most = max(len(suite.seeds_of(setting)) for setting in suite.settings)
+    return [
+        Group(setting, suite.seeds_of(setting)[number])
+        for number in range(most)
+        for setting in suite.settings
+        if number < len(suite.seeds_of(setting))
+    ]
+
+
+def configurations(suite: Suite, group: Group) -> Mapping[str, Config]:
+    """The attacked configurations of a group, by attack."""
+    return {
+        attack: configure(**suite.config(group.setting, attack, group.seed))
+        for attack in suite.attacks_of(group.setting)
+    }
+
+
+def twin(suite: Suite, group: Group) -> Config:
+    """The clean configuration that all of a group's attacks share.
+
+    Errors: ``RequestError`` where they don't share one.
+    """
+    configs = configurations(suite, group)
+    first = next(iter(configs.values()))
+    for name, config in configs.items():
+        if config.control_key() != first.control_key():
+            raise RequestError(f"{group.setting}: {name} has another clean twin than the others")
+    return for_clean(first.flat())
+
+
+def defended_cells(suite: Suite) -> Iterator[tuple[Group, str, str | None]]:
+    """Every (group, attack, victim network): one record of the bench each."""
+    for group in groups(suite):
+        for attack in suite.attacks_of(group.setting):
+            for network in suite.networks():
+                yield group, attack, network
