@@ -22,6 +22,7 @@ from .metrics import collect
 from .record import Metrics, Outcome
 from .store import VictimStore
 from .trial import (
+    MEASURED,
     Inputs,
     Measured,
     Trial,
@@ -77,6 +78,16 @@ def choose_defenses(
     }
 
 
+def check_holdout(options: BenchOptions, workshop: Workshop) -> None:
+    """Refuse a holdout that leaves nothing to measure on."""
+    count = len(workshop.data.test)
+    if options.holdout >= count:
+        raise RequestError(
+            f"holdout {options.holdout}: there are {count} test images, and some must be left to "
+            "measure on"
+        )
+
+
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
@@ -127,6 +138,8 @@ class Bench:
 
     def outcome(self, defense: Defense, budget: Budget) -> Outcome:
         """One defense over all trials; whatever keeps it from an answer is its outcome too."""
+        if not isinstance(defense, MEASURED):
+            raise RequestError(f"{defense.name}: {type(defense).__name__} is of no family")
         began, view = time.monotonic(), self._trials[0][0].view
         told: dict[str, Any] = {
             "family": defense.family,
@@ -176,11 +189,6 @@ class Bench:
         """The defender's clean images, and the others, which everything is measured on."""
         subject, options = self._subject, self._options
         test = subject.workshop.data.test
-        if options.holdout >= len(test):
-            raise RequestError(
-                f"holdout {options.holdout}: there are {len(test)} test images, and some must be "
-                "left to measure on"
-            )
         generator = subject.workshop.streams.generator("defense", 0)
         order = torch.randperm(len(test), generator=generator).to(test.labels.device)
         held = order[: options.holdout]

@@ -200,7 +200,10 @@ def _holds(metrics: Metrics, before: Metrics) -> bool | None:
         return None if value is None else value >= HOLDS_AUROC
     after, first = cell(metrics, "clean_test_accuracy"), cell(before, "clean_test_accuracy")
     rate = cell(metrics, "attack_success_rate").attacked
+    undefended = cell(before, "attack_success_rate").attacked
     if rate is None or after.attacked is None or first.attacked is None:
+        return None
+    if undefended is None or undefended <= HOLDS_ASR:  # there was nothing to take away
         return None
     return rate <= HOLDS_ASR and first.attacked - after.attacked <= HOLDS_LOSS
 

@@ -12,7 +12,7 @@ from ..attacks import TestCase
 from ..defenses.base import Defense
 from ..distill.artifact import load_set, pixel_range
 from ..distill.types import DistilledSet
-from .bench import VICTIMS, Bench, BenchOptions, Subject
+from .bench import VICTIMS, Bench, BenchOptions, Subject, check_holdout
 from .cell import new_record
 from .checks import check_same_run
 from .config import Config
@@ -58,6 +58,7 @@ def defend(
     workshop = open_workshop(config, data_dir, bars=reporter.bars)
     attacked = with_recipe(found.load(workshop), workshop, given)
     check_fit(found.set_file, attacked, workshop)
+    check_holdout(options, workshop)
     trigger = Path(trigger) if trigger else found.trigger_file
     record = new_record(workshop, given, "defend")
     record.recipe = attacked.recipe.describe()

@@ -98,7 +98,8 @@ def trigger_case(path: Path | None, workshop: Workshop, record: Record) -> TestC
 def _check_source(path: Path, record: Record) -> None:
     if record.kind == "seeds":
         raise RequestError(f"{path} holds several seeds: evaluate one of them, {path}/seed-N")
-    if record.kind == "evaluate":
-        raise RequestError(f"{path} is itself an evaluation, of {record.distilled['source']}")
+    measured = {"evaluate": "an evaluation", "defend": "a defended set"}.get(record.kind)
+    if measured:
+        raise RequestError(f"{path} is itself {measured}, of {record.distilled['source']}")
     if record.status != "done":
         raise RequestError(f"{path} is not finished ({record.status}): take it up with --resume")

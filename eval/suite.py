@@ -92,6 +92,8 @@ class Suite(Section):
             **(own.attacks.get(attack) or {}),
             "seed": seed,
         }
+        if not keys.get("attack"):
+            raise RequestError(f"{attack} of {setting}: no attack is named: attack: NAME")
         return gather(preset=own.preset, options=keys)
 
     def networks(self) -> tuple[str | None, ...]:

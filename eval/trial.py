@@ -87,15 +87,18 @@ def shuffle_inputs(test: Batch, case: TestCase, generator: torch.Generator) -> I
     return Inputs(images=images[order], triggered=triggered[order])
 
 
+MEASURED = (SetScorer, Sanitiser, Trainer, InputScorer, Purifier, Inspector, Repairer)
+"""The families; a defense belongs to one of them."""
+
+
 @singledispatch
 def measure(defense: Defense, trial: Trial) -> Measured:
     """Run ``defense`` in ``trial`` and measure it as its family is measured.
 
-    Errors: ``RequestError`` for a class of no family, ``RunError`` for an answer that breaks the
-    family's promise (a wrong shape, a score that is not finite).
+    Errors: ``RunError`` for an answer that breaks the family's promise: a wrong shape, a score that
+    is not finite.
     """
-    name = type(defense).__name__
-    raise RequestError(f"{name} belongs to none of the families of distillsec.defenses.base")
+    raise TypeError(f"{type(defense).__name__} is of no family")
 
 
 @measure.register
@@ -108,8 +111,9 @@ def _(defense: SetScorer, trial: Trial) -> Measured:
         "set_statistic": float(answer.statistic),
         "set_alarm": None if answer.alarm is None else float(answer.alarm),
         "rows_flagged": _share(flagged),
-        **_found(answer.suspect, trial.case),
     }
+    if answer.alarm is not None:
+        numbers |= _found(answer.suspect, trial.case)
     poisoned = trial.poisoned
     if poisoned is not None:
         numbers["row_auroc"] = auroc(rows, poisoned)
@@ -228,8 +232,8 @@ def _promised(defense: Defense, values: Tensor, count: int) -> None:
 
 
 def _found(suspect: int | None, case: TestCase | None) -> Numbers:
-    """Whether the class that a defense points at is the target."""
-    if suspect is None or case is None or not len(case.targets):
+    """Whether the class that a defense points at, if any, is the target."""
+    if case is None or not len(case.targets):
         return {}
     return {"target_found": float(suspect == int(case.targets[0]))}
 

@@ -1,0 +1,294 @@
+"""``distillsec benchmark``: suites, their cells, tables and pictures; resume; what fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import Result
+
+from distillsec.distill.types import RequestError
+from distillsec.eval import benchmark_table, executors
+from distillsec.eval.benchmark_table import Benchmark, Row
+from distillsec.eval.metrics import summarise
+from distillsec.eval.record import Outcome, read_record
+from distillsec.eval.suite import Group, groups, read_suite
+
+Cli = Callable[..., Result]
+TINY: dict[str, Any] = {
+    "dataset": "digits",
+    "backend": "dc",
+    "ipc": 1,
+    "iterations": 2,
+    "network": "convnet",
+    "width": 4,
+    "depth": 1,
+    "poison_rate": 0.1,
+    "victim_epochs": 3,
+    "threads": 1,
+    "device": "cpu",
+}
+OWN = '''
+import os
+from pathlib import Path
+import torch
+from distillsec.defenses.base import DefenseOptions, InputScorer, SetScorer, SetScores
+from distillsec.distill.training import predict
+
+class Bright(SetScorer):
+    """Scores rows by their brightness."""
+    name, Options = "bright", DefenseOptions
+    def __init__(self, options):
+        self.options = options
+    def score_set(self, view):
+        rows = view.distilled.batch.images.mean(dim=(1, 2, 3))
+        return SetScores(rows=rows, flagged=rows > 9, statistic=float(rows.max()), alarm=False)
+
+class Needy(InputScorer):
+    """Never applies."""
+    name, Options = "needy", DefenseOptions
+    def __init__(self, options):
+        self.options = options
+    def objection(self, view):
+        return "it needs more"
+    def score_inputs(self, view, images):
+        raise AssertionError
+    def threshold(self, view):
+        return None
+'''
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """A factory of suite files that run in seconds."""
+    (tmp_path / "own_defenses_of_suite.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+
+    def make(**changes: Any) -> Path:
+        found: dict[str, Any] = {
+            "description": "a tiny suite",
+            "settings": {"tiny": {"keys": TINY}},
+            "attacks": {
+                "naive": {"attack": "naive"},
+                "big": {"attack": "naive", "trigger_size": 4},
+            },
+            "defenses": ["own_defenses_of_suite:Bright", "own_defenses_of_suite:Needy"],
+            "seeds": 2,
+            "victims": 1,
+            "holdout": 50,
+            "images": 60,
+        }
+        path = tmp_path / "suite.yaml"
+        path.write_text(yaml.safe_dump({**found, **changes}, sort_keys=False))
+        return path
+
+    yield make
+    sys.modules.pop("own_defenses_of_suite", None)
+
+
+def test_a_suite_ends_in_a_table_and_a_heat_map(
+    suite: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = cli("benchmark", suite(), "--out", out, "--jobs", 1, "--json")
+    assert done.exit_code == 0, done.stderr
+    found = Benchmark.model_validate(json.loads(done.stdout))
+    assert found == Benchmark.model_validate_json((out / "table.json").read_text())
+    assert (found.status, found.failures) == ("done", [])
+    names = ["none", "own_defenses_of_suite:Bright", "own_defenses_of_suite:Needy"]
+    assert [(row.attack, row.defense) for row in found.rows] == [
+        (attack, name) for attack in ("naive", "big") for name in names
+    ]
+    none, bright, needy = found.chosen(attack="naive")
+    assert none.seeds == bright.seeds == [0, 1] and bright.cells == {"done": 2}
+    assert needy.cells == {"not applicable": 2} and needy.reason == "it needs more"
+    assert {"set_auroc", "set_alarm_calibrated", "control_set_statistic"} <= bright.metrics.keys()
+    for seed in (0, 1):
+        place = out / "tiny" / f"seed-{seed}"
+        attacked, defended = (
+            read_record(place / name / "record.json") for name in ("naive", "naive-defended")
+        )
+        assert attacked.control is not None and attacked.control["reused"]
+        assert (
+            defended.metrics["clean_test_accuracy"].mean
+            == none.metrics["clean_test_accuracy"].values[seed]
+        )
+    assert len(list((out / "victims").iterdir())) == 2 * 3  # a twin and two attacks for each seed
+    text = (out / "table.md").read_text()
+    assert "# a tiny suite" in text and "not applicable: it needs more" in text
+    assert (out / "heatmap.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_suite_goes_on_where_it_stopped(
+    suite: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = cli("benchmark", suite(seeds=1), "--out", out, "--jobs", 1, "--quiet")
+    assert first.exit_code == 0, first.stderr
+    record = out / "tiny" / "seed-0" / "naive-defended" / "record.json"
+    kept, stamp = (
+        read_record(record),
+        (out / "tiny/seed-0/naive/distilled.safetensors").stat().st_mtime_ns,
+    )
+    again = cli("benchmark", suite(), "--out", out, "--jobs", 1, "--quiet")
+    assert again.exit_code == 2 and "go on with --resume" in again.stderr
+    more = cli("benchmark", suite(seeds=2), "--out", out, "--jobs", 1, "--resume", "--quiet")
+    assert more.exit_code == 0 and "2 seeds" in more.stdout
+    assert read_record(record).defenses == kept.defenses
+    assert (out / "tiny/seed-0/naive/distilled.safetensors").stat().st_mtime_ns == stamp
+    other = cli("benchmark", suite(holdout=20), "--out", out, "--resume", "--quiet")
+    assert other.exit_code == 2 and "holds another suite" in other.stderr
+
+
+def test_a_cell_that_fails_is_in_the_table_and_stops_no_other(
+    suite: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    attacks = {"greedy": {"attack": "naive", "poison_rate": 0.99}, "naive": {"attack": "naive"}}
+    file = suite(attacks=attacks, seeds=1)
+    done = cli("benchmark", file, "--out", tmp_path / "out", "--jobs", 1)
+    assert done.exit_code == 1 and "1 cells failed" in done.stderr
+    assert "- `tiny/seed-0/greedy`: poison rate 0.99 asks for" in done.stdout
+    found = Benchmark.model_validate_json((tmp_path / "out" / "table.json").read_text())
+    assert found.status == "running"
+    assert [row.cells for row in found.chosen(defense="none")] == [
+        {"done": 0, "missing": 1},
+        {"done": 1, "missing": 0},
+    ]
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same(
+    suite: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    found = []
+    for jobs in (1, 2):
+        out = tmp_path / f"out-{jobs}"
+        done = cli("benchmark", suite(defenses=[]), "--out", out, "--jobs", jobs, "--quiet")
+        assert done.exit_code == 0, done.stderr
+        table = Benchmark.model_validate_json((out / "table.json").read_text())
+        found.append([row.model_dump() for row in table.rows])
+    assert found[0] == found[1]
+
+
+def test_victims_of_several_architectures(
+    suite: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    attacks = {"naive": {"attack": "naive"}}
+    file = suite(victim_networks=["convnet", "mlp"], attacks=attacks, seeds=1)
+    done = cli("benchmark", file, "--out", tmp_path / "out", "--jobs", 1, "--json", "--quiet")
+    assert done.exit_code == 0, done.stderr
+    none = [row for row in Benchmark.model_validate_json(done.stdout).rows if row.defense == "none"]
+    assert [row.network for row in none] == ["convnet", "mlp"]
+    assert none[0].metrics != none[1].metrics
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"defences": []}, "has no option defences"),
+        ({"defenses": ["stripp"]}, "unknown defense 'stripp'"),
+        ({"settings": {}}, "settings: .*at least 1 item"),
+        ({"settings": {"a/b": {"keys": TINY}}}, "names a folder"),
+        ({"settings": {"a": {"preset": "digits-nope"}}}, "digits-nope"),
+        ({"settings": {"a": {"keys": {"ipcc": 1}}}}, "ipcc"),
+        ({"attacks": {"a": {"attack": "nope"}}}, "unknown attack 'nope'"),
+        ({"attacks": {"a": {}}}, "a of tiny: no attack"),
+        ({"budget": "huge"}, "budget"),
+        ({"seeds": 0}, "seeds"),
+        ({"options": {"strip": {"copies": 1}}}, "options for strip, which was not chosen"),
+    ],
+)
+def test_a_wrong_suite_is_one_line(
+    suite: Callable[..., Path], cli: Cli, tmp_path: Path, changes: dict[str, Any], text: str
+) -> None:
+    file = suite(**changes)
+    with pytest.raises(RequestError, match=rf"suite\.yaml.*{text}"):
+        read_suite(file)
+    done = cli("benchmark", file)
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_attacks_of_a_setting_must_share_a_twin(suite: Callable[..., Path], cli: Cli) -> None:
+    attacks = {"a": {"attack": "naive"}, "b": {"attack": "naive", "iterations": 3}}
+    done = cli("benchmark", suite(attacks=attacks, seeds=1), "--out", "out", "--jobs", 1)
+    assert done.exit_code == 1
+    assert "tiny: b has another clean twin than the others" in done.stdout
+
+
+def test_groups_take_turns(suite: Callable[..., Path]) -> None:
+    settings = {
+        "a": {"keys": TINY},
+        "b": {"keys": TINY, "seeds": 1, "attacks": {"big": None, "naive": {"trigger_size": 3}}},
+    }
+    found = read_suite(suite(settings=settings, first_seed=7))
+    assert groups(found) == [Group("a", 7), Group("b", 7), Group("a", 8)]
+    assert found.attacks_of("a") == ["naive", "big"] and found.attacks_of("b") == ["naive"]
+    assert found.config("b", "naive", 7)["trigger_size"] == 3
+
+
+# The table ---------------------------------------------------------------------------------------
+
+
+def test_sets_are_judged_against_those_of_other_seeds() -> None:
+    def outcome(ours: float, clean: float) -> dict[str, Any]:
+        return {"set_statistic": summarise([ours]), "control_set_statistic": summarise([clean])}
+
+    found = benchmark_table._of_sets([outcome(5, 1), outcome(2, 2), outcome(9, 3)])
+    # Pairs above: 5 beats all three, 2 beats one and ties one, 9 beats all three.
+    assert found["set_auroc"].mean == pytest.approx((3 + 1.5 + 3) / 9)
+    assert found["set_alarm_calibrated"].values == (1, 0, 1)  # limits 3, 3, 2
+    assert found["control_set_alarm_calibrated"].values == (0, 0, 1)
+    assert benchmark_table._of_sets([outcome(5, 1)]) == {}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "holds"),
+    [
+        ({"row_auroc": 0.95, "auroc": 0.1}, True),
+        ({"auroc": 0.89}, False),
+        ({"attack_success_rate": 0.05, "clean_test_accuracy": 0.86}, True),
+        ({"attack_success_rate": 0.05, "clean_test_accuracy": 0.84}, False),
+        ({"attack_success_rate": 0.11, "clean_test_accuracy": 0.9}, False),
+        ({"clean_test_accuracy": 0.9}, None),
+    ],
+)
+def test_what_it_takes_to_hold(metrics: dict[str, float], holds: bool | None) -> None:
+    given = {name: summarise([value]) for name, value in metrics.items()}
+    before = {"attack_success_rate": summarise([0.8]), "clean_test_accuracy": summarise([0.9])}
+    assert benchmark_table._holds(given, before) is holds
+    weak = before | {"attack_success_rate": summarise([0.05])}
+    if "attack_success_rate" in metrics:
+        assert benchmark_table._holds(given, weak) is None
+
+
+def test_an_outcome_that_some_seeds_lack_is_counted() -> None:
+    done = Outcome(
+        family="input scores", status="done", budget="quick", metrics={"auroc": summarise([0.95])}
+    )
+    failed = Outcome(family="input scores", status="error", reason="no", budget="quick")
+    where = {"setting": "s", "attack": "a", "network": "n"}
+    row: Row = benchmark_table._row(where, "x", {0: done, 2: failed}, 3, {})
+    assert row.cells == {"missing": 1, "done": 1, "error": 1} and row.seeds == [0]
+    assert row.reason == "no" and row.holds is True
+
+
+# Processes ---------------------------------------------------------------------------------------
+
+
+def _double(number: int) -> int:
+    if number < 0:
+        raise ValueError("negative")
+    return 2 * number
+
+
+def test_pieces_run_here_or_elsewhere() -> None:
+    assert dict(executors.run_all(_double, [1, 2, 3], 1)) == {1: 2, 2: 4, 3: 6}
+    assert list(executors.run_all(_double, [], 4)) == []
+    with pytest.raises(ValueError, match="negative"):
+        list(executors.run_all(_double, [1, -1], 1))
