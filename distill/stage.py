@@ -83,13 +83,13 @@ class Stage:
             name: value.detach().clone().to(device).requires_grad_()
             for name, value in (learned or {}).items()
         }
+        self.labels = torch.arange(task.classes, device=device).repeat_interleave(task.ipc)
         self.enter(0, 0)
         self.real = fold(hooks, "on_start", self.moment("on_start"), task.real)
         self._rows = self._rows_by_class(self.real.labels)
         given = start(self) if start else None
         if given is None:
-            classes = torch.arange(task.classes, device=device)
-            self.labels, leaf = classes.repeat_interleave(task.ipc), self._initial()
+            leaf = self._initial()
         else:
             self.labels, leaf = given.labels, self._space.normalise(given.images)
         self._leaf = leaf.requires_grad_()

@@ -32,7 +32,8 @@ class WholeSet(Backend):
 
     name = "whole"
     Options = WholeSetOptions
-    cost = "none; victims train on all rows"
+    cost = "none to make; victims train on all rows"
+    needs = "nothing"
     keeps_rows: ClassVar[bool] = True
     victim_epochs = 20
     victim_lr = 0.05

@@ -14,7 +14,9 @@ import yaml
 from click.testing import Result
 
 from distillsec import cli as module
+from distillsec import options
 from distillsec.attacks import ATTACKS
+from distillsec.defenses import DEFENSES
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.data import DATASETS
 from distillsec.distill.networks import NETWORKS
@@ -168,6 +170,7 @@ REGISTRIES = {
     "backends": BACKENDS,
     "networks": NETWORKS,
     "attacks": ATTACKS,
+    "defenses": DEFENSES,
 }
 
 
@@ -219,7 +222,7 @@ def test_failures_are_one_line(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, "run_cell", fail)
+    monkeypatch.setattr(options, "run_cell", fail)
     done = cli("attack", *tiny_options(), "--out", tmp_path / "run")
     assert done.exit_code == code and done.stdout == ""
     assert line in done.stderr and done.stderr.count("\n") == 1
@@ -228,6 +231,6 @@ def test_failures_are_one_line(
 def test_a_fault_of_the_suite_itself_keeps_its_traceback(
     cli: Cli, tiny_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "run_cell", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(options, "run_cell", lambda *_, **__: 1 / 0)
     done = cli("attack", *tiny_options(), "--out", tmp_path / "run")
     assert isinstance(done.exception, ZeroDivisionError)

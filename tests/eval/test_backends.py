@@ -25,6 +25,8 @@ from distillsec.eval.request import for_clean, gather
 from distillsec.eval.victims import train_victim
 from distillsec.eval.workshop import open_workshop
 
+DISTILLING = [name for name, backend in BACKENDS.items() if not backend.keeps_rows]
+
 Tiny = Callable[..., Config]
 Cli = Callable[..., Result]
 QUIET = Reporter(quiet=True)
@@ -50,7 +52,7 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", DISTILLING)
 def test_an_attack_end_to_end(tiny: Tiny, tmp_path: Path, backend: str) -> None:
     out = tmp_path / "run"
     config = tiny(backend=backend, **SETTINGS[backend], **ATTACKED[backend])
@@ -73,7 +75,7 @@ def test_an_attack_end_to_end(tiny: Tiny, tmp_path: Path, backend: str) -> None:
     assert not [word for word in (b"trigger", b"poison", b"attack", b"expert") if word in words]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", DISTILLING)
 def test_whoever_receives_the_file_trains_the_same_victims(
     tiny: Tiny, tmp_path: Path, backend: str
 ) -> None:
@@ -124,7 +126,7 @@ def test_the_learned_recipe_is_the_sets_unless_another_is_asked_for(
 def test_backends_give_victims_their_published_recipe() -> None:
     found = {
         name: (c.victims.victim_epochs, c.victims.victim_lr, c.victims.victim_augment)
-        for name in BACKENDS
+        for name in DISTILLING
         for c in [configure(dataset="cifar10", backend=name, device="cpu")]
     }
     siamese = "color_crop_cutout_flip_scale_rotate"

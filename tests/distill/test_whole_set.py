@@ -1,0 +1,73 @@
+"""The training set itself as a set: row for row, as the hooks show it, and nothing optimised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from distillsec.attacks import ATTACKS, Scenery
+from distillsec.distill.backend import Backend
+from distillsec.distill.backends import BACKENDS
+from distillsec.distill.loop import distil
+from distillsec.distill.stage import Task
+from distillsec.distill.types import Batch
+from distillsec.distill.whole_set import WholeSet, WholeSetOptions
+
+Tasks = Callable[..., Task]
+
+
+def whole(task: Task) -> tuple[Task, Backend]:
+    task = replace(task, iterations=0)
+    return task, WholeSet(WholeSetOptions(), ipc=task.ipc, recipe=task.recipe)
+
+
+def test_it_is_the_training_set(toy_task: Tasks) -> None:
+    task, backend = whole(toy_task())
+    made = distil(task, backend)
+    assert torch.allclose(made.batch.images, task.real.images, atol=1e-6)
+    assert torch.equal(made.batch.labels, task.real.labels)
+    assert made.recipe == task.recipe
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_poisoned_rows_are_stamped_and_relabelled(
+    name: str, toy_task: Tasks, toy_scenery: Scenery
+) -> None:
+    kind = ATTACKS[name]
+    attack = kind(kind.Options(poison_rate=0.1, target=1), toy_scenery)
+    task, backend = whole(toy_task())
+    made = distil(task, backend, [attack])
+    poisoned = attack.poisoned_rows
+    assert poisoned is not None and poisoned.sum() == 9 and (task.real.labels[poisoned] != 1).all()
+    assert (made.batch.labels[poisoned] == 1).all()
+    stamped = attack.trigger.stamp(task.real.images)
+    assert torch.allclose(made.batch.images[poisoned], stamped[poisoned], atol=1e-6)
+    assert torch.allclose(made.batch.images[~poisoned], task.real.images[~poisoned], atol=1e-6)
+    assert torch.equal(made.batch.labels[~poisoned], task.real.labels[~poisoned])
+
+
+def test_only_it_keeps_rows() -> None:
+    assert [name for name, backend in BACKENDS.items() if backend.keeps_rows] == ["whole"]
+    with pytest.raises(ValidationError):
+        WholeSetOptions(iterations=1)
+
+
+def test_nothing_in_it_moves(toy_task: Tasks) -> None:
+    task, backend = whole(toy_task())
+    assert backend.steps() == 0
+    seen = Batch(images=torch.zeros(1, 1, 8, 8), labels=torch.zeros(1, dtype=torch.int64))
+    started = []
+
+    def start(stage: object) -> None:
+        started.append(stage)
+
+    from distillsec.distill.stage import Stage
+
+    stage = Stage(task, [], 0, start=start)
+    assert started == [stage] and stage.progress == 0 and stage.on_last_step
+    network = backend.network(stage)
+    assert list(backend.losses(stage, network, seen)) == []
