@@ -1,4 +1,4 @@
-"""What docs/own.md shows runs as it stands: a user's own network and attack, in one option each."""
+"""What docs/own.md shows runs as it stands: a user's own network, attack, defense; one option each."""
 
 from __future__ import annotations
 
@@ -39,3 +39,17 @@ def test_the_users_own(
     if number == 1:
         assert record["config"]["shade"] == 0.8
         assert record["trigger"]["max"] == pytest.approx(0.8)
+
+
+def test_the_users_own_defense(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = re.findall(r"(?ms)^```python\n(.*?)^```", OWN.read_text("utf-8"))[2]
+    (tmp_path / "own_defense.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    options = ["--defense", "own_defense:Sure", "--option", "own_defense:Sure.limit=0.99"]
+    done = CliRunner().invoke(main, ["defend", str(finished), *options, "--quiet", "--out", "run"])
+    assert done.exit_code == 0, done.stderr
+    outcome = json.loads(Path("run/record.json").read_text())["defenses"]["own_defense:Sure"]
+    assert outcome["status"] == "done" and outcome["options"] == {"limit": 0.99}
+    assert 0 <= outcome["metrics"]["auroc"]["mean"] <= 1
