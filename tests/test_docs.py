@@ -1,4 +1,4 @@
-"""What docs/own.md shows runs as it stands: a user's own network, attack, defense; one option each."""
+"""What docs/own.md shows runs as it stands: a user's own network, attack and defense."""
 
 from __future__ import annotations
 

@@ -1,0 +1,179 @@
+"""Beatrix: the correlations between channels of a poisoned row are out of its class's range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .base import DefenderView, DefenseOptions, SetScorer, SetScores
+from .by_class import anomaly_index, classes_of, rows_needed
+from .maps import feature_map
+
+_FOLDS = 5
+_PUBLISHED = 30
+_SMALL = 1e-6
+
+
+@final
+class BeatrixOptions(DefenseOptions):
+    """The official code's settings; the thresholds are the paper's."""
+
+    orders: int = Field(8, ge=1, le=16, description="Gram matrices of powers 1 to this one")
+    width: float = Field(10.0, gt=0, description="MADs around the median that are in range")
+    quantile: float = Field(0.95, gt=0, lt=1, description="of clean deviations: a row's threshold")
+    threshold: float = Field(math.exp(2), gt=0, description="anomaly index that raises the alarm")
+    most: int = Field(500, ge=2, description="most rows of a group in the two-sample test")
+
+
+@final
+class Beatrix(SetScorer):
+    """Beatrix (Ma, Wang, Sun, Nie, Tian, Wang, Ni, "The 'Beatrix' Resurrections: Robust Backdoor
+    Detection via Gram Matrices", NDSS 2023).
+
+    In words: of a row's last feature maps take Gram matrices of powers 1 to 8; against the range of
+    its class's clean images (median ± 10 MAD) add up how far entries lie outside. Rows above the
+    clean images' own 95 % quantile are one group, the others another, and a kernel two-sample
+    statistic between both says how contaminated the class is; one whose statistic stands out
+    (anomaly index above exp(2)) raises the alarm.
+
+    Needs five held-out images of every class (the paper has 30), and two rows in a class.
+    A row's score is its deviation above its class's threshold.
+
+    Deviations: the anomaly index is one-sided (the official code's is not); maps are the trunk's
+    last ones, since the networks here have no fourth stage; a network without maps is taken as one
+    pixel of as many channels as features. At most 500 rows of a group enter the two-sample test, as
+    many as the official code looks at.
+    """
+
+    name = "beatrix"
+    Options = BeatrixOptions
+    needs = f"{_FOLDS} held-out images of every class ({_PUBLISHED} in the paper), 2 rows in each"
+    quick: ClassVar[Mapping[str, Any]] = {"orders": 4}
+
+    def __init__(self, options: BeatrixOptions) -> None:
+        self.options: BeatrixOptions = options
+
+    def objection(self, view: DefenderView) -> str | None:
+        fewest = self._fewest(view)
+        if fewest < _FOLDS:
+            return f"needs {_FOLDS} held-out images of every class, one has {fewest}"
+        return rows_needed(view, 2)
+
+    def caution(self, view: DefenderView) -> str | None:
+        fewest = self._fewest(view)
+        if fewest >= _PUBLISHED:
+            return None
+        return (
+            f"{fewest} held-out images of a class, the paper has {_PUBLISHED}: its range is narrow"
+        )
+
+    def _fewest(self, view: DefenderView) -> int:
+        return int(torch.bincount(view.holdout.labels, minlength=view.classes).min())
+
+    def score_set(self, view: DefenderView) -> SetScores:
+        options = self.options
+        orders = range(1, options.orders + 1)
+        clean = feature_map(view.victim, view.holdout.images)
+        maps = feature_map(view.victim, view.distilled.batch.images)
+        rows = torch.zeros(len(maps), dtype=torch.float64, device=maps.device)
+        contaminated = torch.zeros(view.classes, dtype=torch.float64)
+        for label, members in classes_of(view.labels):
+            known = clean[view.holdout.labels == label]
+            limit = clean_threshold(known, orders, options.width, options.quantile)
+            found = deviations(maps[members], fit_range(known, orders, options.width), orders)
+            rows[members] = found - limit
+            contaminated[label] = self._contamination(view, maps[members], found > limit, label)
+        index = anomaly_index(contaminated)
+        alarm = bool(index.max() > options.threshold)
+        return SetScores(
+            rows=rows,
+            flagged=(rows > 0) & (index > options.threshold).to(rows.device)[view.labels],
+            statistic=float(index.max()),
+            alarm=alarm,
+            suspect=int(index.argmax()) if alarm else None,
+        )
+
+    def _contamination(
+        self, view: DefenderView, maps: Tensor, outside: Tensor, label: int
+    ) -> float:
+        """The two-sample statistic between a class's rows in range and those outside."""
+        groups = []
+        for number, members in enumerate((~outside, outside)):
+            own = maps[members].mean(dim=(2, 3)).double()
+            generator = view.generator(label, number)
+            order = torch.randperm(len(own), generator=generator)[: self.options.most]
+            groups.append(own[order.to(own.device)])
+        return two_sample(*groups) if all(map(len, groups)) else 0.0
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Range:
+    """The range of a class's Gram features: by order, lowest and highest, each ``(G,)``."""
+
+    low: Sequence[Tensor]
+    high: Sequence[Tensor]
+
+
+def gram(maps: Tensor, order: int) -> Tensor:
+    """Correlations of channels ``(n, C (C + 1) / 2)`` of ``maps`` (n, C, H, W): the upper triangle
+    of the Gram matrix of their ``order``-th powers, its ``order``-th root with the sign kept."""
+    powers = maps.double().flatten(2) ** order
+    products = powers @ powers.transpose(1, 2)
+    rows, columns = torch.triu_indices(maps.shape[1], maps.shape[1], device=maps.device)
+    upper = products[:, rows, columns]
+    return upper.sign() * upper.abs() ** (1 / order)
+
+
+def fit_range(clean: Tensor, orders: Sequence[int], width: float) -> Range:
+    """The medians of the Gram features of ``clean`` (m, C, H, W), ``width`` MADs to either side."""
+    low, high = [], []
+    for order in orders:
+        found = gram(clean, order)
+        median = found.median(dim=0).values
+        spread = width * (found - median).abs().median(dim=0).values
+        low.append(median - spread)
+        high.append(median + spread)
+    return Range(low, high)
+
+
+def deviations(maps: Tensor, usual: Range, orders: Sequence[int]) -> Tensor:
+    """How far ``maps`` (n, C, H, W) lie out of the ``usual`` range, relative to its ends: ``(n,)``,
+    the mean over Gram features and orders."""
+    total = torch.zeros(len(maps), dtype=torch.float64, device=maps.device)
+    for order, low, high in zip(orders, usual.low, usual.high, strict=True):
+        for first in range(0, len(maps), 1024):
+            some = gram(maps[first : first + 1024], order)
+            below = (low - some).clamp(min=0) / (low + _SMALL).abs()
+            above = (some - high).clamp(min=0) / (high + _SMALL).abs()
+            total[first : first + 1024] += (below + above).mean(dim=1)
+    return total / len(orders)
+
+
+def clean_threshold(clean: Tensor, orders: Sequence[int], width: float, quantile: float) -> float:
+    """The ``quantile`` of clean images' deviations from the range of the others, five-fold."""
+    folds = torch.arange(len(clean), device=clean.device) % _FOLDS
+    found = [
+        deviations(clean[folds == fold], fit_range(clean[folds != fold], orders, width), orders)
+        for fold in range(_FOLDS)
+    ]
+    return float(torch.quantile(torch.cat(found), quantile))
+
+
+def two_sample(first: Tensor, second: Tensor) -> float:
+    """Kernel two-sample statistic of (n, F) and (m, F): the squared mean discrepancy under two
+    Gaussian kernels around the median distance, times n m / (n + m)."""
+    both = torch.cat([first, second])
+    distances = torch.cdist(both, both).square()
+    bandwidth = distances.median().clamp(min=1e-12)
+    kernel = sum((-distances / (bandwidth * scale)).exp() for scale in (0.5, 1.0))
+    assert isinstance(kernel, Tensor)
+    n, m = len(first), len(second)
+    gap = kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
+    return float(gap * n * m / (n + m))

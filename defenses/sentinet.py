@@ -1,0 +1,151 @@
+"""SentiNet: the region that a triggered input is judged by rules over other images too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from ..distill.networks import Network
+from ..distill.training import in_pieces, micro_batch
+from .base import DefenderView, DefenseOptions, InputScorer
+from .maps import before_flattening
+
+Array = npt.NDArray[np.float64]
+
+_LEAST = 20
+_BIN = 0.02  # the width of the bins whose highest points the boundary is fitted to
+
+
+@final
+class SentinetOptions(DefenseOptions):
+    """The paper's 100 test images; the mask's share is a public port's."""
+
+    overlays: int = Field(100, ge=2, description="held-out images that a region is laid over")
+    share: float = Field(0.15, gt=0, lt=1, description="most salient share of the pixels")
+
+
+@final
+class Sentinet(InputScorer):
+    """SentiNet (Chou, Tramèr, Pellegrino, "SentiNet: Detecting Localized Universal Attacks Against
+    Deep Learning Systems", IEEE Security and Privacy Workshops 2020).
+
+    In words: find the region that the prediction rests on (Grad-CAM), lay it over held-out images
+    and count how many are now answered like the input; fill the same region with noise and take the
+    mean confidence. Clean regions fool few images, or hide so much that confidence falls; the score
+    is how far the fooled share lies above what clean images reach at the same confidence.
+
+    Needs held-out images, at least 20: one part is laid under the regions, the other sets the
+    boundary. Needs a network with feature maps, and a trigger in one place.
+
+    Deviations: the mask is the most salient 15 % of the pixels, since the maps of small networks
+    are so coarse that 15 % of the highest saliency (the paper's) covers nearly all; one mask for
+    the predicted class, without those of other proposed classes taken out; distances to the
+    boundary (a parabola through the highest points of the clean images, as in the paper) are
+    vertical, and the threshold is the clean images' mean distance below it.
+    """
+
+    name = "sentinet"
+    Options = SentinetOptions
+    needs = f"{_LEAST} held-out images, a convolutional network"
+    quick: ClassVar[Mapping[str, Any]] = {"overlays": 16}
+
+    def __init__(self, options: SentinetOptions) -> None:
+        self.options: SentinetOptions = options
+
+    def objection(self, view: DefenderView) -> str | None:
+        if before_flattening(view.victim) is None:
+            return "needs a network with feature maps"
+        found = len(view.holdout)
+        return None if found >= _LEAST else f"needs {_LEAST} held-out images, there are {found}"
+
+    def caution(self, view: DefenderView) -> str | None:
+        found = len(view.holdout)
+        return None if found >= 60 else f"{found} held-out images: a boundary through few points"
+
+    def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
+        fooled, confidence = self._points(view, images)
+        curve = self._boundary(view)
+        return torch.from_numpy(fooled - np.polyval(curve, confidence)).to(images.device)
+
+    def threshold(self, view: DefenderView) -> float:
+        _, known = self._parts(view)
+        fooled, confidence = self._points(view, known)
+        below = np.polyval(self._boundary(view), confidence) - fooled
+        return float(below[below > 0].mean()) if bool((below > 0).any()) else 0.0
+
+    def _parts(self, view: DefenderView) -> tuple[Tensor, Tensor]:
+        """The held-out images that lie under regions, and those that set the boundary."""
+        held = view.holdout.images
+        count = min(self.options.overlays, len(held) // 2)
+        return held[:count], held[count:]
+
+    def _boundary(self, view: DefenderView) -> Array:
+        _, known = self._parts(view)
+        fooled, confidence = self._points(view, known)
+        return upper_parabola(confidence, fooled)
+
+    def _points(self, view: DefenderView, images: Tensor) -> tuple[Array, Array]:
+        """Each image's fooled share and mean confidence, ``(N,)`` both."""
+        under, _ = self._parts(view)
+        predicted = view.logits(images).argmax(dim=1)
+        masks = salient(saliency(view.victim, images, predicted), self.options.share)
+        shape = under.shape
+        inert = torch.rand(shape, generator=view.generator(0)).to(images.device)
+        fooled, confidence = [], []
+        for image, mask, label in zip(images, masks, predicted, strict=True):
+            stamped = in_pieces(view.victim, torch.where(mask, image, under))
+            hidden = in_pieces(view.victim, torch.where(mask, inert, under))
+            fooled.append(float((stamped.argmax(dim=1) == label).double().mean()))
+            confidence.append(float(hidden.softmax(dim=1).amax(dim=1).mean()))
+        return np.array(fooled), np.array(confidence)
+
+
+def saliency(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Grad-CAM (Selvaraju et al., ICCV 2017) of ``labels`` (N,) on the last feature maps: ``(N, H,
+    W)`` in the size of ``images`` (N, C, H, W), not negative."""
+    layers = before_flattening(network)
+    assert layers is not None and isinstance(network, Network)
+    assert isinstance(network.trunk, nn.Sequential)
+    rest = network.trunk[len(layers) :]
+    size = micro_batch(images.device)
+    found = []
+    for some, own in zip(images.split(size), labels.split(size), strict=True):
+        with torch.no_grad():
+            maps = layers(network.normalise(some))
+        maps = maps.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = network.head(rest(maps))
+            chosen = logits.gather(1, own.unsqueeze(1)).sum()
+        (gradient,) = torch.autograd.grad(chosen, maps)
+        weights = gradient.mean(dim=(2, 3), keepdim=True)
+        heat = (weights * maps.detach()).sum(dim=1, keepdim=True).relu()
+        large = interpolate(heat, images.shape[-2:], mode="bilinear", align_corners=False)
+        found.append(large[:, 0])
+    return torch.cat(found)
+
+
+def salient(heat: Tensor, share: float) -> Tensor:
+    """Each image's ``share`` of pixels with the most ``heat`` (N, H, W): ``bool (N, 1, H, W)``."""
+    flat = heat.flatten(1)
+    count = max(1, round(share * flat.shape[1]))
+    rows = flat.topk(count, dim=1).indices
+    chosen = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, rows, True)
+    return chosen.view(len(heat), 1, *heat.shape[1:])
+
+
+def upper_parabola(x: Array, y: Array) -> Array:
+    """Coefficients, highest power first, of the parabola through the highest point of each bin of
+    ``x`` (N,); of a lower degree where fewer bins hold points."""
+    bins = np.floor(x / _BIN).astype(int)
+    chosen = [np.flatnonzero(bins == each) for each in np.unique(bins)]
+    tops = np.array([members[np.argmax(y[members])] for members in chosen])
+    degree = min(2, len(tops) - 1)
+    found: Array = np.polyfit(x[tops], y[tops], degree)
+    return found

@@ -1,0 +1,78 @@
+"""Fewer grey levels, and pixels that a file can hold: what a receiver can do to a set's images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import final
+
+from pydantic import Field
+from torch import Tensor
+
+from ..distill.types import DistilledSet
+from .base import DefenderView, DefenseOptions, Sanitiser
+
+
+@final
+class QuantiseOptions(DefenseOptions):
+    """Eight grey levels."""
+
+    bits: int = Field(3, ge=1, le=16, description="bits of a pixel")
+
+
+@final
+class Quantise(Sanitiser):
+    """Fewer grey levels in the received set (bit depth reduction: Xu, Evans, Qi, "Feature
+    Squeezing: Detecting Adversarial Examples in Deep Neural Networks", NDSS 2018).
+
+    In words: clip the set's pixels to [0, 1], round them to 2^bits levels, and train on that.
+
+    Needs nothing but the set.
+
+    Deviations: the paper squeezes inputs; here it is the received set.
+    """
+
+    name = "quantise"
+    Options = QuantiseOptions
+    needs = "nothing but the set"
+
+    def __init__(self, options: QuantiseOptions) -> None:
+        self.options: QuantiseOptions = options
+
+    def sanitise(self, view: DefenderView) -> DistilledSet:
+        return _with(view, quantised(view.distilled.batch.images, self.options.bits))
+
+
+@final
+class PixelClip(Sanitiser):
+    """The received set's pixels, clipped to [0, 1].
+
+    In words: distilled pixels may lie anywhere; no camera's do. Clip them, and train on that.
+
+    Needs a set that leaves [0, 1]; one that doesn't stays as it is. No paper: a baseline.
+    """
+
+    name = "pixel-clip"
+    Options = DefenseOptions
+    needs = "a set whose pixels leave [0, 1]"
+
+    def __init__(self, options: DefenseOptions) -> None:
+        self.options = options
+
+    def caution(self, view: DefenderView) -> str | None:
+        low, high = view.distilled.batch.images.aminmax()
+        inside = float(low) >= 0 and float(high) <= 1
+        return "no pixel leaves [0, 1]: the set stays as it is" if inside else None
+
+    def sanitise(self, view: DefenderView) -> DistilledSet:
+        return _with(view, view.distilled.batch.images.clamp(0, 1))
+
+
+def quantised(images: Tensor, bits: int) -> Tensor:
+    """``images`` clipped to [0, 1] and rounded to 2^``bits`` levels."""
+    levels = 2**bits - 1
+    whole: Tensor = (images.clamp(0, 1) * levels).round()
+    return whole / levels
+
+
+def _with(view: DefenderView, images: Tensor) -> DistilledSet:
+    return replace(view.distilled, batch=view.distilled.batch.replace(images=images))
