@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
+from io import BytesIO
 
-_MODES = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 
 def through_jpeg(images: Tensor, quality: int) -> Tensor:
     """``images`` (N, C, H, W), grey or colour, out of JPEG files of ``quality`` 1 to 100.
 
-    Pixels are clipped to [0, 1] and rounded to 8 bits first. The codec runs on the CPU: images on a
-    GPU are carried there and back.
+    Pixels are clipped to [0, 1] and rounded to 8 bits first. The codec (Pillow's) runs on the CPU:
+    images on a GPU are carried there and back.
     """
-    bytes_ = (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-    mode = _MODES[images.shape[1]]
-    decoded = [decode_jpeg(encode_jpeg(image, quality), mode) for image in bytes_]
-    return torch.stack(decoded).to(images.device, images.dtype) / 255
+    whole = (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    decoded = torch.stack([_through_file(image, quality) for image in whole])
+    return decoded.to(images.device, images.dtype) / 255
+
+
+def _through_file(image: Tensor, quality: int) -> Tensor:
+    file = BytesIO()
+    to_pil_image(image).save(file, "JPEG", quality=quality)
+    file.seek(0)
+    with Image.open(file) as loaded:
+        found: Tensor = pil_to_tensor(loaded)
+    return found

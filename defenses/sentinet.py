@@ -135,7 +135,7 @@ def salient(heat: Tensor, share: float) -> Tensor:
     """Each image's ``share`` of pixels with the most ``heat`` (N, H, W): ``bool (N, 1, H, W)``."""
     flat = heat.flatten(1)
     count = max(1, round(share * flat.shape[1]))
-    rows = flat.topk(count, dim=1).indices
+    rows = flat.argsort(dim=1, descending=True, stable=True)[:, :count]  # ties by place
     chosen = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, rows, True)
     return chosen.view(len(heat), 1, *heat.shape[1:])
 

@@ -70,8 +70,8 @@ class PixelClip(Sanitiser):
 def quantised(images: Tensor, bits: int) -> Tensor:
     """``images`` clipped to [0, 1] and rounded to 2^``bits`` levels."""
     levels = 2**bits - 1
-    whole: Tensor = (images.clamp(0, 1) * levels).round()
-    return whole / levels
+    squeezed: Tensor = (images.clamp(0, 1) * levels).round() / levels
+    return squeezed
 
 
 def _with(view: DefenderView, images: Tensor) -> DistilledSet:

@@ -34,8 +34,10 @@ class SpectralSignatures(SetScorer):
 
     Needs two rows in a class to be defined, and more rows than poisoned ones by far to mean
     anything. The removal of a fixed share is no alarm: ``alarm`` is ``None``.
-    The set's statistic is ours, since the paper has none: the share of a class's variance along its
-    top direction, as an anomaly index over classes; ``suspect`` is the class that it points at.
+
+    Deviations: the set's statistic is ours, since the paper has none: the share of a class's
+    variance along its top direction, as an anomaly index over classes; ``suspect`` is the class
+    that it points at.
     """
 
     name = "spectral-signatures"
@@ -79,7 +81,11 @@ def signature(features: Tensor) -> tuple[Tensor, float]:
     """Squared projections ``(n,)`` of centred ``features`` (n, F) on their top right singular
     vector, and the share of the total variance that lies along it (0 where there is none)."""
     centred = features - features.mean(dim=0)
-    _, values, directions = torch.linalg.svd(centred, full_matrices=False)
-    variance = values.square()
-    share = float(variance[0] / variance.sum()) if bool(variance.sum() > 0) else 0.0
-    return (centred @ directions[0]).square(), share
+    if len(centred) > centred.shape[1]:  # the covariance is the smaller matrix, and as exact here
+        variance, vectors = torch.linalg.eigh(centred.T @ centred)
+        top = vectors[:, -1]
+    else:
+        _, values, directions = torch.linalg.svd(centred, full_matrices=False)
+        variance, top = values.square().flip(0), directions[0]
+    share = float(variance[-1] / variance.sum()) if bool(variance.sum() > 0) else 0.0
+    return (centred @ top).square(), share

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import pytest
 import torch
@@ -40,20 +42,21 @@ class Case:
         """The same with other rows of the set; the victim stays."""
         batch = self.view.distilled.batch.rows(index)
         distilled = replace(self.view.distilled, batch=batch)
-        return replace(
-            self, view=fresh(self.view, distilled=distilled), poisoned=self.poisoned[index]
-        )
+        return replace(self, view=self.fresh(distilled=distilled), poisoned=self.poisoned[index])
+
+    def fresh(self, **changes: Any) -> DefenderView:
+        """The view with some fields changed and nothing remembered."""
+        fields = ("distilled", "victim", "network", "holdout", "entropy")
+        return DefenderView(**{name: getattr(self.view, name) for name in fields} | changes)
 
 
-def fresh(view: DefenderView, **changes: object) -> DefenderView:
-    """A copy of ``view`` with some fields changed and nothing remembered."""
-    fields = ("distilled", "victim", "network", "holdout", "entropy")
-    values = {name: getattr(view, name) for name in fields} | changes
-    return DefenderView(**values)
+def make_case(
+    *, poisoned: bool, norm: str = "batch", seed: int = 0, rate: float = RATE, depth: int = 2
+) -> Case:
+    """BadNets on the digits: a white 3×3 square on a share of the rows, relabelled to class 3.
 
-
-def make_case(*, poisoned: bool, norm: str = "batch", seed: int = 0) -> Case:
-    """BadNets on the digits: a white 3×3 square on a tenth of the rows, relabelled to class 3."""
+    A tenth of the rows is as many again as the target class has; a fiftieth is a sixth of it.
+    """
     data = load_dataset("digits")
     train = data.train
     mask = patch_mask((8, 8), 3, "bottom-right", 0)
@@ -62,7 +65,7 @@ def make_case(*, poisoned: bool, norm: str = "batch", seed: int = 0) -> Case:
     if poisoned:
         others = torch.nonzero(train.labels != TARGET)[:, 0]
         order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
-        rows[others[order[: round(RATE * len(train))]]] = True
+        rows[others[order[: round(rate * len(train))]]] = True
     images = torch.where(rows.view(-1, 1, 1, 1), trigger.stamp(train.images), train.images)
     labels = torch.where(rows, TARGET, train.labels)
     recipe = Recipe(mean=data.mean, std=data.std, epochs=12, lr=0.05, batch_size=64)
@@ -70,7 +73,7 @@ def make_case(*, poisoned: bool, norm: str = "batch", seed: int = 0) -> Case:
         batch=Batch(images=images, labels=labels), classes=data.classes, recipe=recipe
     )
     network = NetworkMaker(
-        spec=NetworkSpec(network="convnet", width=16, depth=2, norm=norm),
+        spec=NetworkSpec(network="convnet", width=16, depth=depth, norm=norm),
         image_shape=data.image_shape,
         classes=10,
         preprocessing=data.preprocessing,
@@ -103,6 +106,23 @@ def badnets() -> Case:
 
 
 @pytest.fixture(scope="session")
+def sparse() -> Case:
+    """A poisoned case in which a fiftieth of the rows is poisoned."""
+    return make_case(poisoned=True, rate=0.02)
+
+
+@pytest.fixture(scope="session")
 def honest() -> Case:
     """The clean case: the same images and seeds without poison."""
     return make_case(poisoned=False)
+
+
+@pytest.fixture(scope="session")
+def cases() -> Callable[..., Case]:
+    """Any other case: ``cases(poisoned=True, norm="instance")``; each is made once."""
+    return functools.cache(make_case)
+
+
+@pytest.fixture(autouse=True)
+def _alone(one_thread: None) -> None:
+    """Everything here is tiny: a second thread waits more than it works."""

@@ -1,0 +1,133 @@
+"""Agreement with the Adversarial Robustness Toolbox on the same activations and inputs.
+
+Where ART computes something else than the paper it cites, it is given what makes both the same, and
+the difference is said here:
+
+- its spectral signature is the absolute value of a projection of *uncentred* activations on the top
+  direction of the centred ones; the paper squares the projection of the centred ones. It is given
+  centred activations, and its scores are squared.
+- its STRIP takes the entropy over the overlays, for each class, instead of over the classes, for
+  each overlay. It is given the predictions with both exchanged.
+- its analysis of clusters by silhouette fails on a lopsided class below the threshold, and takes a
+  poisoned cluster above it for clean. Its silhouettes and its analysis by size are put together
+  here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+
+from distillsec.defenses import DEFENSES
+from distillsec.defenses.activation_clustering import divide, reduce
+from distillsec.defenses.by_class import classes_of
+from distillsec.defenses.spectral_signatures import signature
+from distillsec.defenses.strip import Strip, StripOptions
+from distillsec.distill.training import in_pieces
+
+if TYPE_CHECKING:
+    from tests.defenses.conftest import Case
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def art() -> Iterator[Any]:
+    module = pytest.importorskip("art")
+    yield module
+
+
+def test_spectral_signatures(sparse: Case) -> None:
+    from art.defences.detector.poison import SpectralSignatureDefense
+
+    features = sparse.view.features(sparse.view.distilled.batch.images).double()
+    ours = DEFENSES["spectral-signatures"]
+    flagged = ours(ours.Options()).score_set(sparse.view).flagged  # type: ignore[attr-defined]
+    for _, members in classes_of(sparse.view.labels):
+        own = features[members]
+        scores, _ = signature(own)
+        centred = (own - own.mean(dim=0)).numpy()
+        theirs = SpectralSignatureDefense.spectral_signature_scores(centred)[:, 0] ** 2
+        assert np.allclose(scores.numpy(), theirs, rtol=1e-4, atol=1e-4)
+        count = round(0.15 * len(members))  # its own rule: the highest eps · multiplier
+        removed = np.argsort(-theirs, kind="stable")[:count]
+        assert set(removed) == set(np.flatnonzero(flagged[members].numpy()))
+
+
+def test_activation_clustering(sparse: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    from art.defences.detector.poison import clustering_analyzer
+    from art.defences.detector.poison.activation_defence import (
+        cluster_activations,
+        reduce_dimensionality,
+    )
+
+    # Its clustering has no seed; ours is given the same.
+    monkeypatch.setattr(
+        "art.defences.detector.poison.activation_defence.KMeans",
+        lambda n_clusters: KMeans(n_clusters, n_init=10, random_state=0),
+    )
+    features = sparse.view.features(sparse.view.distilled.batch.images).double().numpy()
+    labels = sparse.view.labels
+    parts = [features[members.numpy()] for _, members in classes_of(labels)]
+    clusters, reduced = cluster_activations(parts, nb_clusters=2, nb_dims=10, reduce="PCA")
+    analyzer = clustering_analyzer.ClusteringAnalyzer()
+    _, lopsided, _ = analyzer.analyze_by_relative_size(clusters, size_threshold=0.35, r_size=6)
+    _, _, report = analyzer.analyze_by_silhouette_score(
+        clusters, reduced, silhouette_threshold=-1, size_threshold=0.35, r_silhouette=6
+    )
+    found, rows = [], np.zeros(0)
+    for (label, members), part, theirs, low, small in zip(
+        classes_of(labels), parts, clusters, reduced, lopsided, strict=True
+    ):
+        ours = reduce(part, "pca", 10, 0)
+        assert np.allclose(np.abs(ours), np.abs(reduce_dimensionality(part, 10, "PCA")), atol=1e-4)
+        assert np.allclose(np.abs(ours), np.abs(low), atol=1e-4)  # a direction has no sign
+        smaller, _, silhouette = divide(ours, 0)
+        assert np.array_equal(smaller, theirs == np.bincount(theirs, minlength=2).argmin())
+        known = float(report[f"class_{label}"]["avg_silhouette_score"])
+        assert silhouette == pytest.approx(known, abs=1e-4)
+        if small.any() and known > 0.4:
+            found.append(label)
+            rows = members.numpy()[np.isin(theirs, np.flatnonzero(small))]
+    assert found == [3]
+    kind = DEFENSES["activation-clustering"]
+    defense = kind(kind.Options(reduction="pca", silhouette=0.4))
+    flagged = defense.score_set(sparse.view).flagged  # type: ignore[attr-defined]
+    assert np.array_equal(np.flatnonzero(flagged.numpy()), rows)
+
+
+def test_strip(badnets: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    from art.estimators.poison_mitigation.strip.strip import STRIPMixin
+
+    copies, view = 20, badnets.view
+    options = StripOptions(copies=copies, image_weight=0.5, overlay_weight=0.5)
+    strip = Strip(options)
+    rows = torch.randint(len(view.holdout), (copies,), generator=view.generator(0)).numpy()
+    monkeypatch.setattr(np.random, "choice", lambda values, count: rows)
+
+    class Classifier:
+        """The victim, with overlays and classes exchanged where it is asked about overlays."""
+
+        def predict(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            logits = in_pieces(view.victim, torch.from_numpy(x).float())
+            found: np.ndarray[Any, Any] = logits.double().softmax(dim=1).numpy()
+            return found.T if len(x) == copies else found
+
+    class Guarded(STRIPMixin, Classifier):  # type: ignore[misc]
+        nb_classes = 10
+
+    guarded = Guarded(
+        predict_fn=Classifier().predict, num_samples=copies, false_acceptance_rate=0.01
+    )
+    guarded.mitigate(view.holdout.images.numpy())
+    assert -strip.threshold(view) == pytest.approx(guarded.entropy_threshold, abs=1e-4)
+    images = torch.cat([badnets.clean.images[:30], badnets.triggered[:31]])
+    scores = strip.score_inputs(view, images)
+    refused = ~guarded.predict(images.numpy()).any(axis=1)
+    assert 0 < refused.sum() < len(images)
+    assert np.array_equal(refused, (scores >= strip.threshold(view)).numpy())

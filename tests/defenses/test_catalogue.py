@@ -1,0 +1,181 @@
+"""What holds for every defense: its docstring, its options, its manners."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distillsec.defenses import DEFENSES
+from distillsec.defenses.base import (
+    DefenderView,
+    Defense,
+    InputScorer,
+    Purifier,
+    Repairer,
+    Sanitiser,
+    SetScorer,
+    Trainer,
+)
+from distillsec.distill.training import predict
+from distillsec.distill.types import Batch
+
+if TYPE_CHECKING:
+    from tests.defenses.conftest import Case
+
+OF_INPUTS = [n for n, d in DEFENSES.items() if issubclass(d, InputScorer | Purifier)]
+OF_SETS = [n for n, d in DEFENSES.items() if issubclass(d, SetScorer)]
+MADE_UP = {"blur", "pixel-clip"}  # no paper: baselines
+
+
+# Less than the quick budget's work where that takes more than a moment.
+TINY: dict[str, dict[str, Any]] = {
+    "spectre": {"dimensions": 4, "tried": 2},
+    "autoencoder": {"epochs": 3},
+    "sentinet": {"overlays": 6},
+    "strip": {"copies": 5},
+}
+
+
+def quick(name: str) -> Defense:
+    kind = DEFENSES[name]
+    return kind(kind.Options(**{**kind.quick, **TINY.get(name, {})}))
+
+
+def answer(defense: Defense, view: DefenderView, images: Tensor) -> Tensor:
+    """What a defense of any family says, as one tensor."""
+    if isinstance(defense, SetScorer):
+        found = defense.score_set(view)
+        return torch.cat([found.rows, found.flagged.double(), torch.tensor([found.statistic])])
+    if isinstance(defense, InputScorer):
+        return defense.score_inputs(view, images)
+    if isinstance(defense, Sanitiser):
+        return defense.sanitise(view).batch.images
+    if isinstance(defense, Trainer):
+        return predict(defense.train(view), images)
+    if isinstance(defense, Repairer):
+        return predict(defense.repair(view), images)
+    assert isinstance(defense, Purifier)
+    return defense.purify(view)(images)
+
+
+def contents(view: DefenderView) -> list[Tensor]:
+    batch, holdout = view.distilled.batch, view.holdout
+    tensors = [batch.images, batch.labels, holdout.images, holdout.labels]
+    return [*tensors, *view.victim.state_dict().values()]
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_its_docstring_says_what_one_has_to_know(name: str) -> None:
+    kind = DEFENSES[name]
+    text = kind.__doc__ or ""
+    assert kind.name == name and kind.needs
+    assert "In words:" in text and "Need" in text
+    assert ("Deviations:" in text) != (name in MADE_UP)
+    assert name in MADE_UP or any(str(year) in text for year in range(2017, 2027))
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_its_options_are_documented_and_survive_json(name: str) -> None:
+    kind = DEFENSES[name]
+    assert all(field.description for field in kind.Options.model_fields.values())
+    for values in ({}, dict(kind.quick)):
+        options = kind.Options(**values)
+        stored = json.loads(json.dumps(options.model_dump(mode="json")))
+        assert kind.Options(**stored) == options == kind(options).options
+    assert kind.quick.keys() <= kind.Options.model_fields.keys()
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_it_repeats_and_leaves_everything_as_it_was(name: str, badnets: Case) -> None:
+    view = badnets.fresh()
+    before = [tensor.clone() for tensor in contents(view)]
+    images = badnets.clean.images[:40]
+    first = answer(quick(name), view, images)
+    assert all(map(torch.equal, before, contents(view)))
+    assert not view.victim.training
+    assert all(not module._forward_hooks for module in view.victim.modules())
+    assert not any(parameter.requires_grad for parameter in view.victim.parameters())
+    again = answer(quick(name), badnets.fresh(), images)
+    assert torch.equal(first, again) and bool(first.double().isfinite().all())
+    assert not first.requires_grad
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, d in DEFENSES.items() if issubclass(d, InputScorer | Purifier)]
+)
+def test_an_image_is_judged_by_itself(name: str, badnets: Case) -> None:
+    images = torch.cat([badnets.clean.images[:5], badnets.triggered[:5]])
+    together = answer(quick(name), badnets.fresh(), images)
+    for number in (0, 4, 7):
+        alone = answer(quick(name), badnets.fresh(), images[number : number + 1])
+        assert torch.allclose(alone, together[number : number + 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_no_holdout_and_few_rows_are_an_objection_or_an_answer(name: str, badnets: Case) -> None:
+    """Nothing in between: no crash, no number that is not finite."""
+    none = Batch(images=badnets.view.holdout.images[:0], labels=badnets.view.holdout.labels[:0])
+    labels = badnets.view.labels
+    few = torch.cat([torch.nonzero(labels == label)[:3, 0] for label in range(10)])
+    one = torch.cat([torch.nonzero(labels == label)[:1, 0] for label in range(10)])
+    images = badnets.clean.images[:4]
+    cases: list[tuple[Tensor, dict[str, Any]]] = [(few, {}), (one, {}), (few, {"holdout": none})]
+    for rows, changes in cases:
+        view = badnets.rows(rows).fresh(**changes)
+        defense = quick(name)
+        objection = defense.objection(view)
+        if objection is None:
+            assert bool(answer(defense, view, images).double().isfinite().all())
+        else:
+            assert objection[0].islower() and "\n" not in objection
+
+
+@pytest.mark.parametrize("name", OF_SETS)
+def test_ten_rows_a_class_are_cautioned_about(name: str, badnets: Case) -> None:
+    labels = badnets.view.labels
+    ten = torch.cat([torch.nonzero(labels == label)[:10, 0] for label in range(10)])
+    view = badnets.rows(ten).view
+    defense = quick(name)
+    assert defense.objection(view) is None and defense.caution(view)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_soft_labels_are_taken(name: str, badnets: Case) -> None:
+    """A set with soft labels is scored by its classes, and cleaned with its labels kept."""
+    batch = badnets.view.distilled.batch
+    rows = torch.arange(0, len(batch), 4)
+    soft = torch.nn.functional.one_hot(batch.labels[rows], 10).float()
+    few = badnets.rows(rows)
+    hard = few.view
+    distilled = replace(hard.distilled, batch=Batch(images=batch.images[rows], labels=soft))
+    view = few.fresh(distilled=distilled)
+    defense = quick(name)
+    if defense.objection(view):
+        assert defense.objection(hard)
+    elif isinstance(defense, Sanitiser):
+        assert defense.sanitise(view).batch.labels is soft
+    elif isinstance(defense, SetScorer):
+        images = badnets.clean.images[:4]
+        assert torch.equal(answer(defense, view, images), answer(defense, few.fresh(), images))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("strip", {"copies": 0}),
+        ("teco", {"corruptions": ("fog", "smog")}),
+        ("gaussian-blur", {"kernel": 4}),
+        ("partition-ensemble", {"partitions": 2}),
+        ("activation-clustering", {"reduction": "umap"}),
+        ("jpeg", {"quality": 101}),
+        ("shrinkpad", {"share": 1.0}),
+    ],
+)
+def test_impossible_options_are_refused(name: str, values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        DEFENSES[name].Options(**values)
