@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..distill.files import read_json, write_json, write_text
 from ..distill.types import DistillsecError, RequestError
-from .bench import choose_defenses
 from .benchmark_table import Benchmark, Failure, as_markdown, summarise_suite
 from .cell import run_cell
 from .checks import out_of_memory
@@ -89,7 +88,7 @@ def run_group(group: Group, *, suite: Suite, out: Path, data_dir: Path | None) -
             source,
             configure(**keys | ({"victim_network": network} if network else {})),
             place,
-            defenses=choose_defenses(list(suite.defenses), suite.budget, suite.options),
+            defenses=suite.defenses_of(group.setting),
             options=suite.bench_of(group.setting),
             given=("victims",),
             data_dir=data_dir,

@@ -9,7 +9,6 @@ from typing import Any, Literal, final
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..defenses import DEFENSES
 from ..defenses.base import Family
 from .defense_tables import COLUMNS, cell
 from .metrics import Summary, over_seeds, summarise
@@ -126,8 +125,7 @@ def _rows(
         **where, defense="none", family=None, cells=cells, seeds=list(measured), metrics=before
     )
     rows = [none]
-    names = [each for name in suite.defenses for each in (DEFENSES if name == "all" else [name])]
-    for name in dict.fromkeys(names):
+    for name in suite.defenses_of(place["setting"]):
         outcomes = {s: r.defenses[name] for s, r in records.items() if name in r.defenses}
         rows.append(_row(where, name, outcomes, wanted, before))
     return rows

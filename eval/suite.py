@@ -10,7 +10,7 @@ from typing import Any, final
 
 from pydantic import Field, field_validator
 
-from ..defenses.base import Budget
+from ..defenses.base import Budget, Defense
 from ..distill.types import RequestError
 from .bench import VICTIMS, BenchOptions, choose_defenses
 from .config import Config, Section, build_options, configure
@@ -27,6 +27,7 @@ class Setting(Section):
     preset: str | None = Field(None, description="start from a preset")
     keys: dict[str, Any] = Field(default_factory=dict, description="keys of the configuration")
     attacks: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
+    defenses: tuple[str, ...] | None = Field(None, description="default: the suite's")
     seeds: int | None = Field(None, ge=1, description="distillation seeds (default: the suite's)")
     holdout: int | None = Field(None, ge=0, description="clean images (default: the suite's)")
     images: int | None = Field(None, ge=1, description="test images (default: the suite's)")
@@ -67,6 +68,12 @@ class Suite(Section):
         return range(
             self.first_seed, self.first_seed + (self.settings[setting].seeds or self.seeds)
         )
+
+    def defenses_of(self, setting: str) -> dict[str, Defense]:
+        """The defenses of a setting, with their options."""
+        names = list(self.settings[setting].defenses or self.defenses)
+        options = {n: o for n, o in self.options.items() if n in names or "all" in names}
+        return choose_defenses(names, self.budget, options)
 
     def bench_of(self, setting: str) -> BenchOptions:
         """What holds for every defense on a setting."""
@@ -126,7 +133,8 @@ def read_suite(path: Path) -> Suite:
     """
     suite: Suite = build_options(Suite, read_yaml(path), str(path))
     try:
-        choose_defenses(list(suite.defenses), suite.budget, suite.options)
+        for setting in suite.settings:
+            suite.defenses_of(setting)
         for group in groups(suite):
             for config in configurations(suite, group).values():
                 config.attack_class()
