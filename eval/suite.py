@@ -60,7 +60,9 @@ class Suite(Section):
 
     def key(self) -> str:
         """A hash of what the suite measures; its seeds and defenses may grow on the way."""
-        parts = self.model_dump(mode="json", exclude={"description", "seeds", "defenses"})
+        growing = {"description": True, "seeds": True, "defenses": True}
+        settings = {"settings": {"__all__": {"seeds": True, "defenses": True}}}
+        parts = self.model_dump(mode="json", exclude={**growing, **settings})
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def seeds_of(self, setting: str) -> range:
