@@ -10,9 +10,8 @@ field for all images, so an image comes out the same whatever it is corrupted to
 
 Deviations from CIFAR-10-C: noise fields are shared by images; shot noise is normal with a Poisson's
 variance; glass blur moves the pixels of all images alike; motion blur and snow fall at one angle
-for all; fog is a sum of random fields of halved sizes, not of diamond squares; the elastic
-distortion is its displacement field without the small affine part; sizes that CIFAR-10-C gives in
-pixels of 32 are scaled to the image's side, at least one pixel.
+for all; fog is a sum of random fields of halved sizes, not of diamond squares; lengths that
+CIFAR-10-C gives in pixels of 32 are scaled to the image's side, at least one pixel.
 """
 
 from __future__ import annotations
@@ -180,13 +179,22 @@ def contrast(images: Tensor, severity: int, generator: torch.Generator) -> Tenso
 
 
 def elastic_transform(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Pixels wander, neighbours together."""
-    far, smooth = ((0.0, 1.0), (0.05, 0.2), (0.08, 0.06), (0.1, 0.04), (0.1, 0.03))[severity - 1]
+    """The image is a little askew, and its pixels wander, neighbours together."""
+    far, smooth, askew = (
+        (0.0, 0.0, 0.08),
+        (0.05, 0.2, 0.07),
+        (0.08, 0.06, 0.06),
+        (0.1, 0.04, 0.05),
+        (0.1, 0.03, 0.03),
+    )[severity - 1]
     side = images.shape[2:]
-    field = torch.rand(1, 2, *side, generator=generator) * 2 - 1
-    moved = _blurred(field, max(0.3, smooth * min(side))) * far * 2
-    whole = torch.eye(2, 3)[None]
-    grid = affine_grid(whole, [1, 1, *side], False) + moved.permute(0, 2, 3, 1)
+    # Lengths are shares of a side, which grid_sample's coordinates go twice over.
+    corners = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]) * 2 / 3
+    moved = corners + 2 * askew * (2 * torch.rand(3, 2, generator=generator) - 1)
+    theta = moved.T @ torch.linalg.inv(torch.cat([corners.T, torch.ones(1, 3)]))
+    field = 2 * torch.rand(1, 2, *side, generator=generator) - 1
+    wandering = 2 * far * _blurred(field, max(0.3, smooth * min(side)))
+    grid = affine_grid(theta[None], [1, 1, *side], False) + wandering.permute(0, 2, 3, 1)
     return _sampled(images, grid.to(images.device)).clamp(0, 1)
 
 

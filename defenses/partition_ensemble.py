@@ -112,6 +112,6 @@ def certified_radius(votes: Tensor) -> Tensor:
     numbers = torch.arange(votes.shape[1], device=votes.device)
     best = (votes - numbers * _TIE / votes.shape[1]).argmax(dim=1, keepdim=True)
     own = votes.gather(1, best)
-    lead = own - votes - (numbers < best)
+    lead = own - votes - (numbers < best).to(votes.dtype)
     others = lead.masked_fill(numbers == best, float("inf")).min(dim=1).values
     return (others / 2).floor().long()
