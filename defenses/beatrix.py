@@ -45,10 +45,10 @@ class Beatrix(SetScorer):
     Needs five held-out images of every class (the paper has 30), and two rows in a class.
     A row's score is its deviation above its class's threshold.
 
-    Deviations: the anomaly index is one-sided (the official code's is not); maps are the trunk's
-    last ones, since the networks here have no fourth stage; a network without maps is taken as one
-    pixel of as many channels as features. At most 500 rows of a group enter the two-sample test, as
-    many as the official code looks at.
+    Deviations: the anomaly index is one-sided (the official code's is not); maps are those of the
+    last convolution, since the networks here have no fourth stage; a network without maps is taken
+    as one pixel of as many channels as features. At most 500 rows of a group enter the two-sample
+    test, as many as the official code looks at.
     """
 
     name = "beatrix"

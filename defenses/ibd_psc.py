@@ -36,9 +36,9 @@ class IbdPsc(InputScorer):
 
     Needs batch norms (five and more to be what the paper has) and labelled held-out images.
 
-    Deviations: where all batch norms together don't reach the error, k is all of them (the
-    official code has no answer there); where there are fewer than k + 4 the networks are as many as
-    differ, from all batch norms down if need be.
+    Deviations: where all batch norms together don't reach the error, the five numbers are the
+    highest there are (the official code has no answer there); where there are fewer than k + 4
+    batch norms the networks are fewer.
     """
 
     name = "ibd-psc"
@@ -73,7 +73,7 @@ class IbdPsc(InputScorer):
 
     def _amplified(self, view: DefenderView) -> list[nn.Module]:
         options, total = self.options, len(batch_norm_layers(view.victim))
-        first = total
+        first = max(1, total - options.models + 1)
         for count in range(1, total + 1):
             network = amplify(view.victim, count, options.scale)
             answers = in_pieces(network, view.holdout.images).argmax(dim=1)

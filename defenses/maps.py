@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
-import torch
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from ..distill.makers import embed
 from ..distill.networks import Network
 from ..distill.training import in_pieces
 
+_POOLING = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
 
-def before_flattening(network: nn.Module) -> nn.Sequential | None:
-    """The layers from normalised images to the last feature maps; ``None`` where there are none."""
+
+class Halves(NamedTuple):
+    """A network in two: normalised images to its last feature maps, and these to its logits."""
+
+    maps: nn.Sequential
+    rest: nn.Sequential
+
+
+def at_the_last_maps(network: nn.Module) -> Halves | None:
+    """``network`` cut at the maps of its last convolution, before they are pooled; ``None`` where
+    it has none."""
     if not isinstance(network, Network) or not isinstance(network.trunk, nn.Sequential):
         return None
     layers = list(network.trunk)
-    end = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Flatten)), len(layers))
-    if not any(isinstance(part, nn.Conv2d) for layer in layers[:end] for part in layer.modules()):
+    convolving = [
+        number
+        for number, layer in enumerate(layers)
+        if any(isinstance(part, nn.Conv2d) for part in layer.modules())
+    ]
+    if not convolving:
         return None
-    return nn.Sequential(*layers[:end])
+    end = convolving[-1] + 1
+    while end < len(layers) and not isinstance(layers[end], (*_POOLING, nn.Flatten)):
+        end += 1
+    return Halves(nn.Sequential(*layers[:end]), nn.Sequential(*layers[end:], network.head))
 
 
 def feature_map(network: nn.Module, images: Tensor) -> Tensor:
     """The last feature maps ``(N, C, H, W)``; flat features as ``(N, F, 1, 1)`` where there are no
     maps."""
-    layers = before_flattening(network)
-    if layers is None or not isinstance(network, Network):
+    halves = at_the_last_maps(network)
+    if halves is None or not isinstance(network, Network):
         return in_pieces(lambda some: embed(network, some), images)[:, :, None, None]
-    normalise = network.normalise
-    return in_pieces(lambda some: torch.Tensor(layers(normalise(some))), images)
+    normalise, maps = network.normalise, halves.maps
+
+    def answer(some: Tensor) -> Tensor:
+        found: Tensor = maps(normalise(some))
+        return found
+
+    return in_pieces(answer, images)

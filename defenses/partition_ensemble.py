@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from ..distill.training import fit
+from ..distill.types import Batch
 from .base import DefenderView, DefenseOptions, Trainer
 
 _LEVELS = 255
@@ -68,7 +70,7 @@ class PartitionEnsemble(Trainer):
         for number, rows in enumerate(partition(batch.images, self.options.partitions)):
             seed = int(torch.randint(2**31 - 1, (), generator=view.generator(number, 0)))
             order = view.generator(number, 1)
-            networks.append(fit(view.network(seed), batch.rows(rows), recipe, order))
+            networks.append(fit(view.network(seed), in_order(batch.rows(rows)), recipe, order))
         return Vote(networks, view.classes).eval()
 
 
@@ -101,6 +103,13 @@ def partition(images: Tensor, count: int) -> list[Tensor]:
     ``count``, whatever its place or label."""
     sums = (images.double() * _LEVELS).round().long().flatten(1).sum(dim=1) % count
     return [torch.nonzero(sums == number)[:, 0] for number in range(count)]
+
+
+def in_order(batch: Batch) -> Batch:
+    """The same rows by their pixels, so that their order in the set leaves no trace."""
+    keys = batch.images.flatten(1).double().cpu().numpy()
+    order = np.lexsort(keys.T[::-1])
+    return batch.rows(torch.from_numpy(order).to(batch.images.device))
 
 
 def certified_radius(votes: Tensor) -> Tensor:

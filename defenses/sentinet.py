@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from ..distill.networks import Network
 from ..distill.training import in_pieces, micro_batch
 from .base import DefenderView, DefenseOptions, InputScorer
-from .maps import before_flattening
+from .maps import at_the_last_maps
 
 Array = npt.NDArray[np.float64]
 
@@ -36,31 +36,34 @@ class Sentinet(InputScorer):
     """SentiNet (Chou, Tramèr, Pellegrino, "SentiNet: Detecting Localized Universal Attacks Against
     Deep Learning Systems", IEEE Security and Privacy Workshops 2020).
 
-    In words: find the region that the prediction rests on (Grad-CAM), lay it over held-out images
-    and count how many are now answered like the input; fill the same region with noise and take the
-    mean confidence. Clean regions fool few images, or hide so much that confidence falls; the score
-    is how far the fooled share lies above what clean images reach at the same confidence.
+    In words: find the region that the prediction rests on (a class activation map), lay it over
+    held-out images and count how many are now answered like the input; fill the same region with
+    noise and take the mean confidence. Clean regions fool few images, or hide so much that
+    confidence falls; the score is how far the fooled share lies above what clean images reach at
+    the same confidence.
 
     Needs held-out images, at least 20: one part is laid under the regions, the other sets the
     boundary. Needs a network with feature maps, and a trigger in one place.
 
-    Deviations: the mask is the most salient 15 % of the pixels, since the maps of small networks
-    are so coarse that 15 % of the highest saliency (the paper's) covers nearly all; one mask for
-    the predicted class, without those of other proposed classes taken out; distances to the
-    boundary (a parabola through the highest points of the clean images, as in the paper) are
-    vertical, and the threshold is the clean images' mean distance below it.
+    Deviations: gradients are not averaged over places as in Grad-CAM, which is the same where the
+    network averages its maps and right where it does not; the mask is the most salient 15 % of the
+    pixels, since the maps of small networks are so coarse that 15 % of the highest saliency (the
+    paper's) covers nearly all; one mask, for the predicted class, without those of other proposed
+    classes taken out; distances to the boundary (a parabola through the highest points of the clean
+    images, as in the paper) are vertical, and the threshold is the clean images' mean distance
+    below it.
     """
 
     name = "sentinet"
     Options = SentinetOptions
     needs = f"{_LEAST} held-out images, a convolutional network"
-    quick: ClassVar[Mapping[str, Any]] = {"overlays": 16}
+    quick: ClassVar[Mapping[str, Any]] = {"overlays": 32}
 
     def __init__(self, options: SentinetOptions) -> None:
         self.options: SentinetOptions = options
 
     def objection(self, view: DefenderView) -> str | None:
-        if before_flattening(view.victim) is None:
+        if at_the_last_maps(view.victim) is None:
             return "needs a network with feature maps"
         found = len(view.holdout)
         return None if found >= _LEAST else f"needs {_LEAST} held-out images, there are {found}"
@@ -108,24 +111,25 @@ class Sentinet(InputScorer):
 
 
 def saliency(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Grad-CAM (Selvaraju et al., ICCV 2017) of ``labels`` (N,) on the last feature maps: ``(N, H,
-    W)`` in the size of ``images`` (N, C, H, W), not negative."""
-    layers = before_flattening(network)
-    assert layers is not None and isinstance(network, Network)
-    assert isinstance(network.trunk, nn.Sequential)
-    rest = network.trunk[len(layers) :]
+    """What ``labels`` (N,) rest on: ``(N, H, W)`` in the size of ``images``, not negative.
+
+    Gradient times activation on the last feature maps (HiResCAM, Draelos and Carin, 2020). Where
+    maps are averaged before a linear head this is Grad-CAM (Selvaraju et al., ICCV 2017); heads
+    that see every place apart, as the ConvNet's, make Grad-CAM's mean over places meaningless.
+    """
+    halves = at_the_last_maps(network)
+    assert halves is not None and isinstance(network, Network)
     size = micro_batch(images.device)
     found = []
     for some, own in zip(images.split(size), labels.split(size), strict=True):
         with torch.no_grad():
-            maps = layers(network.normalise(some))
+            maps = halves.maps(network.normalise(some))
         maps = maps.detach().requires_grad_()
         with torch.enable_grad():
-            logits = network.head(rest(maps))
+            logits = halves.rest(maps)
             chosen = logits.gather(1, own.unsqueeze(1)).sum()
         (gradient,) = torch.autograd.grad(chosen, maps)
-        weights = gradient.mean(dim=(2, 3), keepdim=True)
-        heat = (weights * maps.detach()).sum(dim=1, keepdim=True).relu()
+        heat = (gradient * maps.detach()).sum(dim=1, keepdim=True).relu()
         large = interpolate(heat, images.shape[-2:], mode="bilinear", align_corners=False)
         found.append(large[:, 0])
     return torch.cat(found)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import final
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate
 
 from ..distill.training import predict
 from .base import DefenderView, DefenseOptions, Predictor, Purifier
@@ -31,7 +33,7 @@ class ShrinkPad(Purifier):
     Needs nothing but the model; works against triggers that are tied to a place and a size.
 
     Deviations: the paper's 4 pixels are a share of the side, so that small images keep something;
-    the place is drawn once, not for every image, so that an answer doesn't depend on its company.
+    an image's place comes from its pixels and a secret, so that it doesn't depend on its company.
     """
 
     name = "shrinkpad"
@@ -42,21 +44,40 @@ class ShrinkPad(Purifier):
         self.options: ShrinkPadOptions = options
 
     def purify(self, view: DefenderView) -> Predictor:
-        place = tuple(torch.rand(2, generator=view.generator(0)).tolist())
+        secret = view.generator(0).initial_seed()
 
         def predictor(images: Tensor) -> Tensor:
-            return predict(view.victim, shrink_and_pad(images, self.options.share, place))
+            gone = shrinkage(images, self.options.share)
+            return predict(view.victim, shrink_and_pad(images, gone, places(images, gone, secret)))
 
         return predictor
 
 
-def shrink_and_pad(images: Tensor, share: float, place: tuple[float, ...]) -> Tensor:
-    """``images`` (N, C, H, W) smaller by ``share`` (a pixel at least) in a black frame of the old
-    size; ``place``: how far down and right of what there is room for, 0 to 1."""
-    height, width = images.shape[2:]
-    gone = [max(1, round(share * side)) for side in (height, width)]
-    small = interpolate(
-        images, (height - gone[0], width - gone[1]), mode="bilinear", align_corners=False
-    )
-    top, left = (round(part * room) for part, room in zip(place, gone, strict=True))
-    return pad(small, (left, gone[1] - left, top, gone[0] - top))
+Pair = tuple[int, int]
+
+
+def shrinkage(images: Tensor, share: float) -> Pair:
+    """How many pixels of height and width go: ``share`` of each, at least one."""
+    height, width = (max(1, round(share * side)) for side in images.shape[2:])
+    return height, width
+
+
+def places(images: Tensor, gone: Pair, secret: int) -> list[Pair]:
+    """For each image, how far down and right it is put, at random in what is ``gone``."""
+    found = []
+    for image in images.detach().cpu().numpy():
+        content = hashlib.blake2b(image.tobytes(), key=str(secret).encode(), digest_size=8).digest()
+        number = int.from_bytes(content, "big")
+        found.append((number % (gone[0] + 1), number // (gone[0] + 1) % (gone[1] + 1)))
+    return found
+
+
+def shrink_and_pad(images: Tensor, gone: Pair, where: Sequence[Pair]) -> Tensor:
+    """``images`` (N, C, H, W) smaller by ``gone`` pixels, each at its place in a black frame of the
+    old size."""
+    height, width = (side - less for side, less in zip(images.shape[2:], gone, strict=True))
+    small = interpolate(images, (height, width), mode="bilinear", align_corners=False)
+    framed = torch.zeros_like(images)
+    for image, (top, left), frame in zip(small, where, framed, strict=True):
+        frame[:, top : top + height, left : left + width] = image
+    return framed

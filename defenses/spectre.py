@@ -62,7 +62,7 @@ class Spectre(SetScorer):
     name = "spectre"
     Options = SpectreOptions
     needs = f"{_LEAST_ROWS} rows in every class; means something from about 50 on"
-    quick: ClassVar[Mapping[str, Any]] = {"dimensions": 16, "tried": 3}
+    quick: ClassVar[Mapping[str, Any]] = {"dimensions": 25, "tried": 4}
 
     def __init__(self, options: SpectreOptions) -> None:
         self.options: SpectreOptions = options

@@ -19,13 +19,13 @@ from distillsec.defenses.blurring import BlurOptions, blurred
 from distillsec.defenses.codec import through_jpeg
 from distillsec.defenses.corruptions import CORRUPTIONS, SEVERITIES
 from distillsec.defenses.ibd_psc import amplify
-from distillsec.defenses.maps import before_flattening, feature_map
+from distillsec.defenses.maps import at_the_last_maps, feature_map
 from distillsec.defenses.partition_ensemble import Vote, certified_radius, partition
 from distillsec.defenses.randomized_smoothing import vote
 from distillsec.defenses.scale_up import consistency
 from distillsec.defenses.sentinet import saliency, salient, upper_parabola
 from distillsec.defenses.set_pixels import quantised
-from distillsec.defenses.shrinkpad import shrink_and_pad
+from distillsec.defenses.shrinkpad import places, shrink_and_pad, shrinkage
 from distillsec.defenses.strip import StripOptions, entropy, mean_entropy
 from distillsec.defenses.teco import onset
 from distillsec.distill.makers import NetworkMaker
@@ -127,7 +127,7 @@ def test_severities_grow(name: str) -> None:
         found = [CORRUPTIONS[name](images, severity, seed) for seed in seeds]
         far.append(float(torch.stack([(each - images).abs().mean() for each in found]).mean()))
     # The mildest elastic transform is all askew, and hardly wanders.
-    assert 0 < far[0] and (far[0] < far[1] or name == "elastic-transform")
+    assert far[0] > 0 and (far[0] < far[1] or name == "elastic-transform")
 
 
 def test_noise_has_its_published_strength() -> None:
@@ -146,20 +146,31 @@ def test_noise_has_its_published_strength() -> None:
 # SentiNet ----------------------------------------------------------------------------------------
 
 
-def test_saliency_is_gradcam() -> None:
+def test_saliency_is_gradcam_where_maps_are_averaged() -> None:
+    net = network(network="resnet18", width=None, depth=None, shape=(1, 12, 12))
+    assert isinstance(net, Network)
+    images, labels = some(3, (1, 12, 12)), torch.tensor([0, 2, 1])
+    halves = at_the_last_maps(net)
+    assert halves is not None
+    maps = halves.maps(net.normalise(images)).detach()
+    weights = net.head.weight[labels]  # the gradient of each place is the same share of them
+    heat = (weights[:, :, None, None] * maps).sum(dim=1).relu() / maps[0, 0].numel()
+    large = nn.functional.interpolate(heat[:, None], (12, 12), mode="bilinear")[:, 0]
+    assert torch.allclose(saliency(net, images, labels), large.detach(), atol=1e-6)
+
+
+def test_saliency_is_gradient_times_activation() -> None:
     net = network(width=5, depth=2)
     assert isinstance(net, Network)
     images, labels = some(4), torch.tensor([0, 2, 1, 0])
-    layers = before_flattening(net)
-    assert layers is not None
-    maps = layers(net.normalise(images)).detach().requires_grad_()
-    # The head is linear on the flat maps: its weights are the gradient.
-    weight = net.head.weight.view(3, *maps.shape[1:])[labels].mean(dim=(2, 3), keepdim=True)
-    expected = (weight * maps).sum(dim=1).relu().detach()
+    halves = at_the_last_maps(net)
+    assert halves is not None
+    maps = halves.maps(net.normalise(images)).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(net.head(net.trunk[-2:](maps))[range(4), labels].sum(), maps)  # type: ignore[index]
+    expected = (gradient * maps).sum(dim=1).relu().detach()
     found = saliency(net, images, labels)
     assert found.shape == (4, 8, 8)
-    shrunk = torch.nn.functional.interpolate(found[:, None], expected.shape[1:], mode="area")[:, 0]
-    assert np.corrcoef(shrunk.flatten(), expected.flatten())[0, 1] > 0.9
+    assert expected.shape == (4, 4, 4) and float(expected.max()) > 0  # before the last pooling
     flat = nn.functional.interpolate(expected[:, None], (8, 8), mode="bilinear")[:, 0]
     assert torch.allclose(found, flat, atol=1e-6)
 
@@ -178,13 +189,23 @@ def test_the_boundary_goes_through_the_highest_points() -> None:
     assert np.allclose(np.polyval(upper_parabola(np.full(3, 0.5), np.array([1, 3, 2])), 0.5), 3)
 
 
-def test_maps_are_what_the_head_is_fed() -> None:
-    images, net = some(5), network(depth=2)
-    maps = feature_map(net, images)
-    assert torch.allclose(maps.flatten(1), net.embed(images), atol=1e-6)  # type: ignore[operator]
-    flat = feature_map(network(network="mlp", width=7, depth=1), images)
-    assert flat.shape == (5, 7, 1, 1)
-    assert before_flattening(network(network="mlp", width=7, depth=1)) is None
+def test_the_halves_are_the_network() -> None:
+    images = some(5)
+    for spec in (
+        {"depth": 2},
+        {"network": "resnet18", "norm": "batch", "width": None, "depth": None},
+    ):
+        net = network(**spec)
+        halves = at_the_last_maps(net)
+        assert halves is not None and isinstance(net, Network)
+        maps = feature_map(net, images)
+        assert maps.ndim == 4
+        with torch.no_grad():
+            assert torch.allclose(halves.rest(maps), net(images), atol=1e-5)
+    assert feature_map(network(depth=2), images).shape == (5, 4, 4, 4)
+    perceptron = network(network="mlp", width=7, depth=1)
+    assert at_the_last_maps(perceptron) is None
+    assert feature_map(perceptron, images).shape == (5, 7, 1, 1)
 
 
 # IBD-PSC -----------------------------------------------------------------------------------------
@@ -205,15 +226,23 @@ def test_the_last_batch_norms_are_amplified() -> None:
 
 
 def test_shrinking_and_padding() -> None:
-    images = torch.ones(2, 1, 32, 32)
-    for place, corner in (((0.0, 0.0), (0, 0)), ((1.0, 1.0), (4, 4)), ((0.5, 0.0), (2, 0))):
-        found = shrink_and_pad(images, 0.125, place)
-        assert found.shape == images.shape
-        top, left = corner
-        inside = found[:, :, top : top + 28, left : left + 28]
-        assert torch.allclose(inside, torch.ones(2, 1, 28, 28))
-        assert float(found.sum()) == pytest.approx(2 * 28 * 28)
-    assert shrink_and_pad(some(1), 0.01, (0.0, 0.0))[:, :, 7:].abs().max() == 0  # a pixel at least
+    images = torch.ones(3, 1, 32, 32)
+    gone = shrinkage(images, 0.125)
+    assert gone == (4, 4) and shrinkage(some(), 0.01) == (1, 1)  # a pixel at least
+    corners = [(0, 0), (4, 4), (2, 0)]
+    found = shrink_and_pad(images, gone, corners)
+    for image, (top, left) in zip(found, corners, strict=True):
+        inside = image[:, top : top + 28, left : left + 28]
+        assert torch.allclose(inside, torch.ones(1, 28, 28))
+        assert float(image.sum()) == pytest.approx(28 * 28)
+
+
+def test_a_place_is_random_and_the_images_own() -> None:
+    images = some(200)
+    found = places(images, (2, 3), 7)
+    assert set(found) == set(itertools.product(range(3), range(4)))
+    assert places(images[5:6], (2, 3), 7) == found[5:6]
+    assert places(images, (2, 3), 8) != found
 
 
 @pytest.mark.parametrize("shape", SHAPES)
