@@ -10,12 +10,14 @@ A run from a notebook::
 """
 
 from distillsec.attacks import ATTACKS, Attack
+from distillsec.defenses import DEFENSES, DefenderView, Defense
 from distillsec.distill.artifact import load_set, load_trigger
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.hooks import Hook, Moment
 from distillsec.distill.types import Batch, DistilledSet, Recipe, RequestError, RunError
 from distillsec.eval.cell import run_cell
 from distillsec.eval.config import Config, configure
+from distillsec.eval.defend import defend
 from distillsec.eval.evaluate import evaluate
 from distillsec.eval.record import Record, read_record
 from distillsec.eval.request import gather
@@ -24,9 +26,12 @@ from distillsec.eval.seeds import run_seeds
 __all__ = [
     "ATTACKS",
     "BACKENDS",
+    "DEFENSES",
     "Attack",
     "Batch",
     "Config",
+    "DefenderView",
+    "Defense",
     "DistilledSet",
     "Hook",
     "Moment",
@@ -35,6 +40,7 @@ __all__ = [
     "RequestError",
     "RunError",
     "configure",
+    "defend",
     "evaluate",
     "gather",
     "load_set",

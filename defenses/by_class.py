@@ -11,6 +11,8 @@ from .base import DefenderView
 
 # 1 / the 75 % quantile of the standard normal: makes the MAD a deviation.
 _MAD = 1.4826
+_MEAN = 1.2533  # the square root of π / 2 does the same for the mean absolute deviation
+_NOTHING = 1e-9
 
 
 def classes_of(labels: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -20,20 +22,25 @@ def classes_of(labels: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def smallest_class(view: DefenderView) -> int:
-    """How many rows the set's smallest class has; 0 where one has none."""
-    return int(torch.bincount(view.labels, minlength=view.classes).min())
+    """How many rows the smallest of the set's classes has; classes without rows don't count."""
+    counts = torch.bincount(view.labels)
+    return int(counts[counts > 0].min())
 
 
 def anomaly_index(values: Tensor) -> Tensor:
     """How many deviations each value lies above the median: ``(x − median) / (1.4826 · MAD)``.
 
     One-sided: below the median is no anomaly. Where more than half of the values are equal the MAD
-    is 0, and what is above them is compared with the values' own scale instead of being infinite.
+    is 0; then it is the mean absolute deviation, times 1.2533, that measures (Iglewicz and Hoaglin,
+    1993), and values that are all equal are no anomaly.
     """
-    median = values.median()
-    spread = _MAD * (values - median).abs().median()
-    floor = torch.finfo(values.dtype).eps ** 0.5 * (1 + values.abs().max())
-    return (values - median) / spread.clamp(min=float(floor))
+    apart = (values - values.median()).abs()
+    spread = _MAD * apart.median()
+    if float(spread) <= _NOTHING * float(1 + values.abs().max()):
+        spread = _MEAN * apart.mean()
+    if float(spread) == 0:
+        return torch.zeros_like(values)
+    return (values - values.median()) / spread
 
 
 def rows_needed(view: DefenderView, least: int) -> str | None:

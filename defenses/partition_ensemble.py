@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..distill.networks import batch_norm_layers
 from ..distill.training import fit
 from ..distill.types import Batch
 from .base import DefenderView, DefenseOptions, Trainer
@@ -34,12 +35,14 @@ class PartitionEnsemble(Trainer):
     what most of them say. A poisoned row reaches one network alone: a lead of more than twice as
     many votes as there are poisoned rows can't be overturned (``certified_radius``).
 
-    Needs many rows for each partition. The certificate counts poisoned rows; in a distilled set
-    every row of the target class may carry the backdoor, and then it says nothing.
+    Needs many rows for each partition. The certificate counts rows put in or taken out (a row whose
+    pixels are changed counts twice); in a distilled set every row of the target class may carry the
+    backdoor, and then it says nothing.
 
     Deviations: 8-bit pixels are hashed, since distilled ones are no whole numbers; the base
-    networks follow the set's recipe, by epochs where its learned steps name rows that a partition
-    lacks.
+    networks follow the set's recipe (by epochs where its learned steps name rows that a partition
+    lacks): its epochs are fewer steps on fewer rows, and its normalisation is the set's, where the
+    official code trains 200 epochs and normalises by each partition.
     """
 
     name = "partition-ensemble"
@@ -53,9 +56,12 @@ class PartitionEnsemble(Trainer):
     def objection(self, view: DefenderView) -> str | None:
         parts = partition(view.distilled.batch.images, self.options.partitions)
         empty = sum(not len(rows) for rows in parts)
-        if not empty:
-            return None
-        return f"{len(view.labels)} rows leave {empty} of {len(parts)} partitions empty"
+        if empty:
+            return f"{len(view.labels)} rows leave {empty} of {len(parts)} partitions empty"
+        alone = sum(len(rows) == 1 for rows in parts)
+        if alone and batch_norm_layers(view.victim):
+            return f"{alone} of {len(parts)} partitions hold a single row: too few for batch norm"
+        return None
 
     def caution(self, view: DefenderView) -> str | None:
         parts = partition(view.distilled.batch.images, self.options.partitions)
@@ -106,16 +112,18 @@ def partition(images: Tensor, count: int) -> list[Tensor]:
 
 
 def in_order(batch: Batch) -> Batch:
-    """The same rows by their pixels, so that their order in the set leaves no trace."""
-    keys = batch.images.flatten(1).double().cpu().numpy()
+    """The same rows by their labels and pixels: their order in the set leaves no trace."""
+    labels = batch.labels.double().view(len(batch), -1)
+    keys = torch.cat([labels, batch.images.double().flatten(1)], dim=1).cpu().numpy()
     order = np.lexsort(keys.T[::-1])
     return batch.rows(torch.from_numpy(order).to(batch.images.device))
 
 
 def certified_radius(votes: Tensor) -> Tensor:
-    """How many poisoned rows can't change the answer, ``(N,)``, for ``votes`` (N, classes).
+    """How many rows put in or taken out can't change the answer, ``(N,)``, for ``votes`` (N,
+    classes).
 
-    Each row changes one network's vote at most: from the winner to another class. Ties go to the
+    Each changes one network's vote at most: from the winner to another class. Ties go to the
     smaller class number.
     """
     numbers = torch.arange(votes.shape[1], device=votes.device)

@@ -36,8 +36,9 @@ class ScaleUp(InputScorer):
     Needs nothing but the model's answers; the data-limited variant (``limited``) held-out images,
     by which each predicted class's consistencies are normalised.
 
-    Deviations: none known; in the data-limited variant a class that the holdout lacks, or in which
-    all consistencies are equal, has a deviation of 1.
+    Deviations: in the data-limited variant a class that the holdout lacks takes mean and deviation
+    of all classes, and a deviation of 0 counts as 1. (A public port normalises by those of all
+    classes throughout.)
     """
 
     name = "scale-up"
@@ -82,8 +83,8 @@ def _by_class(values: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Ten
     mean, deviation = values.new_zeros(classes), values.new_ones(classes)
     for label in range(classes):
         own = values[labels == label]
-        if len(own):
-            mean[label] = own.mean()
-        if len(own) > 1 and bool(own.std() > 0):
-            deviation[label] = own.std()
+        own = values if len(own) < 2 else own
+        mean[label] = own.mean()
+        spread = own.std(correction=1 if len(own) > 1 else 0)
+        deviation[label] = torch.where(spread > 0, spread, 1.0)
     return mean, deviation

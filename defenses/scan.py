@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
 import torch
 from pydantic import Field
 from sklearn.cluster import KMeans
@@ -158,6 +159,9 @@ class Division:
 def divide(whitened: Tensor, clean: Tensor, state: int) -> Division:
     """2-means of ``whitened`` (n, F); the group nearer to most ``clean`` rows (m, F) is clean."""
     points = whitened.cpu().numpy()
+    if len(np.unique(points, axis=0)) < 2:
+        none = torch.zeros(len(points), dtype=torch.float64, device=whitened.device)
+        return Division(second=none.bool(), scores=none)
     means = KMeans(2, n_init=10, random_state=state).fit(points).cluster_centers_
     centres = torch.from_numpy(means).to(whitened.device)
     ours, theirs = (torch.cdist(each, centres).square() for each in (whitened, clean))

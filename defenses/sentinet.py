@@ -20,6 +20,7 @@ from .maps import at_the_last_maps
 Array = npt.NDArray[np.float64]
 
 _LEAST = 20
+_KNOWN = 100  # held-out images that set the boundary, at most
 _BIN = 0.02  # the width of the bins whose highest points the boundary is fitted to
 
 
@@ -86,8 +87,9 @@ class Sentinet(InputScorer):
     def _parts(self, view: DefenderView) -> tuple[Tensor, Tensor]:
         """The held-out images that lie under regions, and those that set the boundary."""
         held = view.holdout.images
+        order = torch.randperm(len(held), generator=view.generator(1)).to(held.device)
         count = min(self.options.overlays, len(held) // 2)
-        return held[:count], held[count:]
+        return held[order[:count]], held[order[count : count + _KNOWN]]
 
     def _boundary(self, view: DefenderView) -> Array:
         _, known = self._parts(view)

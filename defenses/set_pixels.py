@@ -28,7 +28,8 @@ class Quantise(Sanitiser):
 
     Needs nothing but the set.
 
-    Deviations: the paper squeezes inputs; here it is the received set.
+    Deviations: the paper squeezes inputs; here it is the received set, whose pixels may leave
+    [0, 1] and are clipped on the way.
     """
 
     name = "quantise"

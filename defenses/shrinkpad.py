@@ -58,7 +58,7 @@ Pair = tuple[int, int]
 
 def shrinkage(images: Tensor, share: float) -> Pair:
     """How many pixels of height and width go: ``share`` of each, at least one."""
-    height, width = (max(1, round(share * side)) for side in images.shape[2:])
+    height, width = (min(side - 1, max(1, round(share * side))) for side in images.shape[2:])
     return height, width
 
 
@@ -76,7 +76,7 @@ def shrink_and_pad(images: Tensor, gone: Pair, where: Sequence[Pair]) -> Tensor:
     """``images`` (N, C, H, W) smaller by ``gone`` pixels, each at its place in a black frame of the
     old size."""
     height, width = (side - less for side, less in zip(images.shape[2:], gone, strict=True))
-    small = interpolate(images, (height, width), mode="bilinear", align_corners=False)
+    small = interpolate(images, (height, width), mode="bilinear", antialias=True)
     framed = torch.zeros_like(images)
     for image, (top, left), frame in zip(small, where, framed, strict=True):
         frame[:, top : top + height, left : left + width] = image

@@ -35,9 +35,10 @@ class SpectralSignatures(SetScorer):
     Needs two rows in a class to be defined, and more rows than poisoned ones by far to mean
     anything. The removal of a fixed share is no alarm: ``alarm`` is ``None``.
 
-    Deviations: the set's statistic is ours, since the paper has none: the share of a class's
-    variance along its top direction, as an anomaly index over classes; ``suspect`` is the class
-    that it points at.
+    Deviations: the official code projects uncentred activations, takes absolute values and removes
+    what lies above a percentile; here it is the paper's formula. The set's statistic is ours, since
+    the paper has none: the variance along a class's top direction, as an anomaly index over
+    classes; ``suspect`` is the class that it points at.
     """
 
     name = "spectral-signatures"
@@ -59,15 +60,15 @@ class SpectralSignatures(SetScorer):
         features = view.features(view.distilled.batch.images).double()
         rows = torch.zeros(len(features), dtype=torch.float64, device=features.device)
         flagged = torch.zeros_like(rows, dtype=torch.bool)
-        shares = torch.zeros(view.classes, dtype=torch.float64)
+        variances = torch.zeros(view.classes, dtype=torch.float64)
         removed = self.options.margin * self.options.poisoned_share
         for label, members in classes_of(view.labels):
-            scores, shares[label] = signature(features[members])
+            scores, variances[label] = signature(features[members])
             rows[members] = scores
             flagged[members[scores.argsort(descending=True)[: round(removed * len(members))]]] = (
                 True
             )
-        index = anomaly_index(shares)
+        index = anomaly_index(variances)
         return SetScores(
             rows=rows,
             flagged=flagged,
@@ -79,13 +80,11 @@ class SpectralSignatures(SetScorer):
 
 def signature(features: Tensor) -> tuple[Tensor, float]:
     """Squared projections ``(n,)`` of centred ``features`` (n, F) on their top right singular
-    vector, and the share of the total variance that lies along it (0 where there is none)."""
+    vector, and the variance along it."""
     centred = features - features.mean(dim=0)
     if len(centred) > centred.shape[1]:  # the covariance is the smaller matrix, and as exact here
-        variance, vectors = torch.linalg.eigh(centred.T @ centred)
-        top = vectors[:, -1]
+        top = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
     else:
-        _, values, directions = torch.linalg.svd(centred, full_matrices=False)
-        variance, top = values.square().flip(0), directions[0]
-    share = float(variance[-1] / variance.sum()) if bool(variance.sum() > 0) else 0.0
-    return (centred @ top).square(), share
+        top = torch.linalg.svd(centred, full_matrices=False).Vh[0]
+    scores = (centred @ top).square()
+    return scores, float(scores.mean())

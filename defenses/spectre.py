@@ -28,7 +28,7 @@ class SpectreOptions(DefenseOptions):
     """The paper's: alpha 4, up to 100 dimensions of which ten numbers are tried."""
 
     poisoned_share: float = Field(
-        0.1, gt=0, lt=0.3, description="upper bound on a class's poisoned share"
+        0.1, gt=0, le=0.25, description="upper bound on a class's poisoned share"
     )
     margin: float = Field(1.5, ge=1, description="removed share over that bound")
     alpha: float = Field(
@@ -54,7 +54,8 @@ class Spectre(SetScorer):
     as an anomaly index over classes.
 
     Deviations: scikit-learn's minimum covariance determinant stands in for the paper's filter
-    (Diakonikolas et al.), so k ends at a fifth of the class's rows; the robust mean is used too,
+    (Diakonikolas et al.), so k ends at a fifth of the class's rows; it bears nearly half of them as
+    outliers, where the filter takes out twice the poisoned share; the robust mean is used too,
     and one dimension is whitened like the others. Of more than 1,000 rows, 1,000 drawn at random
     give the robust estimate.
     """

@@ -68,7 +68,8 @@ class Strip(InputScorer):
 
     def threshold(self, view: DefenderView) -> float:
         entropies = -self.score_inputs(view, view.holdout.images).double().cpu().numpy()
-        return -float(norm.ppf(self.options.false_rejection, *norm.fit(entropies)))
+        mean, deviation = norm.fit(entropies)
+        return -float(norm.ppf(self.options.false_rejection, mean, max(deviation, 1e-12)))
 
 
 def mean_entropy(

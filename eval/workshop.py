@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..attacks import Attack, Scenery
@@ -193,6 +194,7 @@ def open_workshop(
     Errors: ``RequestError`` for data that can't be had or that the network can't take.
     """
     torch.set_num_threads(config.run.threads)
+    threadpool_limits(config.run.threads, user_api="blas")  # numpy's and scikit-learn's
     keep_freed_memory()
     data = load_dataset(
         config.data.dataset,

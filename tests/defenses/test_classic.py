@@ -171,7 +171,7 @@ def test_teco_sees_triggers_that_stand_everything(badnets: Case) -> None:
 
 def test_ibd_psc_wants_many_batch_norms(badnets: Case, cases: Cases) -> None:
     """Two batch norms amplified by a half leave every prediction sure."""
-    assert "2 batch norms" in made("ibd-psc").caution(badnets.view)
+    assert "all 2 batch norms amplified" in made("ibd-psc").caution(badnets.view)
     images = torch.cat([badnets.clean.images, badnets.triggered])
     assert made("ibd-psc").score_inputs(badnets.view, images).median() > 0.95
     instance = cases(poisoned=True, norm="instance").view
