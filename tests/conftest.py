@@ -16,6 +16,7 @@ os.environ["MPLBACKEND"] = "Agg"
 import torch
 from click.testing import CliRunner, Result
 from hypothesis import settings
+from threadpoolctl import threadpool_limits
 
 import distillsec
 from distillsec.attacks import Scenery
@@ -30,6 +31,7 @@ from distillsec.eval.config import Config, configure
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 THREADS = 2
+threadpool_limits(1, user_api="blas")  # matrices here are small, and a second thread only waits
 
 # The suite repeats exactly, and a busy machine fails no test by its slowness.
 settings.register_profile("distillsec", derandomize=True, deadline=None, database=None)

@@ -51,29 +51,41 @@ class Case:
 
 
 def make_case(
-    *, poisoned: bool, norm: str = "batch", seed: int = 0, rate: float = RATE, depth: int = 2
+    *,
+    poisoned: bool,
+    norm: str = "batch",
+    seed: int = 0,
+    rate: float = RATE,
+    faint: float = 0.0,
+    epochs: int = 12,
 ) -> Case:
     """BadNets on the digits: a white 3×3 square on a share of the rows, relabelled to class 3.
 
     A tenth of the rows is as many again as the target class has; a fiftieth is a sixth of it.
+    faint: in place of the square a checkerboard all over the image, so far up and down.
     """
     data = load_dataset("digits")
     train = data.train
     mask = patch_mask((8, 8), 3, "bottom-right", 0)
-    trigger = PatchTrigger(pattern=mask.clone(), mask=mask)
+    patch = PatchTrigger(pattern=mask.clone(), mask=mask)
+    board = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2 - 1
+
+    def stamp(images: Tensor) -> Tensor:
+        return (images + faint * board).clamp(0, 1) if faint else patch.stamp(images)
+
     rows = torch.zeros(len(train), dtype=torch.bool)
     if poisoned:
         others = torch.nonzero(train.labels != TARGET)[:, 0]
         order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
         rows[others[order[: round(rate * len(train))]]] = True
-    images = torch.where(rows.view(-1, 1, 1, 1), trigger.stamp(train.images), train.images)
+    images = torch.where(rows.view(-1, 1, 1, 1), stamp(train.images), train.images)
     labels = torch.where(rows, TARGET, train.labels)
-    recipe = Recipe(mean=data.mean, std=data.std, epochs=12, lr=0.05, batch_size=64)
+    recipe = Recipe(mean=data.mean, std=data.std, epochs=epochs, lr=0.05, batch_size=64)
     distilled = DistilledSet(
         batch=Batch(images=images, labels=labels), classes=data.classes, recipe=recipe
     )
     network = NetworkMaker(
-        spec=NetworkSpec(network="convnet", width=16, depth=depth, norm=norm),
+        spec=NetworkSpec(network="convnet", width=16, depth=2, norm=norm),
         image_shape=data.image_shape,
         classes=10,
         preprocessing=data.preprocessing,
@@ -95,7 +107,7 @@ def make_case(
         ),
         poisoned=rows,
         clean=shown,
-        triggered=trigger.stamp(shown.images),
+        triggered=stamp(shown.images),
     )
 
 
