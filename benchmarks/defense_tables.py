@@ -1,0 +1,68 @@
+"""A benchmark's ``table.json`` as the compact tables of docs/defenses.md.
+
+    python benchmarks/defense_tables.py benchmarks/results/defenses-classic.json
+
+A detector's cell: AUROC (of rows, of inputs, or of sets over the seeds), with false alarms on the
+clean twin at the paper's threshold | at a calibrated one. What answers: ASR / CTA.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from distillsec.eval.benchmark_table import Benchmark, Row, judged
+from distillsec.eval.record import Metrics
+
+# A detector's false alarms on clean twins, by the figure it is judged by: the paper's, calibrated.
+ALARMS = {
+    "row_auroc": ("control_rows_flagged", "control_row_fpr_calibrated"),
+    "auroc": ("control_fpr_paper", "control_fpr_at_5"),
+    "set_auroc": ("control_set_alarm", "control_set_alarm_calibrated"),
+}
+
+
+def mean(metrics: Metrics, name: str) -> str:
+    summary = metrics.get(name)
+    return "–" if summary is None or summary.mean is None else f"{summary.mean:.2f}"
+
+
+def cell(row: Row) -> str:
+    """One defense against one attack."""
+    if not row.seeds:
+        return "n/a" if row.cells.get("not applicable") else "–"
+    detector = judged(row.metrics)
+    if detector is None:
+        rates = (
+            mean(row.metrics, f"{name}") for name in ("attack_success_rate", "clean_test_accuracy")
+        )
+        told = " / ".join(rates)
+    else:
+        alarms = " \\| ".join(mean(row.metrics, name) for name in ALARMS[detector])
+        told = f"{mean(row.metrics, detector)} ({alarms})"
+    return f"**{told}**" if row.holds else told
+
+
+def compact(found: Benchmark) -> str:
+    places = list(dict.fromkeys((row.setting, row.attack) for row in found.rows))
+    names = dict.fromkeys(row.defense for row in found.rows)
+    heads = [f"{setting}, {attack}" for setting, attack in places]
+    lines = [f"| defense | {' | '.join(heads)} |", "| --- " * (len(places) + 1) + "|"]
+    for name in names:
+        cells = []
+        for setting, attack in places:
+            rows = found.chosen(setting=setting, attack=attack, defense=name)
+            cells.append(cell(rows[0]) if rows else "")
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tables", type=Path, nargs="+")
+    for path in parser.parse_args().tables:
+        print(compact(Benchmark.model_validate_json(path.read_text())))
+
+
+if __name__ == "__main__":
+    main()
