@@ -135,8 +135,10 @@ def read_suite(path: Path) -> Suite:
     """
     suite: Suite = build_options(Suite, read_yaml(path), str(path))
     try:
-        for setting in suite.settings:
-            suite.defenses_of(setting)
+        chosen = {name for setting in suite.settings for name in suite.defenses_of(setting)}
+        idle = [name for name in suite.options if name not in chosen]
+        if idle:
+            raise RequestError(f"options for {', '.join(idle)}, which was not chosen")
         for group in groups(suite):
             for config in configurations(suite, group).values():
                 config.attack_class()
