@@ -44,16 +44,18 @@ def benchmark(
     todo = groups(suite)
     work = partial(run_group, suite=suite, out=out, data_dir=data_dir)
     failures: list[Failure] = []
+    table = summarise_suite(suite, out, failures)
     with reporter.phase("benchmark", len(todo)) as phase:
         found = run_all(work, todo, jobs or _default_jobs(suite))
         for done, (group, failed) in enumerate(found, start=1):
             failures += failed
             for failure in failed:
                 reporter.say(f"{failure.place}: {failure.reason}")
-            write_benchmark(out, summarise_suite(suite, out, failures))
+            table = summarise_suite(suite, out, failures)
+            write_benchmark(out, table)
             reporter.say(f"{group.setting}, seed {group.seed}: over ({done} of {len(todo)})")
             phase.reach(done)
-    return summarise_suite(suite, out, failures)
+    return table
 
 
 def write_benchmark(out: Path, found: Benchmark) -> None:
