@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, final, get_args
 
@@ -65,6 +65,14 @@ class DefenderView:
     def generator(self, *key: int) -> torch.Generator:
         """A fresh CPU generator that depends on ``key``: the only randomness a defense uses."""
         return Streams(self.entropy).generator("defense", *key)
+
+    def seed(self, *key: int) -> int:
+        """A seed below 2³¹ from ``generator(*key)``, for whoever wants a number."""
+        return int(torch.randint(2**31 - 1, (), generator=self.generator(*key)))
+
+    def with_images(self, images: Tensor) -> DistilledSet:
+        """The set with ``images`` in place of its own, its labels and recipe kept."""
+        return replace(self.distilled, batch=self.distilled.batch.replace(images=images))
 
     def features(self, images: Tensor) -> Tensor:
         """The victim's penultimate activations ``(N, F)`` of ``images``; computed once."""

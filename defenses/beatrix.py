@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from .base import DefenderView, DefenseOptions, SetScorer, SetScores
-from .by_class import anomaly_index, classes_of, rows_needed
+from .by_class import anomaly_index, classes_of, fewest_held_out, held_out_needed, rows_needed
 from .maps import feature_map
 
 _FOLDS = 5
@@ -60,21 +60,15 @@ class Beatrix(SetScorer):
         self.options: BeatrixOptions = options
 
     def objection(self, view: DefenderView) -> str | None:
-        fewest = self._fewest(view)
-        if fewest < _FOLDS:
-            return f"needs {_FOLDS} held-out images of every class, one has {fewest}"
-        return rows_needed(view, 2)
+        return held_out_needed(view, _FOLDS) or rows_needed(view, 2)
 
     def caution(self, view: DefenderView) -> str | None:
-        fewest = self._fewest(view)
+        fewest = fewest_held_out(view)
         if fewest >= _PUBLISHED:
             return None
         return (
             f"{fewest} held-out images of a class, the paper has {_PUBLISHED}: its range is narrow"
         )
-
-    def _fewest(self, view: DefenderView) -> int:
-        return int(torch.bincount(view.holdout.labels, minlength=view.classes).min())
 
     def score_set(self, view: DefenderView) -> SetScores:
         options = self.options

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import final
 
 from kornia.filters import gaussian_blur2d
@@ -73,9 +72,7 @@ class SetBlur(Sanitiser):
         self.options: BlurOptions = options
 
     def sanitise(self, view: DefenderView) -> DistilledSet:
-        batch = view.distilled.batch
-        images = blurred(batch.images, self.options)
-        return replace(view.distilled, batch=batch.replace(images=images))
+        return view.with_images(blurred(view.distilled.batch.images, self.options))
 
 
 def blurred(images: Tensor, options: BlurOptions) -> Tensor:

@@ -46,6 +46,19 @@ def anomaly_index(values: Tensor) -> Tensor:
 def rows_needed(view: DefenderView, least: int) -> str | None:
     """The objection of a defense that wants ``least`` rows in every class."""
     found = smallest_class(view)
-    return (
-        None if found >= least else f"needs {least} rows in every class, the smallest has {found}"
-    )
+    if found >= least:
+        return None
+    return f"needs {least} rows in every class, the smallest has {found}"
+
+
+def fewest_held_out(view: DefenderView) -> int:
+    """How many held-out images the class has that has the fewest."""
+    return int(torch.bincount(view.holdout.labels, minlength=view.classes).min())
+
+
+def held_out_needed(view: DefenderView, least: int) -> str | None:
+    """The objection of a defense that wants ``least`` held-out images of every class."""
+    found = fewest_held_out(view)
+    if found >= least:
+        return None
+    return f"needs {least} held-out images of every class, one has {found}"

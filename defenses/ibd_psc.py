@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any, ClassVar, final
+from typing import final
 
 import torch
 from pydantic import Field
@@ -45,7 +44,6 @@ class IbdPsc(InputScorer):
     name = "ibd-psc"
     Options = IbdPscOptions
     needs = "batch norms, held-out images"
-    quick: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, options: IbdPscOptions) -> None:
         self.options: IbdPscOptions = options

@@ -74,7 +74,7 @@ class PartitionEnsemble(Trainer):
         batch, recipe = view.distilled.batch, view.distilled.recipe.by_epochs()
         networks = []
         for number, rows in enumerate(partition(batch.images, self.options.partitions)):
-            seed = int(torch.randint(2**31 - 1, (), generator=view.generator(number, 0)))
+            seed = view.seed(number, 0)
             order = view.generator(number, 1)
             networks.append(fit(view.network(seed), in_order(batch.rows(rows)), recipe, order))
         return Vote(networks, view.classes).eval()

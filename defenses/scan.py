@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from .base import DefenderView, DefenseOptions, SetScorer, SetScores
-from .by_class import anomaly_index, classes_of, rows_needed, smallest_class
+from .by_class import anomaly_index, classes_of, held_out_needed, rows_needed, smallest_class
 
 _TOLERANCE, _MOST_STEPS = 1e-5, 100
 
@@ -59,10 +59,7 @@ class Scan(SetScorer):
         self.options: ScanOptions = options
 
     def objection(self, view: DefenderView) -> str | None:
-        fewest = int(torch.bincount(view.holdout.labels, minlength=view.classes).min())
-        if fewest < 2:
-            return f"needs 2 held-out images of every class, one has {fewest}"
-        return rows_needed(view, 3)
+        return held_out_needed(view, 2) or rows_needed(view, 3)
 
     def caution(self, view: DefenderView) -> str | None:
         found = smallest_class(view)
@@ -80,7 +77,7 @@ class Scan(SetScorer):
         ratios = torch.zeros(view.classes, dtype=torch.float64)
         whitening = _inverse_root(within)
         for label, members in classes_of(view.labels):
-            state = int(torch.randint(2**31 - 1, (), generator=view.generator(label)))
+            state = view.seed(label)
             own, known = centred[members], (clean - mean)[view.holdout.labels == label]
             division = divide(own @ whitening, known @ whitening, state)
             rows[members], second[members] = division.scores, division.second
@@ -102,7 +99,7 @@ class Scan(SetScorer):
         features = view.features(view.distilled.batch.images).double()
         wanted = (len(clean) - view.classes) // 2
         count = max(1, min(self.options.dimensions, wanted, features.shape[1], len(features)))
-        state = int(torch.randint(2**31 - 1, (), generator=view.generator(view.classes)))
+        state = view.seed(view.classes)
         projection = PCA(count, random_state=state).fit(features.cpu().numpy())
         told = (projection.transform(each.cpu().numpy()) for each in (clean, features))
         first, then = (torch.from_numpy(each).to(features.device) for each in told)

@@ -75,13 +75,12 @@ class Sentinet(InputScorer):
 
     def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
         fooled, confidence = self._points(view, images)
-        curve = self._boundary(view)
+        curve = upper_parabola(*self._known_points(view))
         return torch.from_numpy(fooled - np.polyval(curve, confidence)).to(images.device)
 
     def threshold(self, view: DefenderView) -> float:
-        _, known = self._parts(view)
-        fooled, confidence = self._points(view, known)
-        below = np.polyval(self._boundary(view), confidence) - fooled
+        confidence, fooled = self._known_points(view)
+        below = np.polyval(upper_parabola(confidence, fooled), confidence) - fooled
         return float(below[below > 0].mean()) if bool((below > 0).any()) else 0.0
 
     def _parts(self, view: DefenderView) -> tuple[Tensor, Tensor]:
@@ -91,10 +90,11 @@ class Sentinet(InputScorer):
         count = min(self.options.overlays, len(held) // 2)
         return held[order[:count]], held[order[count : count + _KNOWN]]
 
-    def _boundary(self, view: DefenderView) -> Array:
+    def _known_points(self, view: DefenderView) -> tuple[Array, Array]:
+        """Mean confidence and fooled share of the clean images that set the boundary."""
         _, known = self._parts(view)
         fooled, confidence = self._points(view, known)
-        return upper_parabola(confidence, fooled)
+        return confidence, fooled
 
     def _points(self, view: DefenderView, images: Tensor) -> tuple[Array, Array]:
         """Each image's fooled share and mean confidence, ``(N,)`` both."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import final
 
 from pydantic import Field
@@ -40,7 +39,7 @@ class Quantise(Sanitiser):
         self.options: QuantiseOptions = options
 
     def sanitise(self, view: DefenderView) -> DistilledSet:
-        return _with(view, quantised(view.distilled.batch.images, self.options.bits))
+        return view.with_images(quantised(view.distilled.batch.images, self.options.bits))
 
 
 @final
@@ -65,7 +64,7 @@ class PixelClip(Sanitiser):
         return "no pixel leaves [0, 1]: the set stays as it is" if inside else None
 
     def sanitise(self, view: DefenderView) -> DistilledSet:
-        return _with(view, view.distilled.batch.images.clamp(0, 1))
+        return view.with_images(view.distilled.batch.images.clamp(0, 1))
 
 
 def quantised(images: Tensor, bits: int) -> Tensor:
@@ -73,7 +72,3 @@ def quantised(images: Tensor, bits: int) -> Tensor:
     levels = 2**bits - 1
     squeezed: Tensor = (images.clamp(0, 1) * levels).round() / levels
     return squeezed
-
-
-def _with(view: DefenderView, images: Tensor) -> DistilledSet:
-    return replace(view.distilled, batch=view.distilled.batch.replace(images=images))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, final
+from typing import final
 
 import torch
 from pydantic import Field
@@ -44,7 +43,6 @@ class SpectralSignatures(SetScorer):
     name = "spectral-signatures"
     Options = SpectralSignaturesOptions
     needs = "2 rows in every class; means something from about 50 on"
-    quick: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, options: SpectralSignaturesOptions) -> None:
         self.options: SpectralSignaturesOptions = options
@@ -65,9 +63,8 @@ class SpectralSignatures(SetScorer):
         for label, members in classes_of(view.labels):
             scores, variances[label] = signature(features[members])
             rows[members] = scores
-            flagged[members[scores.argsort(descending=True)[: round(removed * len(members))]]] = (
-                True
-            )
+            order = scores.argsort(descending=True)
+            flagged[members[order[: round(removed * len(members))]]] = True
         index = anomaly_index(variances)
         return SetScores(
             rows=rows,

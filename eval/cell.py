@@ -214,8 +214,7 @@ class _Cell:
     # Telling -----------------------------------------------------------------------------------
 
     def _describe(self, distilled: DistilledSet, twin: DistilledSet | None) -> None:
-        low, high = pixel_range(distilled.batch.images)
-        self._record.distilled = {"images": len(distilled.batch), "pixel_range": [low, high]}
+        self._record.distilled = describe_set(distilled)
         if twin is not None:
             apart = distilled.batch.images - twin.batch.images
             self._record.distilled["rms_from_twin"] = float(apart.square().mean().sqrt())
@@ -248,8 +247,7 @@ class _Cell:
             for name, summary in self._record.metrics.items()
             if name == f"{prefix}clean_test_accuracy"
         }
-        low, high = pixel_range(twin.batch.images)
-        record.distilled = {"images": len(twin.batch), "pixel_range": [low, high]}
+        record.distilled = describe_set(twin)
         draw_set(folder, twin, f"{self._workshop.data.name}, the clean twin")
         curves_picture(folder.path / "curves.png", folder.logged())
         folder.close(record, "done")
@@ -276,6 +274,12 @@ def _spread(eligible: Tensor, count: int) -> Tensor:
     rows = torch.nonzero(eligible)[:, 0]
     chosen = torch.linspace(0, max(0, len(rows) - 1), min(count, len(rows))).long()
     return rows[chosen.to(rows.device)]
+
+
+def describe_set(distilled: DistilledSet) -> dict[str, Any]:
+    """What a record says of a set: how many images, and the range of their pixels."""
+    images = distilled.batch.images
+    return {"images": len(images), "pixel_range": list(pixel_range(images))}
 
 
 def draw_set(folder: RunFolder, distilled: DistilledSet, title: str) -> None:

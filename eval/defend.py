@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..attacks import TestCase
 from ..defenses.base import Defense
-from ..distill.artifact import load_set, pixel_range
+from ..distill.artifact import load_set
 from ..distill.types import DistilledSet
 from .bench import VICTIMS, Bench, BenchOptions, Subject, check_holdout
-from .cell import new_record
+from .cell import describe_set, new_record
 from .checks import check_same_run
 from .config import Config
 from .defense_pictures import defenses_picture
@@ -21,7 +19,7 @@ from .evaluate import with_recipe
 from .progress import Phase, Reporter
 from .record import Outcome, Record
 from .runfolder import RunFolder
-from .source import Source, check_fit, trigger_case
+from .source import Source, check_fit, fingerprint, trigger_case
 from .store import VictimStore
 from .workshop import Workshop, open_workshop
 
@@ -62,14 +60,14 @@ def defend(
     trigger = Path(trigger) if trigger else found.trigger_file
     record = new_record(workshop, given, "defend")
     record.recipe = attacked.recipe.describe()
-    record.distilled = _describe(attacked, source)
+    record.distilled = describe_set(attacked) | {"source": str(source)}
     case = trigger_case(trigger, workshop, record)
     twin = None
     if found.control and case:
         twin = with_recipe(load_set(found.control), workshop, given)
     record.bench = options.model_dump(mode="json")
     files = (found.set_file, trigger, found.control)
-    record.distilled["fingerprint"] = _fingerprint(record, files)
+    record.distilled["fingerprint"] = fingerprint((record.recipe, record.bench), files)
     earlier = folder.enter(resume=resume)
     if earlier is not None:
         check_same_run(earlier, record, folder.path)
@@ -131,17 +129,3 @@ def _still_true(earlier: Record, defenses: Mapping[str, Defense]) -> dict[str, O
             or outcome.options == defenses[name].options.model_dump(mode="json")
         )
     }
-
-
-def _describe(attacked: DistilledSet, source: Path | str) -> dict[str, Any]:
-    low, high = pixel_range(attacked.batch.images)
-    count = len(attacked.batch)
-    return {"images": count, "pixel_range": [low, high], "source": str(source)}
-
-
-def _fingerprint(record: Record, files: Sequence[Path | None]) -> str:
-    """What the outcomes depend on beside the configuration."""
-    digest = hashlib.blake2b(repr((record.recipe, record.bench)).encode(), digest_size=8)
-    for file in files:
-        digest.update(file.read_bytes() if file else b"none")
-    return digest.hexdigest()

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..attacks import TestCase
-from ..distill.artifact import export_png, load_set, pixel_range, quantised
-from ..distill.types import DistilledSet, Recipe
-from .cell import draw_set, new_record
+from ..distill.artifact import export_png, load_set, quantised
+from ..distill.types import DistilledSet
+from .cell import describe_set, draw_set, new_record
 from .checks import check_same_run
 from .config import Config
 from .metrics import collect
 from .progress import Reporter
 from .record import Record
 from .runfolder import RunFolder
-from .source import Source, check_fit, trigger_case
+from .source import Source, check_fit, fingerprint, trigger_case
 from .victims import Panel
 from .workshop import Workshop, open_workshop
 
@@ -54,17 +53,14 @@ def evaluate(
     if png:
         distilled = quantised(distilled)
         record.labels.append("8-bit images: clipped to [0, 1] and rounded")
-    low, high = pixel_range(distilled.batch.images)
-    record.distilled = {"images": len(distilled.batch), "pixel_range": [low, high]}
-    record.distilled["source"] = str(source)
+    record.distilled = describe_set(distilled) | {"source": str(source)}
     case = trigger_case(trigger, workshop, record)
     device = config.run.device
     twin = load_set(found.control) if found.control and case else None
     if twin is not None:
         twin = (quantised(twin) if png else twin).to(device)
-    record.distilled["fingerprint"] = _fingerprint(
-        distilled.recipe, png, found.set_file, trigger, found.control
-    )
+    files = (found.set_file, trigger, found.control)
+    record.distilled["fingerprint"] = fingerprint((distilled.recipe.describe(), png), files)
     earlier = folder.enter(resume=resume)
     if earlier is not None:
         check_same_run(earlier, record, folder.path)
@@ -76,14 +72,6 @@ def evaluate(
         if png:
             export_png(folder.path / "png", distilled)
     return record
-
-
-def _fingerprint(recipe: Recipe, png: bool, *files: Path | None) -> str:
-    """What an evaluation depends on beside its configuration."""
-    digest = hashlib.blake2b(repr((recipe.describe(), png)).encode(), digest_size=8)
-    for file in files:
-        digest.update(file.read_bytes() if file else b"none")
-    return digest.hexdigest()
 
 
 def _measure(

@@ -67,15 +67,15 @@ def rates_of(
     label all the same.
     """
     scores: dict[str, float | None] = {
-        "clean_test_accuracy": _share(predictor(test.images) == test.labels)
+        "clean_test_accuracy": share(predictor(test.images) == test.labels)
     }
     if case is None:
         return scores
     labels = predictor(case.triggered)
     hit = labels == case.targets
-    scores["attack_success_rate"] = _share(hit[case.eligible])
-    scores["attack_success_rate_all"] = _share(hit)
-    scores["robust_accuracy"] = _share((labels == test.labels)[case.eligible])
+    scores["attack_success_rate"] = share(hit[case.eligible])
+    scores["attack_success_rate_all"] = share(hit)
+    scores["robust_accuracy"] = share((labels == test.labels)[case.eligible])
     return scores
 
 
@@ -107,7 +107,8 @@ def over_seeds(records: Sequence[Mapping[str, Summary]]) -> dict[str, Summary]:
     }
 
 
-def _share(hits: Tensor) -> float | None:
+def share(hits: Tensor) -> float | None:
+    """The share of true values in ``hits`` (N,); ``None`` where there are none to count."""
     return float(hits.double().mean()) if len(hits) else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -68,6 +70,14 @@ def check_fit(path: Path, distilled: DistilledSet, workshop: Workshop) -> None:
             f"{path}: {distilled.image_shape} images of {len(distilled.classes)} classes don't fit "
             f"{data.name}: {data.image_shape}, {len(data.classes)} classes"
         )
+
+
+def fingerprint(what: object, files: Iterable[Path | None]) -> str:
+    """What a measurement depends on beside its configuration: ``what``, by its repr, and files."""
+    digest = hashlib.blake2b(repr(what).encode(), digest_size=8)
+    for file in files:
+        digest.update(file.read_bytes() if file else b"none")
+    return digest.hexdigest()
 
 
 def trigger_case(path: Path | None, workshop: Workshop, record: Record) -> TestCase | None:

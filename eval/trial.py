@@ -29,7 +29,7 @@ from ..defenses.base import (
 )
 from ..distill.training import predict
 from ..distill.types import Batch, DistilledSet, RequestError, RunError
-from .metrics import rates, rates_of
+from .metrics import rates, rates_of, share
 
 Numbers = dict[str, float | None]
 
@@ -110,15 +110,15 @@ def _(defense: SetScorer, trial: Trial) -> Measured:
     numbers: Numbers = {
         "set_statistic": float(answer.statistic),
         "set_alarm": None if answer.alarm is None else float(answer.alarm),
-        "rows_flagged": _share(flagged),
+        "rows_flagged": share(flagged),
     }
     if answer.alarm is not None:
         numbers |= _found(answer.suspect, trial.case)
     poisoned = trial.poisoned
     if poisoned is not None:
         numbers["row_auroc"] = auroc(rows, poisoned)
-        numbers["row_tpr_paper"] = _share(flagged[poisoned])
-        numbers["row_fpr_paper"] = _share(flagged[~poisoned])
+        numbers["row_tpr_paper"] = share(flagged[poisoned])
+        numbers["row_fpr_paper"] = share(flagged[~poisoned])
     return Measured(numbers, rows)
 
 
@@ -134,12 +134,12 @@ def _(defense: InputScorer, trial: Trial) -> Measured:
         known = _input_scores(defense, view, view.holdout.images)
         for rate, name in _RATES.items():
             threshold = torch.quantile(known, 1 - rate, interpolation="higher")
-            numbers[f"tpr_at_{name}"] = _share(triggered > threshold)
-            numbers[f"fpr_at_{name}"] = _share(clean > threshold)
+            numbers[f"tpr_at_{name}"] = share(triggered > threshold)
+            numbers[f"fpr_at_{name}"] = share(clean > threshold)
     paper = defense.threshold(view)
     if paper is not None:
-        numbers["tpr_paper"] = _share(triggered > paper)
-        numbers["fpr_paper"] = _share(clean > paper)
+        numbers["tpr_paper"] = share(triggered > paper)
+        numbers["fpr_paper"] = share(clean > paper)
     return Measured(numbers)
 
 
@@ -189,10 +189,10 @@ def calibrated(measured: list[Measured], twins: list[Measured], poisoned: Tensor
         if len(twins) < 2 or reference is None or ours.rows is None or theirs.rows is None:
             continue
         threshold = torch.quantile(reference, 1 - CALIBRATED, interpolation="higher")
-        theirs.numbers["row_fpr_calibrated"] = _share(theirs.rows > threshold)
+        theirs.numbers["row_fpr_calibrated"] = share(theirs.rows > threshold)
         if poisoned is not None:
-            ours.numbers["row_tpr_calibrated"] = _share((ours.rows > threshold)[poisoned])
-            ours.numbers["row_fpr_calibrated"] = _share((ours.rows > threshold)[~poisoned])
+            ours.numbers["row_tpr_calibrated"] = share((ours.rows > threshold)[poisoned])
+            ours.numbers["row_fpr_calibrated"] = share((ours.rows > threshold)[~poisoned])
 
 
 def effectiveness(before: Numbers, after: Numbers) -> float | None:
@@ -236,7 +236,3 @@ def _found(suspect: int | None, case: TestCase | None) -> Numbers:
     if case is None or not len(case.targets):
         return {}
     return {"target_found": float(suspect == int(case.targets[0]))}
-
-
-def _share(hits: Tensor) -> float | None:
-    return float(hits.double().mean()) if len(hits) else None
