@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, final, get_args
+from typing import Any, ClassVar, Literal, TypeVar, final, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -28,6 +29,7 @@ Family = Literal[
     "repair",
 ]
 FAMILIES: tuple[Family, ...] = get_args(Family)
+T = TypeVar("T")
 Predictor = Callable[[Tensor], Tensor]
 """Images ``(N, C, H, W)`` in pixel space to class numbers ``int64 (N,)``."""
 
@@ -50,7 +52,7 @@ class DefenderView:
     network: NetworkMaker
     holdout: Batch
     entropy: int = 0
-    _memory: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _memory: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @property
     def classes(self) -> int:
@@ -76,18 +78,27 @@ class DefenderView:
 
     def features(self, images: Tensor) -> Tensor:
         """The victim's penultimate activations ``(N, F)`` of ``images``; computed once."""
-        return self._once("features", images, lambda some: embed(self.victim, some))
+        return self._answers("features", images, lambda some: embed(self.victim, some))
 
     def logits(self, images: Tensor) -> Tensor:
         """The victim's logits ``(N, classes)`` of ``images``; computed once."""
-        return self._once("logits", images, self.victim)
+        return self._answers("logits", images, self.victim)
 
-    def _once(self, what: str, images: Tensor, answer: Callable[[Tensor], Tensor]) -> Tensor:
-        """``answer`` to ``images``, remembered by the tensor's identity while the view lives."""
-        key = (what, id(images))
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` gives, remembered under ``key`` while the view lives: for defenses that
+        share a long computation. Two things must not share a key."""
         if key not in self._memory:
-            self._memory[key] = (images, in_pieces(answer, images))
-        return self._memory[key][1]
+            self._memory[key] = make()
+        found: T = self._memory[key]
+        return found
+
+    def trainable_victim(self) -> nn.Module:
+        """A copy of the victim that may be changed and trained, in evaluation mode."""
+        return copy.deepcopy(self.victim).requires_grad_(True)
+
+    def _answers(self, what: str, images: Tensor, answer: Callable[[Tensor], Tensor]) -> Tensor:
+        """``answer`` to ``images``, remembered by the tensor's identity, which it keeps alive."""
+        return self.once((what, id(images)), lambda: (images, in_pieces(answer, images)))[1]
 
 
 class DefenseOptions(BaseModel):
@@ -147,13 +158,19 @@ class SetScores:
 class Inspection:
     """What a defense says of a model.
 
-    anomaly: ``float (classes,)``, larger is more suspicious. alarm: whether the paper would call
-    the model backdoored. suspect: the target class it found, ``None`` for none.
+    statistic: one number for the model, larger is more suspicious. alarm: whether the paper would
+    call it backdoored. anomaly: ``float (classes,)``, larger is more suspicious; ``None`` where
+    the defense knows no classes.
     """
 
-    anomaly: Tensor
+    statistic: float
     alarm: bool
-    suspect: int | None = None
+    anomaly: Tensor | None = None
+
+    @property
+    def suspect(self) -> int | None:
+        """The class with the largest anomaly."""
+        return None if self.anomaly is None else int(self.anomaly.argmax())
 
 
 class SetScorer(Defense, ABC):
@@ -184,6 +201,10 @@ class Trainer(Defense, ABC):
     @abstractmethod
     def train(self, view: DefenderView) -> nn.Module:
         """A trained model (pixels to logits), in evaluation mode."""
+
+    def figures(self, view: DefenderView) -> Mapping[str, float]:
+        """What else it can say of such a training in numbers (a privacy budget)."""
+        return {}
 
 
 class InputScorer(Defense, ABC):
@@ -220,7 +241,7 @@ class Inspector(Defense, ABC):
 
     @abstractmethod
     def inspect(self, view: DefenderView) -> Inspection:
-        """Each class's anomaly, and the verdict."""
+        """The verdict, and each class's anomaly."""
 
 
 class Repairer(Defense, ABC):

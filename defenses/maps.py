@@ -26,11 +26,7 @@ def at_the_last_maps(network: nn.Module) -> Halves | None:
     if not isinstance(network, Network) or not isinstance(network.trunk, nn.Sequential):
         return None
     layers = list(network.trunk)
-    convolving = [
-        number
-        for number, layer in enumerate(layers)
-        if any(isinstance(part, nn.Conv2d) for part in layer.modules())
-    ]
+    convolving = [number for number, layer in enumerate(layers) if _convolves(layer)]
     if not convolving:
         return None
     end = convolving[-1] + 1
@@ -52,3 +48,26 @@ def feature_map(network: nn.Module, images: Tensor) -> Tensor:
         return found
 
     return in_pieces(answer, images)
+
+
+def blocks(network: nn.Module) -> list[nn.Sequential] | None:
+    """``network`` behind its normalisation in pieces, each ending where a block's activation ends;
+    the last one holds the head. ``None`` where there is no convolution to cut at.
+
+    A piece's output is the block's feature maps, the last piece's the logits.
+    """
+    if not isinstance(network, Network) or at_the_last_maps(network) is None:
+        return None
+    pieces: list[list[nn.Module]] = [[]]
+    convolved = False
+    for layer in [*network.trunk.children(), network.head]:
+        if convolved and (isinstance(layer, (*_POOLING, nn.Flatten)) or _convolves(layer)):
+            pieces.append([])
+            convolved = False
+        pieces[-1].append(layer)
+        convolved |= _convolves(layer)
+    return [nn.Sequential(*piece) for piece in pieces]
+
+
+def _convolves(layer: nn.Module) -> bool:
+    return any(isinstance(part, nn.Conv2d) for part in layer.modules())

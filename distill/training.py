@@ -100,17 +100,27 @@ def train_on(
     generator: torch.Generator,
 ) -> Tensor:
     """One step on each mini-batch, augmented; returns the last one's loss, detached."""
-    augmentation = Augmentation(parse_strategy(recipe.augment), recipe.preprocessing)
+    augment = augmenter(recipe, generator)
     loss = torch.zeros(())
     for piece in pieces:
-        images = piece.images
-        if augmentation.strategy:
-            images = augmentation.draw(images.shape, generator, shared=False)(images)
-        loss = functional.cross_entropy(network(images), piece.labels)
+        loss = functional.cross_entropy(network(augment(piece.images)), piece.labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     return loss.detach()
+
+
+def augmenter(recipe: Recipe, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """What the recipe does to a mini-batch ``(N, C, H, W)``: each image with its own parameters
+    from ``generator`` (CPU)."""
+    augmentation = Augmentation(parse_strategy(recipe.augment), recipe.preprocessing)
+
+    def augment(images: Tensor) -> Tensor:
+        if not augmentation.strategy:
+            return images
+        return augmentation.draw(images.shape, generator, shared=False)(images)
+
+    return augment
 
 
 def shuffled(

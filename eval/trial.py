@@ -6,6 +6,7 @@ are told apart come in one shuffled tensor, clean and triggered alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial, singledispatch
@@ -152,7 +153,8 @@ def _(defense: Sanitiser, trial: Trial) -> Measured:
 
 @measure.register
 def _(defense: Trainer, trial: Trial) -> Measured:
-    return Measured(dict(rates(defense.train(trial.view), trial.test, trial.case)))
+    numbers: Numbers = dict(rates(defense.train(trial.view), trial.test, trial.case))
+    return Measured(numbers | dict(defense.figures(trial.view)))
 
 
 @measure.register
@@ -168,9 +170,14 @@ def _(defense: Purifier, trial: Trial) -> Measured:
 @measure.register
 def _(defense: Inspector, trial: Trial) -> Measured:
     answer = defense.inspect(trial.view)
-    _promised(defense, answer.anomaly, trial.view.classes)
-    numbers: Numbers = {"anomaly": float(answer.anomaly.max()), "alarm": float(answer.alarm)}
-    return Measured(numbers | _found(answer.suspect, trial.case))
+    numbers: Numbers = {"model_statistic": answer.statistic, "alarm": float(answer.alarm)}
+    if not math.isfinite(answer.statistic):
+        raise RunError(f"{defense.name}: its statistic is {answer.statistic}")
+    if answer.anomaly is not None:
+        _promised(defense, answer.anomaly, trial.view.classes)
+        numbers |= _found(answer.suspect if answer.alarm else None, trial.case)
+        numbers |= _found(answer.suspect, trial.case, "target_suspected")
+    return Measured(numbers)
 
 
 def undefended(trial: Trial) -> Numbers:
@@ -231,8 +238,8 @@ def _promised(defense: Defense, values: Tensor, count: int) -> None:
         )
 
 
-def _found(suspect: int | None, case: TestCase | None) -> Numbers:
+def _found(suspect: int | None, case: TestCase | None, name: str = "target_found") -> Numbers:
     """Whether the class that a defense points at, if any, is the target."""
     if case is None or not len(case.targets):
         return {}
-    return {"target_found": float(suspect == int(case.targets[0]))}
+    return {name: float(suspect == int(case.targets[0]))}

@@ -1,0 +1,44 @@
+"""Fine-tuning: go on training on clean images, and hope that the backdoor is forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
+
+from torch import nn
+
+from .base import DefenderView, Repairer
+from .held_out import images_needed, images_wanted
+from .tuning import TuningOptions, tune
+
+
+@final
+class FineTuning(Repairer):
+    """Fine-tuning on clean images (Liu, Xie, Srivastava, "Neural Trojans", ICCD 2017; the baseline
+    of Liu, Dolan-Gavitt, Garg, "Fine-Pruning", RAID 2018).
+
+    In words: train the victim further on held-out images with their true labels.
+
+    Needs held-out images, a few hundred.
+
+    Deviations: none of the papers names its settings; they are BackdoorBench's, with the set's own
+    augmentation.
+    """
+
+    name = "fine-tuning"
+    Options = TuningOptions
+    needs = "held-out images"
+    quick: ClassVar[Mapping[str, Any]] = {"epochs": 50, "batch": 32}
+
+    def __init__(self, options: TuningOptions) -> None:
+        self.options: TuningOptions = options
+
+    def objection(self, view: DefenderView) -> str | None:
+        return images_needed(view)
+
+    def caution(self, view: DefenderView) -> str | None:
+        return images_wanted(view, 100, "trained on")
+
+    def repair(self, view: DefenderView) -> nn.Module:
+        recipe, generator = view.distilled.recipe, view.generator(30)
+        return tune(view.trainable_victim(), view.holdout, recipe, self.options, generator)

@@ -1,0 +1,123 @@
+"""MM-BD: the target class can be answered with a margin that no other reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy import stats
+from torch import Tensor, nn
+
+from .base import DefenderView, DefenseOptions, Inspection, Inspector
+
+_STILL = 1e-5
+
+
+@final
+class MmBdOptions(DefenseOptions):
+    """The official code's."""
+
+    starts: int = Field(30, ge=1, description="random images that the ascent starts from")
+    steps: int = Field(300, ge=1, description="steps of gradient ascent at most")
+    lr: float = Field(0.01, gt=0, description="length of a step, times the gradient")
+    significance: float = Field(0.05, gt=0, lt=1, description="p-value that is an alarm")
+
+
+@final
+class MmBd(Inspector):
+    """MM-BD (Wang, Xiang, Miller, Kesidis, "MM-BD: Post-Training Detection of Backdoor Attacks with
+    Arbitrary Backdoor Pattern Types Using a Maximum Margin Statistic", IEEE S&P 2024).
+
+    In words: for each class climb, from random images, to the largest margin between its logit and
+    the next one's. A gamma distribution fitted to all but the largest of these says how unlikely
+    the largest is: a p-value below 0.05 is an alarm.
+
+    Needs no image at all. With ten classes the gamma rests on nine numbers.
+
+    Deviations: all classes climb at once, each until its own margins stand still; the statistic is
+    −log10 of the p-value.
+    """
+
+    name = "mm-bd"
+    Options = MmBdOptions
+    needs = "the model"
+    quick: ClassVar[Mapping[str, Any]] = {"starts": 10}
+
+    def __init__(self, options: MmBdOptions) -> None:
+        self.options: MmBdOptions = options
+
+    def caution(self, view: DefenderView) -> str | None:
+        if view.classes >= 8:
+            return None
+        return f"a distribution fitted to {view.classes - 1} margins"
+
+    def objection(self, view: DefenderView) -> str | None:
+        return None if view.classes >= 4 else f"needs 4 classes, there are {view.classes}"
+
+    def inspect(self, view: DefenderView) -> Inspection:
+        shape = view.distilled.batch.images.shape[1:]
+        starts = torch.rand(view.classes, self.options.starts, *shape, generator=view.generator(22))
+        margins = largest_margins(
+            view.victim, starts.to(view.labels.device), self.options.steps, self.options.lr
+        )
+        p_value = p_value_of_largest(margins)
+        return Inspection(
+            statistic=-float(np.log10(max(p_value, 1e-300))),
+            alarm=p_value < self.options.significance,
+            anomaly=margins,
+        )
+
+
+def largest_margins(network: nn.Module, starts: Tensor, steps: int, lr: float) -> Tensor:
+    """The largest margin found for each class, ``(K,)``, from images ``(K, S, C, H, W)``.
+
+    Gradient ascent on a class's margins, the pixels clamped to [0, 1] before they are seen.
+    """
+    classes, count = starts.shape[:2]
+    images = starts.clone().requires_grad_()
+    own = torch.arange(classes, device=starts.device)
+    active = torch.ones(classes, dtype=torch.bool, device=starts.device)
+    reached = torch.full((classes,), -float("inf"), device=starts.device)
+    before = torch.full((classes,), float("inf"), device=starts.device)
+    for _ in range(steps):
+        numbers = own[active]
+        seen = images[numbers].clamp(0, 1).flatten(0, 1)
+        logits = network(seen).view(len(numbers), count, -1)
+        margins = margin(logits, numbers)
+        reached[numbers] = margins.detach().amax(dim=1)
+        total = margins.sum(dim=1)
+        (gradient,) = torch.autograd.grad(total.sum(), images)
+        with torch.no_grad():
+            images += lr * gradient
+        change = (before[numbers] - total.detach()).abs() / before[numbers].abs()
+        before[numbers] = total.detach()
+        active[numbers] = ~(change < _STILL)
+        if not bool(active.any()):
+            break
+    return reached
+
+
+def margin(logits: Tensor, numbers: Tensor) -> Tensor:
+    """Each class's logit less the largest other, ``(A, S)``, of ``logits`` (A, S, K)."""
+    mine = torch.nn.functional.one_hot(numbers, logits.shape[-1]).bool()[:, None]
+    own = logits.masked_fill(~mine, -float("inf")).amax(dim=-1)
+    return own - logits.masked_fill(mine, -float("inf")).amax(dim=-1)
+
+
+def p_value_of_largest(margins: Tensor) -> float:
+    """How likely the largest of ``margins`` (K,) is, if all come from one gamma distribution.
+
+    The distribution is fitted to the others; of K draws the largest is at least this large with
+    probability 1 − F^K.
+    """
+    values = margins.detach().double().cpu().numpy()
+    highest = values.argmax()
+    others = np.delete(values, highest)
+    if np.ptp(others) == 0:
+        return 1.0 if values[highest] <= others[0] else 0.0
+    shape, place, scale = stats.gamma.fit(others)
+    below = stats.gamma.cdf(values[highest], a=shape, loc=place, scale=scale)
+    return float(1 - below ** len(values))

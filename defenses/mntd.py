@@ -1,0 +1,132 @@
+"""MNTD: a classifier of networks, taught by shadow networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..distill.training import shuffled
+from .base import DefenderView, DefenseOptions, Inspection, Inspector
+from .held_out import images_needed
+from .shadows import ShadowOptions, Zoo, grow_zoo, load_zoo
+from .tuning import follow
+
+
+@final
+class MntdOptions(DefenseOptions):
+    """The official code's."""
+
+    zoo: str | None = Field(None, description="file of `distillsec shadows` (default: trains one)")
+    pairs: int = Field(2304, ge=2, description="pairs of shadows, where it trains them itself")
+    shadow_epochs: int = Field(100, ge=1, description="epochs that a shadow trains")
+    shadow_batch: int = Field(100, ge=2, description="images in a shadow's mini-batch")
+    queries: int = Field(10, ge=1, description="images that a network is asked about")
+    hidden: int = Field(20, ge=1, description="hidden units of the meta-classifier")
+    epochs: int = Field(10, ge=1, description="epochs of the meta-classifier")
+    batch: int = Field(1, ge=1, description="shadows in its mini-batch")
+    lr: float = Field(1e-3, gt=0, description="Adam's learning rate")
+
+
+@final
+class Mntd(Inspector):
+    """MNTD (Xu, Wang, Li, Borisov, Gunter, Li, "Detecting AI Trojans Using Meta Neural Analysis",
+    IEEE S&P 2021), jumbo learning with query tuning.
+
+    In words: train shadow networks, half of them with backdoors of all kinds; learn ten query
+    images and a small classifier of the answers to them that tells the halves apart; ask the
+    victim. The statistic is the classifier's logit, and above 0 is an alarm. It names no class.
+
+    Needs held-out images to train shadows on, or the file of a zoo (``distillsec shadows``). The
+    shadows stand for the victim only as far as they are trained like it: networks trained on
+    distilled images are not what shadows trained on real ones are.
+
+    Deviations: shadows train by SGD and the set's normalisation and augmentation, not by Adam
+    without any; all shadows teach (the code keeps an eighth to choose an epoch); queries begin as
+    the held-out images' mean and deviation, as in the code for colour.
+    """
+
+    name = "mntd"
+    Options = MntdOptions
+    needs = "held-out images (hundreds), or a zoo of shadows"
+    quick: ClassVar[Mapping[str, Any]] = {
+        "pairs": 16,
+        "shadow_epochs": 25,
+        "shadow_batch": 32,
+        "epochs": 150,
+        "batch": 8,
+    }
+
+    def __init__(self, options: MntdOptions) -> None:
+        self.options: MntdOptions = options
+        self._grown: tuple[object, Zoo] | None = None
+
+    def objection(self, view: DefenderView) -> str | None:
+        return None if self.options.zoo else images_needed(view, 10)
+
+    def caution(self, view: DefenderView) -> str | None:
+        if self.options.zoo or len(view.holdout) >= 500:
+            return None
+        return f"its shadows are trained on {len(view.holdout)} held-out images"
+
+    def inspect(self, view: DefenderView) -> Inspection:
+        zoo = self._zoo(view)
+        judge = learn_to_judge(zoo, view.network(0).eval(), view, self.options)
+        with torch.no_grad():
+            score = float(judge(view.victim(judge.queries)[None])[0])
+        return Inspection(statistic=score, alarm=score > 0)
+
+    def _zoo(self, view: DefenderView) -> Zoo:
+        """The zoo of the file, or one trained once for all views with the same held-out images."""
+        options = self.options
+        if options.zoo:
+            return load_zoo(Path(options.zoo), view.network)
+        if self._grown is None or self._grown[0] is not view.holdout.images:
+            shadows = ShadowOptions(
+                pairs=options.pairs, epochs=options.shadow_epochs, batch=options.shadow_batch
+            )
+            recipe = view.distilled.recipe
+            zoo = grow_zoo(view.network, view.holdout, recipe, shadows, view.generator(25, 0))
+            self._grown = view.holdout.images, zoo
+        return self._grown[1]
+
+
+@final
+class Judge(nn.Module):
+    """The meta-classifier and its queries: logits ``(M, N, classes)`` of M networks to ``(M,)``."""
+
+    def __init__(self, queries: Tensor, classes: int, hidden: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(queries)
+        self.hidden = nn.Linear(len(queries) * classes, hidden)
+        self.out = nn.Linear(hidden, 1)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """How backdoored the networks look, as logits."""
+        found: Tensor = self.out(functional.relu(self.hidden(logits.flatten(1))))[:, 0]
+        return found
+
+
+def learn_to_judge(zoo: Zoo, network: nn.Module, view: DefenderView, options: MntdOptions) -> Judge:
+    """A judge that tells the zoo's backdoored networks from its clean ones."""
+    generator, device = view.generator(25, 1), zoo.backdoored.device
+    shape = view.distilled.batch.images.shape[1:]
+    noise = torch.randn(options.queries, *shape, generator=generator)
+    space = view.network.preprocessing
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (space.mean, space.std))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(view.seed(25, 2))
+        judge = Judge(mean + std * noise, view.classes, options.hidden).to(device)
+    optimiser = torch.optim.Adam(judge.parameters(), lr=options.lr)
+    network.requires_grad_(False)
+    for _ in range(options.epochs):
+        for rows in shuffled(len(zoo), options.batch, generator, device):
+            scores = judge(zoo.answers(network, rows, judge.queries))
+            wanted = zoo.backdoored[rows].float()
+            follow(optimiser, functional.binary_cross_entropy_with_logits(scores, wanted))
+    return judge.eval()

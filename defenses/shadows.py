@@ -1,0 +1,183 @@
+"""A zoo of shadow networks: half of them clean, half of them with a backdoor of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from ..distill.files import fault, read_tensors, write_tensors
+from ..distill.makers import NetworkMaker
+from ..distill.training import fit
+from ..distill.types import Batch, Recipe
+from .base import DefenseOptions
+
+_SIZES = (2, 3, 4, 5)  # sides of patches; one in five covers the whole image
+_BACKDOORED = "zoo.backdoored"
+
+
+@final
+class ShadowOptions(DefenseOptions):
+    """The jumbo learning of the paper's code."""
+
+    pairs: int = Field(2304, ge=2, description="clean shadows, and as many backdoored ones")
+    epochs: int = Field(100, ge=1, description="epochs that a shadow trains")
+    batch: int = Field(100, ge=2, description="images in a mini-batch")
+    lr: float = Field(0.01, gt=0, description="SGD's learning rate")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Zoo:
+    """Networks of one architecture: their parameters and buffers, ``(M, …)`` by name.
+
+    backdoored: ``bool (M,)``. described: what the networks are, as JSON holds it.
+    """
+
+    states: dict[str, Tensor]
+    backdoored: Tensor
+    described: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.backdoored)
+
+    def answers(self, network: nn.Module, rows: Tensor, images: Tensor) -> Tensor:
+        """Logits ``(R, N, classes)`` of the shadows ``rows`` on ``images``; gradients reach these.
+
+        network: any of the zoo's architecture, in evaluation mode.
+        """
+
+        def answer(state: dict[str, Tensor]) -> Tensor:
+            logits: Tensor = functional_call(network, state, (images,))
+            return logits
+
+        chosen = {name: values[rows] for name, values in self.states.items()}
+        found: Tensor = vmap(answer)(chosen)
+        return found
+
+    def save(self, path: Path) -> None:
+        """Write the zoo to a safetensors file."""
+        tensors = {**self.states, _BACKDOORED: self.backdoored}
+        write_tensors(path, tensors, {"zoo": self.described})
+
+
+def load_zoo(path: Path, network: NetworkMaker) -> Zoo:
+    """The zoo in ``path``, whose shadows must be networks as ``network`` makes them.
+
+    Errors: ``RequestError`` naming the file: damaged, no zoo, of another architecture.
+    """
+    tensors, info = read_tensors(path, device=network.device)
+    described = info.get("zoo")
+    if not isinstance(described, dict) or _BACKDOORED not in tensors:
+        raise fault(path, "holds no zoo of shadow networks")
+    wanted = _architecture(network)
+    for key, value in wanted.items():
+        if described.get(key) != value:
+            raise fault(
+                path,
+                f"a zoo of networks with {key} {described.get(key)}, expected {value}: "
+                "`distillsec shadows` makes one",
+            )
+    backdoored = tensors.pop(_BACKDOORED).bool()
+    shapes = {name: tuple(value.shape) for name, value in network(0).state_dict().items()}
+    if {name: tuple(value.shape[1:]) for name, value in tensors.items()} != shapes:
+        raise fault(path, "its networks are not of this architecture")
+    if any(len(value) != len(backdoored) for value in tensors.values()):
+        raise fault(path, "holds another number of labels than of networks")
+    return Zoo(tensors, backdoored, described)
+
+
+def grow_zoo(
+    network: NetworkMaker,
+    clean: Batch,
+    recipe: Recipe,
+    options: ShadowOptions,
+    generator: torch.Generator,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> Zoo:
+    """Train ``options.pairs`` clean shadows on ``clean``, and as many with backdoors (jumbo).
+
+    A shadow trains on the images by the recipe's normalisation and augmentation; a backdoored one
+    on poisoned copies besides, with a trigger drawn for it alone. ``generator`` (CPU) gives
+    everything. tell: is told how many are done, and of how many.
+    """
+    lessons = recipe.by_epochs(epochs=options.epochs, batch_size=options.batch, lr=options.lr)
+    states: list[dict[str, Tensor]] = []
+    total = 2 * options.pairs
+    for number in range(total):
+        seed = int(torch.randint(2**31 - 1, (), generator=generator))
+        taught = clean
+        if number % 2:
+            taught = poisoned(clean, network.classes, generator)
+        shadow = fit(network(seed), taught, lessons, generator)
+        states.append({name: value.detach() for name, value in shadow.state_dict().items()})
+        tell(number + 1, total)
+    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    told = {**_architecture(network), "images": len(clean), **options.model_dump()}
+    backdoored = torch.arange(total, device=clean.labels.device) % 2 == 1
+    return Zoo(stacked, backdoored, told)
+
+
+def poisoned(clean: Batch, classes: int, generator: torch.Generator) -> Batch:
+    """``clean`` and poisoned copies of 5 to 50 % of it, with one random trigger and target."""
+    mask, pattern = random_trigger(tuple(clean.images.shape[1:]), generator)
+    device = clean.images.device
+    target = int(torch.randint(classes, (), generator=generator))
+    share = _between(0.05, 0.5, generator)
+    count = max(1, int(share * len(clean)))
+    rows = torch.randperm(len(clean), generator=generator)[:count].to(device)
+    mask, pattern = mask.to(device), pattern.to(device)
+    copies = (1 - mask) * clean.images[rows] + mask * pattern
+    labels = torch.full((count,), target, device=device)
+    return Batch(images=torch.cat([clean.images, copies]), labels=torch.cat([clean.labels, labels]))
+
+
+def random_trigger(shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A jumbo trigger for images ``(C, H, W)``: its opacity ``(1, H, W)`` and pattern ``shape``.
+
+    A square of 2 to 5 pixels a side, as opaque as 0.2 to 0.5 or wholly, anywhere; or, one time in
+    five, the whole image at 0.05 to 0.2. Grey patterns are black and white, others any colour.
+    """
+    channels, height, width = shape
+    sizes = [size for size in _SIZES if size < min(height, width)]
+    choice = int(torch.randint(len(sizes) + 1, (), generator=generator))
+    mask = torch.zeros(1, height, width)
+    if choice < len(sizes):
+        size = sizes[choice]
+        opacity = _between(0.2, 0.6, generator)
+        top = int(torch.randint(height - size + 1, (), generator=generator))
+        left = int(torch.randint(width - size + 1, (), generator=generator))
+        mask[:, top : top + size, left : left + size] = 1.0 if opacity > 0.5 else opacity
+    else:
+        mask[:] = _between(0.05, 0.2, generator)
+    pattern = torch.rand(shape, generator=generator)
+    if channels == 1:
+        lit = _between(0.0, 1.0, generator)
+        pattern = (pattern < lit).float()
+    return mask, pattern
+
+
+def _between(low: float, high: float, generator: torch.Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def _architecture(network: NetworkMaker) -> dict[str, Any]:
+    """What two networks must share for one's shadows to stand for the other."""
+    space = network.preprocessing
+    told = {
+        "network": network.spec.model_dump(mode="json"),
+        "image_shape": list(network.image_shape),
+        "classes": network.classes,
+        "mean": list(space.mean),
+        "std": list(space.std),
+        "zca": space.zca and space.zca.describe(),
+    }
+    normal: dict[str, Any] = json.loads(json.dumps(told))
+    return normal
