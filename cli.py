@@ -11,6 +11,7 @@ import click
 
 from . import options
 from .defenses.base import Budget
+from .defenses.shadows import ShadowOptions
 from .distill.types import RequestError, RunError
 from .eval import catalogue
 from .eval.bench import BenchOptions, choose_defenses
@@ -26,6 +27,7 @@ from .eval.request import by_owner
 from .eval.runfolder import fresh_folder
 from .eval.source import Source
 from .eval.suite import read_suite
+from .eval.zoo import make_zoo
 
 
 class _Program(click.Group):
@@ -251,6 +253,55 @@ def benchmark(
     if found.failures:
         count = len(found.failures)
         options.leave(click.get_current_context(), 1, f"{count} cells failed: see {out}/table.md")
+
+
+@main.command()
+@click.argument("source", type=options.PATH)
+@options.SHADOWS
+@options.CONFIGURATION
+@options.DATA
+@options.VICTIMS
+@options.MACHINE
+def shadows(
+    source: Path,
+    out: Path,
+    images: int,
+    resume: bool,
+    quiet: bool,
+    pairs: int,
+    shadow_epochs: int,
+    shadow_batch: int,
+    **given: Any,
+) -> None:
+    """Train a zoo of shadow networks for MNTD: half of them clean, half with backdoors.
+
+    They are of the architecture of SOURCE's victims; SOURCE is a run folder or a file.
+
+    \b
+    Once, in a few minutes; then for any set whose victims are such networks:
+        distillsec shadows runs/a --pairs 128 --out zoo.safetensors
+        distillsec defend runs/a --defense mntd --option mntd.zoo=zoo.safetensors
+    More of them later:
+        distillsec shadows runs/a --pairs 512 --out zoo.safetensors --resume
+    """
+    request = options.Request({**given, "resume": False})
+    config = request.for_source(Source(source))
+    if config is None:
+        return
+    chosen = build_options(
+        ShadowOptions, {"pairs": pairs, "epochs": shadow_epochs, "batch": shadow_batch}, "shadows"
+    )
+    with options.stoppable(out):
+        zoo = make_zoo(
+            config,
+            out,
+            chosen,
+            images=images,
+            data_dir=given["data_dir"],
+            resume=resume,
+            reporter=Reporter(quiet=quiet),
+        )
+    click.echo(f"{len(zoo)} shadows, half of them backdoored: {out}")
 
 
 @main.command("list")

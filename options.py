@@ -126,6 +126,31 @@ DEFENSES = options(
         help="Test images measured (default: quick 500, paper all).",
     ),
 )
+SHADOWS = options(
+    click.option(
+        "--pairs",
+        type=int,
+        default=256,
+        show_default=True,
+        help="Clean shadows, and as many backdoored ones (published: 2304).",
+    ),
+    click.option(
+        "--images",
+        type=int,
+        default=500,
+        show_default=True,
+        help="Clean training images that they train on.",
+    ),
+    click.option(
+        "--shadow-epochs", type=int, default=100, show_default=True, help="Epochs of a shadow."
+    ),
+    click.option(
+        "--shadow-batch", type=int, default=100, show_default=True, help="Its mini-batch."
+    ),
+    click.option("--out", type=PATH, required=True, help="The zoo's file (safetensors)."),
+    click.option("--resume", is_flag=True, help="Go on with the zoo in --out."),
+    click.option("--quiet", is_flag=True, help="No progress."),
+)
 
 
 def leave(ctx: click.Context, code: int, line: str) -> NoReturn:

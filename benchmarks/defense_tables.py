@@ -2,8 +2,9 @@
 
     python benchmarks/defense_tables.py benchmarks/results/defenses-classic.json
 
-A detector's cell: AUROC (of rows, of inputs, or of sets over the seeds), with false alarms on the
-clean twin at the paper's threshold | at a calibrated one. What answers: ASR / CTA.
+A detector's cell: AUROC (of rows, of inputs, of sets or models over the seeds), with false alarms
+on the clean twin at the paper's threshold | at a calibrated one; for models the share in which the
+target was found at the calibrated one goes before. What answers: ASR / CTA.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ ALARMS = {
     "row_auroc": ("control_rows_flagged", "control_row_fpr_calibrated"),
     "auroc": ("control_fpr_paper", "control_fpr_at_5"),
     "set_auroc": ("control_set_alarm", "control_set_alarm_calibrated"),
+    "model_auroc": ("control_alarm", "control_alarm_calibrated"),
 }
 
 
@@ -40,6 +42,8 @@ def cell(row: Row) -> str:
     else:
         alarms = " \\| ".join(mean(row.metrics, name) for name in ALARMS[detector])
         told = f"{mean(row.metrics, detector)} ({alarms})"
+        if "target_found_calibrated" in row.metrics:
+            told = f"{mean(row.metrics, 'target_found_calibrated')}, {told}"
     return f"**{told}**" if row.holds else told
 
 

@@ -80,12 +80,12 @@ def lipschitz(network: nn.Module, layer: Channels) -> Tensor | None:
     The spectral norm of the channel's kernel as a matrix (input channels, kernel pixels).
     """
     kernel: Any = network.get_submodule(layer.source).weight
-    norms = torch.linalg.matrix_norm(kernel.detach().flatten(2).double(), ord=2)
+    norms: Tensor = torch.linalg.matrix_norm(kernel.detach().flatten(2).double(), ord=2)
     if layer.layer == layer.source:
         return norms
     norm: Any = network.get_submodule(layer.layer)
     if not isinstance(norm, _BATCH_NORM):
         return None
     assert norm.running_var is not None
-    scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+    scale: Tensor = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
     return norms * scale.abs()

@@ -58,6 +58,8 @@ class DpSgd(Trainer):
         return None
 
     def caution(self, view: DefenderView) -> str | None:
+        if not self.options.noise:
+            return "without noise nothing is private"
         epsilon = self.figures(view)["epsilon"]
         return (
             f"ε {epsilon:.3g} at δ {self.options.delta:g} for the {len(view.labels)} received "
@@ -65,7 +67,9 @@ class DpSgd(Trainer):
         )
 
     def figures(self, view: DefenderView) -> Mapping[str, float]:
-        """``epsilon``: the privacy budget of the received rows."""
+        """``epsilon``: the privacy budget of the received rows; nothing where there is no noise."""
+        if not self.options.noise:
+            return {}
         rate, steps = _schedule(view)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # opacus on numpy's and torch's
@@ -73,8 +77,6 @@ class DpSgd(Trainer):
 
             accountant = RDPAccountant()
             accountant.history = [(self.options.noise, rate, steps)]
-            if self.options.noise == 0:
-                return {"epsilon": float("inf")}
             return {"epsilon": float(accountant.get_epsilon(self.options.delta))}
 
     def train(self, view: DefenderView) -> nn.Module:

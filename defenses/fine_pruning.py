@@ -13,7 +13,7 @@ from .base import DefenderView, Repairer
 from .channels import Channels, convolutions, prune_in_order, silence
 from .held_out import images_needed, images_wanted
 from .maps import at_the_last_maps, feature_map
-from .tuning import TuningOptions, descend, tune
+from .tuning import QUICK_TUNING, TuningOptions, descend, tune
 
 
 @final
@@ -33,14 +33,15 @@ class FinePruning(Repairer):
 
     Needs held-out images and convolutions.
 
-    Deviations: accuracy while pruning is measured on the held-out images that rank the channels;
-    an idle channel's weight and bias go to zero in the norm behind it.
+    Deviations: tuning is counted in steps, at the set's own learning rate; accuracy while pruning
+    is measured on the held-out images that rank the channels; an idle channel's weight and bias go
+    to zero in the norm behind it.
     """
 
     name = "fine-pruning"
     Options = FinePruningOptions
     needs = "held-out images, convolutions"
-    quick: ClassVar[Mapping[str, Any]] = {"epochs": 50, "batch": 32}
+    quick: ClassVar[Mapping[str, Any]] = QUICK_TUNING
 
     def __init__(self, options: FinePruningOptions) -> None:
         self.options: FinePruningOptions = options

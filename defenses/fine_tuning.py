@@ -9,7 +9,7 @@ from torch import nn
 
 from .base import DefenderView, Repairer
 from .held_out import images_needed, images_wanted
-from .tuning import TuningOptions, tune
+from .tuning import QUICK_TUNING, TuningOptions, tune
 
 
 @final
@@ -21,14 +21,14 @@ class FineTuning(Repairer):
 
     Needs held-out images, a few hundred.
 
-    Deviations: none of the papers names its settings; they are BackdoorBench's, with the set's own
-    augmentation.
+    Deviations: none of the papers names its settings; they are BackdoorBench's, counted in steps,
+    with the set's own learning rate and augmentation.
     """
 
     name = "fine-tuning"
     Options = TuningOptions
     needs = "held-out images"
-    quick: ClassVar[Mapping[str, Any]] = {"epochs": 50, "batch": 32}
+    quick: ClassVar[Mapping[str, Any]] = QUICK_TUNING
 
     def __init__(self, options: TuningOptions) -> None:
         self.options: TuningOptions = options

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from .base import DefenderView, Repairer
 from .held_out import images_needed, images_wanted
-from .tuning import TuningOptions, tune
+from .tuning import QUICK_TUNING, TuningOptions, tune
 
 _NOTHING = 1e-12
 
@@ -36,13 +36,14 @@ class FtSam(Repairer):
 
     Needs held-out images.
 
-    Deviations: batch statistics are updated at both points of a step.
+    Deviations: tuning is counted in steps, at the set's own learning rate; batch statistics are
+    updated at both points of a step.
     """
 
     name = "ft-sam"
     Options = FtSamOptions
     needs = "held-out images"
-    quick: ClassVar[Mapping[str, Any]] = {"epochs": 50, "batch": 32}
+    quick: ClassVar[Mapping[str, Any]] = QUICK_TUNING
 
     def __init__(self, options: FtSamOptions) -> None:
         self.options: FtSamOptions = options

@@ -91,7 +91,13 @@ class Mntd(Inspector):
                 pairs=options.pairs, epochs=options.shadow_epochs, batch=options.shadow_batch
             )
             recipe = view.distilled.recipe
-            zoo = grow_zoo(view.network, view.holdout, recipe, shadows, view.generator(25, 0))
+            zoo = grow_zoo(
+                view.network,
+                view.holdout,
+                recipe,
+                shadows,
+                lambda number: view.generator(25, 0, number),
+            )
             self._grown = view.holdout.images, zoo
         return self._grown[1]
 

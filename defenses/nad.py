@@ -14,20 +14,18 @@ from ..distill.networks import Network
 from .base import DefenderView, Repairer
 from .held_out import images_needed, images_wanted
 from .maps import blocks
-from .tuning import TuningOptions, follow, tune
+from .tuning import QUICK_TUNING, TuningOptions, follow, tune
 
 _NOTHING = 1e-6
 
 
 @final
 class NadOptions(TuningOptions):
-    """The official code's, its weights in another unit; see the deviations."""
+    """The official code's, its epochs in steps, its weights in another unit; see the deviations."""
 
-    epochs: int = Field(20, ge=1, description="epochs on the held-out images")
-    lr: float = Field(0.1, gt=0, description="SGD's learning rate, annealed by a cosine to 0")
+    steps: int = Field(800, ge=1, description="mini-batches of held-out images")
     batch: int = Field(64, ge=2, description="images in a mini-batch")
-
-    teacher_epochs: int = Field(10, ge=1, description="epochs that the teacher is fine-tuned")
+    teacher_steps: int = Field(400, ge=1, description="steps that the teacher is fine-tuned")
     weights: tuple[float, ...] = Field(
         (0.5, 4.0, 16.0), min_length=1, description="weights of the last blocks' attention"
     )
@@ -39,21 +37,23 @@ class Nad(Repairer):
     """NAD, neural attention distillation (Li, Lyu, Koren, Lyu, Li, Ma, "Neural Attention
     Distillation: Erasing Backdoor Triggers from Deep Neural Networks", ICLR 2021).
 
-    In words: fine-tune a copy of the victim for a few epochs; then fine-tune the victim so that its
+    In words: fine-tune a copy of the victim for a while; then fine-tune the victim so that its
     attention maps (the sum of squared activations over channels, normalised) become the copy's.
 
     Needs held-out images and convolutions.
 
-    Deviations: attention is taken at the ends of the last three blocks, whatever the architecture
-    (the paper's are those of a wide residual network); shallower networks use what they have. The
-    code weighs mean squared differences of maps by 500, 1000 and 1000, which depends on their size;
-    here squared distances are weighed, by what that is for CIFAR-10's maps of 32, 16 and 8 pixels.
+    Deviations: tuning is counted in steps, at the set's own learning rate (the code tunes at the
+    0.1 that its victims were trained with); attention is taken at the ends of the last three
+    blocks, whatever the architecture (the paper's are those of a wide residual network); shallower
+    networks use what they have. The code weighs mean squared differences of maps by 500, 1000 and
+    1000, which depends on their size; here squared distances are weighed, by what that is for
+    CIFAR-10's maps of 32, 16 and 8 pixels.
     """
 
     name = "nad"
     Options = NadOptions
     needs = "held-out images, convolutions"
-    quick: ClassVar[Mapping[str, Any]] = {"teacher_epochs": 5}
+    quick: ClassVar[Mapping[str, Any]] = QUICK_TUNING
 
     def __init__(self, options: NadOptions) -> None:
         self.options: NadOptions = options
@@ -69,7 +69,7 @@ class Nad(Repairer):
     def repair(self, view: DefenderView) -> nn.Module:
         options, recipe = self.options, view.distilled.recipe
         lessons = TuningOptions(
-            epochs=options.teacher_epochs,
+            steps=options.teacher_steps,
             **options.model_dump(include={"lr", "batch", "momentum", "weight_decay"}),
         )
         teacher = tune(
@@ -108,5 +108,6 @@ def attend(network: nn.Module, images: Tensor, power: float) -> tuple[Sequence[T
 
 def attention(maps: Tensor, power: float) -> Tensor:
     """Sum of activations to ``power`` over channels, of unit L2 norm: ``(N, 1, H, W)``."""
-    summed = maps.abs().pow(power).sum(dim=1, keepdim=True)
-    return summed / (summed.flatten(1).norm(dim=1).view(-1, 1, 1, 1) + _NOTHING)
+    summed: Tensor = maps.abs().pow(power).sum(dim=1, keepdim=True)
+    norms: Tensor = summed.flatten(1).norm(dim=1)
+    return summed / (norms.view(-1, 1, 1, 1) + _NOTHING)

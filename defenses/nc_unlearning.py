@@ -13,7 +13,7 @@ from .base import DefenderView, Repairer
 from .by_class import anomaly_index
 from .held_out import images_needed, images_wanted
 from .neural_cleanse import NeuralCleanseOptions, cleanse
-from .tuning import TuningOptions, descend, tune
+from .tuning import QUICK_TUNING, TuningOptions, descend, tune
 
 
 @final
@@ -22,7 +22,7 @@ class NcUnlearningOptions(TuningOptions):
 
     share: float = Field(0.2, gt=0, le=1, description="share of the images that are stamped")
     threshold: float = Field(2.0, description="anomaly index from which a class is unlearned")
-    steps: int = Field(1000, ge=1, description="Neural Cleanse's passes at most")
+    passes: int = Field(1000, ge=1, description="Neural Cleanse's passes at most")
     images: int = Field(1000, ge=2, description="images that Neural Cleanse uses at most")
     search_batch: int = Field(32, ge=2, description="images in Neural Cleanse's mini-batch")
 
@@ -39,16 +39,15 @@ class NcUnlearning(Repairer):
     Needs held-out images, for the search and for tuning. It can't do better than the detection.
 
     Deviations: the paper tunes for one epoch on a tenth of the training set; here it is as many
-    epochs as other tuning defenses take on the held-out images.
+    steps on the held-out images as other tuning defenses take.
     """
 
     name = "nc-unlearning"
     Options = NcUnlearningOptions
     needs = "held-out images"
     quick: ClassVar[Mapping[str, Any]] = {
-        "epochs": 50,
-        "batch": 32,
-        "steps": 60,
+        **QUICK_TUNING,
+        "passes": 60,
         "images": 100,
         "search_batch": 50,
     }
@@ -66,7 +65,7 @@ class NcUnlearning(Repairer):
         options, generator = self.options, view.generator(37)
         # The very search of `neural-cleanse` where that is run with the same settings.
         search = NeuralCleanseOptions(
-            steps=options.steps, images=options.images, batch=options.search_batch
+            steps=options.passes, images=options.images, batch=options.search_batch
         )
         patches = cleanse(view, search)
         anomaly = anomaly_index(-patches.sizes)

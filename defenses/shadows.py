@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -99,30 +99,39 @@ def grow_zoo(
     clean: Batch,
     recipe: Recipe,
     options: ShadowOptions,
-    generator: torch.Generator,
+    draw: Callable[[int], torch.Generator],
+    *,
+    begun: Zoo | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Zoo:
     """Train ``options.pairs`` clean shadows on ``clean``, and as many with backdoors (jumbo).
 
     A shadow trains on the images by the recipe's normalisation and augmentation; a backdoored one
-    on poisoned copies besides, with a trigger drawn for it alone. ``generator`` (CPU) gives
-    everything. tell: is told how many are done, and of how many.
+    on poisoned copies besides, with a trigger drawn for it alone. draw: the generator (CPU) of the
+    shadow with this number, which is all its randomness; so a zoo that was ``begun`` with fewer
+    pairs grows into the one that it would have been. tell: is told how many are done, of how many.
     """
     lessons = recipe.by_epochs(epochs=options.epochs, batch_size=options.batch, lr=options.lr)
-    states: list[dict[str, Tensor]] = []
-    total = 2 * options.pairs
-    for number in range(total):
+    states: list[Mapping[str, Tensor]] = []
+    total, first = 2 * options.pairs, len(begun) if begun else 0
+    for number in range(first, total):
+        generator = draw(number)
         seed = int(torch.randint(2**31 - 1, (), generator=generator))
-        taught = clean
-        if number % 2:
-            taught = poisoned(clean, network.classes, generator)
-        shadow = fit(network(seed), taught, lessons, generator)
-        states.append({name: value.detach() for name, value in shadow.state_dict().items()})
+        taught = poisoned(clean, network.classes, generator) if number % 2 else clean
+        states.append(fit(network(seed), taught, lessons, generator).state_dict())
         tell(number + 1, total)
-    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-    told = {**_architecture(network), "images": len(clean), **options.model_dump()}
+    grown = {
+        name: torch.stack([state[name] for state in states]) for name in network(0).state_dict()
+    }
+    if begun:
+        grown = {name: torch.cat([begun.states[name], value]) for name, value in grown.items()}
     backdoored = torch.arange(total, device=clean.labels.device) % 2 == 1
-    return Zoo(stacked, backdoored, told)
+    return Zoo(grown, backdoored, describe_zoo(network, clean, options))
+
+
+def describe_zoo(network: NetworkMaker, clean: Batch, options: ShadowOptions) -> dict[str, Any]:
+    """What a zoo's networks are, as its file says it."""
+    return {**_architecture(network), "images": len(clean), **options.model_dump()}
 
 
 def poisoned(clean: Batch, classes: int, generator: torch.Generator) -> Batch:

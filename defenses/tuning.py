@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -19,13 +20,22 @@ Step = Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], None]
 
 
 class TuningOptions(DefenseOptions):
-    """The usual settings of fine-tuning defenses (BackdoorBench's for CIFAR-10)."""
+    """The usual settings of fine-tuning defenses (BackdoorBench's for CIFAR-10).
 
-    epochs: int = Field(100, ge=1, description="epochs on the held-out images")
-    lr: float = Field(0.01, gt=0, description="SGD's learning rate, annealed by a cosine to 0")
+    Its 100 epochs of 2,500 images in mini-batches of 256 are 1,000 steps, at the rate that its
+    victims were trained with.
+    """
+
+    steps: int = Field(1000, ge=1, description="mini-batches of held-out images")
+    lr: float | None = Field(
+        None, gt=0, description="SGD's learning rate, annealed to 0 (default: the set's recipe's)"
+    )
     batch: int = Field(256, ge=2, description="images in a mini-batch")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
     weight_decay: float = Field(5e-4, ge=0, description="SGD's weight decay")
+
+
+QUICK_TUNING: Mapping[str, Any] = {"batch": 32}
 
 
 def tune(
@@ -38,18 +48,21 @@ def tune(
 ) -> nn.Module:
     """Train ``network`` in place on ``clean``; returns it in evaluation mode, frozen.
 
-    Images are augmented as the set's ``recipe`` says. step: what is done with a mini-batch, by
-    default a step down the cross-entropy. ``generator`` (CPU) gives orders and augmentation.
+    Images are augmented as the set's ``recipe`` says; the learning rate falls by a cosine. step:
+    what is done with a mini-batch, by default a step down the cross-entropy. ``generator`` (CPU)
+    gives orders and augmentation.
     """
     optimiser = torch.optim.SGD(
         network.parameters(),
-        lr=options.lr,
+        lr=options.lr or recipe.lr,
         momentum=options.momentum,
         weight_decay=options.weight_decay,
     )
-    annealed = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=options.epochs)
-    for _ in range(options.epochs):
-        run_epoch(network, optimiser, clean, options.batch, recipe, generator, step or descend)
+    annealed = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=options.steps)
+    augment, step = augmenter(recipe, generator), step or descend
+    network.train()
+    for rows in drawn(len(clean), options.batch, options.steps, generator):
+        step(network, optimiser, augment(clean.images[rows]), clean.labels[rows])
         annealed.step()
     return network.eval().requires_grad_(False)
 
@@ -62,30 +75,15 @@ def train_by(
     step: Step | None = None,
 ) -> nn.Module:
     """Train ``network`` in place as the recipe's epochs say, but with another ``step``."""
-    optimiser = sgd(network, recipe)
-    milestones = [recipe.epochs // 2 + 1]
-    drop = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones=milestones)
+    optimiser, augment = sgd(network, recipe), augmenter(recipe, generator)
+    drop = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones=[recipe.epochs // 2 + 1])
+    step, device = step or descend, batch.labels.device
+    network.train()
     for _ in range(recipe.epochs):
-        size = recipe.batch_size
-        run_epoch(network, optimiser, batch, size, recipe, generator, step or descend)
+        for rows in mini_batches(len(batch), recipe.batch_size, generator, device):
+            step(network, optimiser, augment(batch.images[rows]), batch.labels[rows])
         drop.step()
     return network.eval()
-
-
-def run_epoch(
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    size: int,
-    recipe: Recipe,
-    generator: torch.Generator,
-    step: Step,
-) -> None:
-    """A ``step`` on each mini-batch of ``size`` rows, augmented as the recipe says."""
-    augment = augmenter(recipe, generator)
-    network.train()
-    for rows in mini_batches(len(batch), size, generator, batch.labels.device):
-        step(network, optimiser, augment(batch.images[rows]), batch.labels[rows])
 
 
 def descend(

@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..defenses.base import Family
+from .against_twins import of_models, of_sets
 from .defense_tables import COLUMNS, cell
-from .metrics import Summary, over_seeds, summarise
+from .metrics import over_seeds
 from .record import Metrics, Outcome, Record, command_line, environment, read_record
 from .suite import Suite, groups
-from .trial import auroc
 
 BENCHMARK_VERSION = 1
-# A detector holds from this AUROC on; what answers holds at this ASR and this loss of CTA.
-HOLDS_AUROC, HOLDS_ASR, HOLDS_LOSS = 0.9, 0.1, 0.05
+# A detector holds from this AUROC on, one that names the target class where it does so in this
+# share of models; what answers holds at this ASR and this loss of CTA.
+HOLDS_AUROC, HOLDS_FOUND, HOLDS_ASR, HOLDS_LOSS = 0.9, 0.8, 0.1, 0.05
 # Of a detector's figures the first that was measured is the one it is judged by.
-JUDGED = ("row_auroc", "auroc", "set_auroc", "alarm")
+JUDGED = ("row_auroc", "auroc", "set_auroc", "model_auroc")
 
 Status = Literal["done", "not applicable", "error", "missing"]
 
@@ -41,8 +41,9 @@ class Row(BaseModel):
 
     defense: ``none`` for the undefended victims. seeds: those with figures. cells: how many cells
     are in each status. metrics: as in a run's record, each seed the mean over its victims; besides,
-    for sets, ``set_auroc`` (statistics of attacked against clean sets) and the alarms at a
-    threshold that the clean sets of the other seeds set. holds: whether it comes up to the bar.
+    for sets and models, ``set_auroc`` and ``model_auroc`` (statistics of attacked against clean
+    ones) and the alarms at a threshold that the clean ones of the other seeds set. holds: whether
+    it comes up to the bar.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -144,7 +145,8 @@ def _row(
         cells[outcome.status] = cells.get(outcome.status, 0) + 1
     each = list(done.values())
     metrics = over_seeds([outcome.metrics for outcome in each]) if each else {}
-    metrics |= _of_sets([outcome.metrics for outcome in each])
+    metrics |= of_sets([outcome.metrics for outcome in each])
+    metrics |= of_models([outcome.metrics for outcome in each])
     family = next((outcome.family for outcome in outcomes.values()), None)
     return Row(
         **where,
@@ -160,31 +162,6 @@ def _row(
     )
 
 
-def _of_sets(outcomes: Sequence[Metrics]) -> Metrics:
-    """What a set statistic tells, attacked against clean sets over the seeds.
-
-    Calibrated: a set raises the alarm where its statistic is above those of all clean sets of the
-    other seeds, which is what a receiver with clean sets of his own can do.
-    """
-    pairs = [cell(metrics, "set_statistic") for metrics in outcomes]
-    ours = [pair.attacked for pair in pairs if pair.attacked is not None and pair.twin is not None]
-    clean = [pair.twin for pair in pairs if pair.attacked is not None and pair.twin is not None]
-    if len(ours) < 2:
-        return {}
-    statistics = torch.tensor([*ours, *clean], dtype=torch.float64)
-    area = auroc(statistics, torch.arange(len(statistics)) < len(ours))
-    limits = [max(clean[:number] + clean[number + 1 :]) for number in range(len(clean))]
-    return {
-        "set_auroc": Summary(mean=area, std=None, ci95=None, values=(area,)),
-        "set_alarm_calibrated": summarise(
-            [float(value > limit) for value, limit in zip(ours, limits, strict=True)]
-        ),
-        "control_set_alarm_calibrated": summarise(
-            [float(value > limit) for value, limit in zip(clean, limits, strict=True)]
-        ),
-    }
-
-
 def judged(metrics: Metrics) -> str | None:
     """The figure by which a detector is judged; ``None`` for a defense that answers."""
     return next((name for name in JUDGED if name in metrics), None)
@@ -194,8 +171,11 @@ def _holds(metrics: Metrics, before: Metrics) -> bool | None:
     """Whether a defense comes up to the bar; ``None`` where its figures can't say."""
     detector = judged(metrics)
     if detector is not None:
-        value = metrics[detector].mean
-        return None if value is None else value >= HOLDS_AUROC
+        found = metrics.get("target_found_calibrated")
+        value, bar = (
+            (metrics[detector].mean, HOLDS_AUROC) if found is None else (found.mean, HOLDS_FOUND)
+        )
+        return None if value is None else value >= bar
     after, first = cell(metrics, "clean_test_accuracy"), cell(before, "clean_test_accuracy")
     rate = cell(metrics, "attack_success_rate").attacked
     undefended = cell(before, "attack_success_rate").attacked
@@ -220,6 +200,14 @@ _MORE = {
         "rows_flagged": "rows flagged",
         "target_found": "target found",
     },
+    "model_auroc": {
+        "model_auroc": "AUROC of models",
+        "alarm": "alarm, paper",
+        "alarm_calibrated": "alarm, calibrated",
+        "target_found": "target found",
+        "target_found_calibrated": "found, calibrated",
+        "target_suspected": "most suspected",
+    },
 }
 
 
@@ -229,7 +217,8 @@ def as_markdown(found: Benchmark) -> str:
         f"# {found.suite['description'] or 'Benchmark'}",
         "",
         f"Budget {found.suite['budget']}. Figures: mean over distillation seeds [95 % t-interval] "
-        "on attacked sets (clean twin). **Bold**: AUROC ≥ 0.9, or ASR ≤ 0.1 at ≤ 5 points of CTA.",
+        "on attacked sets (clean twin). **Bold**: AUROC ≥ 0.9 (of models: the target found in 4 of "
+        "5 at the calibrated threshold), or ASR ≤ 0.1 at ≤ 5 points of CTA.",
     ]
     places = dict.fromkeys((row.setting, row.attack, row.network) for row in found.rows)
     for setting, attack, network in places:
@@ -264,7 +253,7 @@ def _section(family: Family, rows: Sequence[Row]) -> list[str]:
         columns |= {
             key: title
             for key, title in {**COLUMNS[family], **_MORE.get(detector or "", {})}.items()
-            if key in row.metrics and key not in ("set_statistic", "anomaly")
+            if key in row.metrics and not key.endswith("_statistic")
         }
     lines = ["", f"| {family} | {' | '.join([*columns.values(), 'seeds', 'note'])} |"]
     lines.append("| --- " * (len(columns) + 3) + "|")

@@ -19,6 +19,12 @@ _DETECTORS: Final = ("set scores", "input scores", "inspection")
 # Of several figures the first that was measured is the one a detector is judged by.
 _DETECTED: Final = ("row_auroc", "auroc", "set_alarm", "alarm")
 _ANSWERED: Final = ("attack_success_rate", "clean_test_accuracy")
+_KINDS: Final = {
+    "row_auroc": "rows",
+    "auroc": "inputs",
+    "set_auroc": "sets",
+    "model_auroc": "models",
+}  # what an AUROC is of
 _ROW: Final = 0.27  # inches
 
 
@@ -131,8 +137,9 @@ def _legend(axes: Axes, marks: list[tuple[str, str, bool]]) -> None:
 def heatmap_picture(path: Path, found: Benchmark) -> None:
     """A suite at a look: defenses down, settings and attacks across.
 
-    Left the detectors, by the AUROC of rows, of inputs, or of sets; right the others, by the ASR
-    that is left, CTA below it. Green is good for the defender. A cell that gave no figure says why.
+    Left the detectors, by the AUROC of rows, of inputs, of sets or of models; right the others, by
+    their effectiveness rating (DER), with what is left of ASR and CTA below it. Green is good for
+    the defender. A cell that gave no figure says why.
     """
     places = list(dict.fromkeys((row.setting, row.attack, row.network) for row in found.rows))
     members = dict.fromkeys((row.defense, row.family) for row in found.rows if row.family)
@@ -150,7 +157,7 @@ def heatmap_picture(path: Path, found: Benchmark) -> None:
     figure.suptitle(
         found.suite["description"] or "benchmark", fontsize=11, fontweight="bold", x=0.01, ha="left"
     )
-    titles = ("detection: AUROC (rows, inputs or sets)", "ASR left, CTA below it")
+    titles = ("detection: AUROC", "defense effectiveness rating; ASR / CTA left")
     for axes, names, title in zip(figure.subplots(1, 2), sides, titles, strict=True):
         axes.set_title(title, fontsize=9, loc="left")
         _heat(axes, found, names, places)
@@ -183,13 +190,15 @@ def _heat_cell(row: Row) -> tuple[float | None, str]:
     detector = judged(row.metrics)
     if detector is not None:
         value = row.metrics[detector].mean
-        kind = {"row_auroc": "rows", "auroc": "inputs", "set_auroc": "sets"}.get(detector, detector)
+        kind = _KINDS[detector]
         return (None, "–") if value is None else (value, f"{value:.2f}\n{kind}")
     left = cell(row.metrics, "attack_success_rate").attacked
     kept = cell(row.metrics, "clean_test_accuracy").attacked
     if left is None or kept is None:
         return None, next((status for status in row.cells if status != "done"), "–")
-    return 1 - left, f"{left:.2f}\n{kept:.2f}"
+    rated = cell(row.metrics, "defense_effectiveness_rating").attacked
+    head = "" if rated is None else f"{rated:.2f}\n"
+    return rated, f"{head}{left:.2f} / {kept:.2f}"
 
 
 def _shade(value: float) -> tuple[float, float, float]:

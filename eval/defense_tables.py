@@ -27,13 +27,18 @@ _ANSWERS = {
     "robust_accuracy": "RA",
     "defense_effectiveness_rating": "DER",
 }
-_MODEL = {"alarm": "alarm", "anomaly": "anomaly", "target_found": "target found"}
+_MODEL = {
+    "model_statistic": "statistic",
+    "alarm": "alarm",
+    "target_found": "target found",
+    "target_suspected": "most suspected",
+}
 COLUMNS: Mapping[Family, Mapping[str, str]] = {
     "set scores": _SET,
     "input scores": _INPUT,
     "inspection": _MODEL,
     "sanitised set": _ANSWERS,
-    "training": _ANSWERS,
+    "training": {**_ANSWERS, "epsilon": "ε"},
     "purified input": _ANSWERS,
     "repair": _ANSWERS,
 }

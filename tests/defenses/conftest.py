@@ -58,6 +58,8 @@ def make_case(
     rate: float = RATE,
     faint: float = 0.0,
     epochs: int = 12,
+    width: int = 16,
+    depth: int = 2,
 ) -> Case:
     """BadNets on the digits: a white 3×3 square on a share of the rows, relabelled to class 3.
 
@@ -85,7 +87,7 @@ def make_case(
         batch=Batch(images=images, labels=labels), classes=data.classes, recipe=recipe
     )
     network = NetworkMaker(
-        spec=NetworkSpec(network="convnet", width=16, depth=2, norm=norm),
+        spec=NetworkSpec(network="convnet", width=width, depth=depth, norm=norm),
         image_shape=data.image_shape,
         classes=10,
         preprocessing=data.preprocessing,

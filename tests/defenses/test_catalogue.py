@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from distillsec.defenses.base import (
     DefenderView,
     Defense,
     InputScorer,
+    Inspector,
     Purifier,
     Repairer,
     Sanitiser,
@@ -38,6 +40,20 @@ TINY: dict[str, dict[str, Any]] = {
     "autoencoder": {"epochs": 3},
     "sentinet": {"overlays": 6},
     "strip": {"copies": 5},
+    "neural-cleanse": {"steps": 3, "images": 50},
+    "tabor": {"steps": 3, "images": 50},
+    "nc-unlearning": {"passes": 3, "images": 50, "steps": 4, "threshold": -1e9},
+    "abs": {"steps": 5, "agreement": 0.3},
+    "mm-bd": {"starts": 2, "steps": 10},
+    "bti-dbf": {"mask_epochs": 2, "drawing_epochs": 2, "epochs": 2, "width": 4},
+    "mntd": {"pairs": 2, "shadow_epochs": 1, "epochs": 3},
+    "fine-tuning": {"steps": 4},
+    "fine-pruning": {"steps": 4},
+    "nad": {"steps": 4, "teacher_steps": 4},
+    "ft-sam": {"steps": 4},
+    "anp": {"iterations": 4},
+    "i-bau": {"rounds": 1, "steps": 2, "climbs": 2},
+    "rnp": {"unlearning_epochs": 2, "recovering_epochs": 2},
 }
 
 
@@ -53,6 +69,11 @@ def answer(defense: Defense, view: DefenderView, images: Tensor) -> Tensor:
         return torch.cat([found.rows, found.flagged.double(), torch.tensor([found.statistic])])
     if isinstance(defense, InputScorer):
         return defense.score_inputs(view, images)
+    if isinstance(defense, Inspector):
+        seen = defense.inspect(view)
+        anomaly = torch.zeros(0) if seen.anomaly is None else seen.anomaly
+        assert seen.anomaly is None or anomaly.shape == (view.classes,)
+        return torch.cat([anomaly, torch.tensor([seen.statistic, float(seen.alarm)])])
     if isinstance(defense, Sanitiser):
         return defense.sanitise(view).batch.images
     if isinstance(defense, Trainer):
@@ -91,8 +112,11 @@ def test_its_options_are_documented_and_survive_json(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DEFENSES)
-def test_it_repeats_and_leaves_everything_as_it_was(name: str, badnets: Case) -> None:
-    view = badnets.fresh()
+def test_it_repeats_and_leaves_everything_as_it_was(
+    name: str, badnets: Case, cases: Callable[..., Case]
+) -> None:
+    case = cases(poisoned=True, norm="instance") if name == "dp-sgd" else badnets
+    view = case.fresh()
     before = [tensor.clone() for tensor in contents(view)]
     images = badnets.clean.images[:40]
     first = answer(quick(name), view, images)
@@ -100,7 +124,7 @@ def test_it_repeats_and_leaves_everything_as_it_was(name: str, badnets: Case) ->
     assert not view.victim.training
     assert all(not module._forward_hooks for module in view.victim.modules())
     assert not any(parameter.requires_grad for parameter in view.victim.parameters())
-    again = answer(quick(name), badnets.fresh(), images)
+    again = answer(quick(name), case.fresh(), images)
     assert torch.equal(first, again) and bool(first.double().isfinite().all())
     assert not first.requires_grad
 
@@ -175,6 +199,11 @@ def test_soft_labels_are_taken(name: str, badnets: Case) -> None:
         ("activation-clustering", {"reduction": "umap"}),
         ("jpeg", {"quality": 101}),
         ("shrinkpad", {"share": 1.0}),
+        ("neural-cleanse", {"success": 0}),
+        ("nad", {"weights": ()}),
+        ("strong-augmentation", {"kind": "autoaugment"}),
+        ("abl", {"isolation": 1.0}),
+        ("dp-sgd", {"delta": 0}),
     ],
 )
 def test_impossible_options_are_refused(name: str, values: dict[str, Any]) -> None:

@@ -137,8 +137,7 @@ class Look(Toy, Inspector):
     name = "look"
 
     def inspect(self, view: DefenderView) -> Inspection:
-        anomaly = torch.arange(view.classes).float()
-        return Inspection(anomaly=anomaly, alarm=True, suspect=TARGET)
+        return Inspection(statistic=0.5, alarm=True, anomaly=torch.arange(view.classes).float())
 
 
 class Nothing(Toy, Repairer):

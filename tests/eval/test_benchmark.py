@@ -13,7 +13,7 @@ import yaml
 from click.testing import Result
 
 from distillsec.distill.types import RequestError
-from distillsec.eval import benchmark_table, executors
+from distillsec.eval import against_twins, benchmark_table, executors
 from distillsec.eval.benchmark_table import Benchmark, Row
 from distillsec.eval.metrics import summarise
 from distillsec.eval.record import Outcome, read_record
@@ -239,12 +239,12 @@ def test_sets_are_judged_against_those_of_other_seeds() -> None:
     def outcome(ours: float, clean: float) -> dict[str, Any]:
         return {"set_statistic": summarise([ours]), "control_set_statistic": summarise([clean])}
 
-    found = benchmark_table._of_sets([outcome(5, 1), outcome(2, 2), outcome(9, 3)])
+    found = against_twins.of_sets([outcome(5, 1), outcome(2, 2), outcome(9, 3)])
     # Pairs above: 5 beats all three, 2 beats one and ties one, 9 beats all three.
     assert found["set_auroc"].mean == pytest.approx((3 + 1.5 + 3) / 9)
     assert found["set_alarm_calibrated"].values == (1, 0, 1)  # limits 3, 3, 2
     assert found["control_set_alarm_calibrated"].values == (0, 0, 1)
-    assert benchmark_table._of_sets([outcome(5, 1)]) == {}
+    assert against_twins.of_sets([outcome(5, 1)]) == {}
 
 
 @pytest.mark.parametrize(

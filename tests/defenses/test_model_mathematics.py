@@ -1,0 +1,358 @@
+"""What defenses of the model compute, against closed forms, brute force and finite differences."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.nn import functional
+
+from distillsec.defenses import anp, channels, clp, ft_sam, i_bau, mm_bd, nad, rnp, tuning
+from distillsec.defenses.maps import blocks
+from distillsec.distill.makers import NetworkMaker
+from distillsec.distill.networks import Network, NetworkSpec
+from distillsec.distill.training import accuracy, fit
+from distillsec.distill.preprocessing import Preprocessing
+from distillsec.distill.types import Batch, Recipe
+
+if TYPE_CHECKING:
+    from tests.defenses.conftest import Case
+
+
+def seeded(number: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
+
+
+def made(number: int = 0, shape: tuple[int, int, int] = (1, 8, 8), **spec: Any) -> nn.Module:
+    """A random network in evaluation mode, whose batch statistics are those of random images."""
+    convnet = {"network": "convnet", "width": 6, "depth": 2, "norm": "batch"}
+    values = spec if "network" in spec else convnet | spec
+    maker = NetworkMaker(
+        spec=NetworkSpec.model_validate(values),
+        image_shape=shape,
+        classes=4,
+        preprocessing=Preprocessing(mean=(0.5,) * shape[0], std=(0.3,) * shape[0]),
+    )
+    network = maker(number)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded(number)))
+    network.train()(torch.rand(64, *shape, generator=seeded(number)))
+    return network.eval()
+
+
+def images_of(count: int = 12, shape: tuple[int, int, int] = (1, 8, 8)) -> Batch:
+    labels = torch.arange(count) % 4
+    return Batch(images=torch.rand(count, *shape, generator=seeded(3)), labels=labels)
+
+
+# Channels ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "layers"),
+    [
+        ({}, 2),
+        ({"norm": "instance"}, 2),
+        ({"norm": "none"}, 2),
+        ({"network": "resnet18", "norm": "batch"}, 20),
+        ({"network": "mlp"}, 2),
+        ({"network": "lenet"}, 4),
+    ],
+)
+def test_every_layer_but_the_last_has_channels(spec: dict[str, Any], layers: int) -> None:
+    network, images = made(shape=(1, 28, 28), **spec), images_of(shape=(1, 28, 28)).images
+    found = channels.channels(network)
+    assert len(found) == layers
+    ones = {layer.layer: torch.ones(layer.count) for layer in found}
+    before = network(images)
+    assert torch.allclose(channels.forward_with(network, images, ones, ones), before, atol=1e-6)
+    last = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)][-1]
+    assert last not in ones
+    for layer in (found[0], found[-1]):
+        # A silenced channel is what a factor of 0 makes of it; its source no longer matters.
+        factors = torch.ones(layer.count)
+        factors[1] = 0
+        wanted = channels.forward_with(
+            network, images, {layer.layer: factors}, {layer.layer: factors}
+        )
+        pruned = copy.deepcopy(network)
+        channels.silence(pruned, {layer.layer: torch.tensor([1])}, biases=True)
+        assert torch.allclose(pruned(images), wanted, atol=1e-6)
+        assert not torch.allclose(wanted, before, atol=1e-4)
+        source: Any = pruned.get_submodule(layer.source)
+        if layer.source != layer.layer:
+            with torch.no_grad():
+                source.weight[1].normal_(generator=seeded(1))
+            assert torch.allclose(pruned(images), wanted, atol=1e-6)
+
+
+def test_channels_are_pruned_while_accuracy_lasts(badnets: Case) -> None:
+    network, batch = badnets.view.trainable_victim(), badnets.view.holdout
+    layer = channels.channels(network)[-1]
+    order = [(layer.layer, number) for number in range(layer.count)]
+    brute = []
+    for count in range(layer.count + 1):
+        pruned = copy.deepcopy(network)
+        rows = torch.arange(count)
+        channels.silence(pruned, {layer.layer: rows})
+        brute.append(accuracy(pruned, batch))
+    allowed = 0.3
+    wanted = next(count for count, value in enumerate(brute) if value < brute[0] - allowed) - 1
+    channels.prune_in_order(network, order, batch, allowed)
+    weight = network.get_submodule(layer.layer).weight
+    assert isinstance(weight, Tensor) and 0 < wanted < layer.count
+    assert (weight == 0).sum() == wanted and accuracy(network, batch) == brute[wanted]
+
+
+def test_low_masks_are_pruned_first() -> None:
+    masks = {"a": torch.tensor([0.1, 0.9, 0.3]), "b": torch.tensor([0.2, 0.05])}
+    assert channels.by_mask(masks, 0.25) == [("b", 1), ("a", 0), ("b", 0)]
+
+
+# CLP ---------------------------------------------------------------------------------------------
+
+
+def test_clp_bounds_each_channel() -> None:
+    network = made()
+    layer = channels.convolutions(network)[1]
+    kernel = network.get_submodule(layer.source).weight
+    norm = network.get_submodule(layer.layer)
+    assert isinstance(kernel, Tensor) and isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_var is not None
+    bounds = clp.lipschitz(network, layer)
+    assert bounds is not None
+    for number in range(layer.count):
+        matrix = kernel[number].detach().numpy().reshape(kernel.shape[1], -1)
+        largest = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)[0]
+        scale = norm.weight[number].item() / np.sqrt(float(norm.running_var[number]) + norm.eps)
+        assert float(bounds[number]) == pytest.approx(largest * abs(scale), rel=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["instance", "none"])
+def test_clp_knows_no_scale_behind_other_norms(norm: str) -> None:
+    network = made(norm=norm)
+    bounds = clp.lipschitz(network, channels.convolutions(network)[0])
+    assert (bounds is None) == (norm == "instance")
+
+
+# ANP and RNP -------------------------------------------------------------------------------------
+
+
+def test_the_worst_push_goes_up_the_loss_by_its_sign() -> None:
+    network, batch, options = made().double(), images_of(), anp.AnpOptions(budget=1e-3)
+    images = batch.images.double()
+    masks = {
+        layer.layer: torch.ones(layer.count, dtype=torch.float64)
+        for layer in channels.channels(network)
+    }
+
+    def loss(weights: dict[str, Tensor], biases: dict[str, Tensor]) -> float:
+        pushed = {name: 1 + push.double() for name, push in weights.items()}
+        shifted = {name: 1 + push.double() for name, push in biases.items()}
+        logits = channels.forward_with(network, images, pushed, shifted)
+        return functional.cross_entropy(logits, batch.labels).item()
+
+    weights, biases = anp.worst_push(network, masks, images, batch.labels, options, seeded())
+    zero = {name: torch.zeros(len(mask)) for name, mask in masks.items()}
+    assert loss(weights, biases) > loss(zero, zero)
+    for pushes, kind in ((weights, 0), (biases, 1)):
+        for name, push in pushes.items():
+            assert push.abs().max() <= options.budget + 1e-9
+            for number in range(len(push)):
+                step = torch.zeros(len(push), dtype=torch.float64)
+                step[number] = 1e-6
+                moved = [zero | {name: sign * step} for sign in (1, -1)]
+                slopes = [loss(m, zero) if kind == 0 else loss(zero, m) for m in moved]
+                slope = (slopes[0] - slopes[1]) / 2e-6
+                if abs(slope) > 1e-4:
+                    assert float(push[number]) * slope > 0
+
+
+def test_masks_stay_in_bounds_and_the_victim_as_it_is(badnets: Case) -> None:
+    view = badnets.fresh()
+    before = copy.deepcopy(view.victim.state_dict())
+    few = view.holdout.rows(torch.arange(64))
+    masks = anp.learn_masks(
+        view.trainable_victim(), few, anp.AnpOptions(iterations=15, batch=32), seeded()
+    )
+    empty = rnp.unlearn(view.trainable_victim(), few, rnp.RnpOptions(batch=32), seeded())
+    assert accuracy(empty, few) <= 0.3 < 0.9 < accuracy(view.victim, few)
+    recovered = rnp.recover(empty, few, rnp.RnpOptions(batch=32, recovering_epochs=5), seeded())
+    for found in (masks, recovered):
+        values = torch.cat(list(found.values()))
+        assert values.min() >= 0 and values.max() <= 1 and values.std() > 0
+        assert len(values) == sum(layer.count for layer in channels.channels(view.victim))
+    assert all(torch.equal(value, view.victim.state_dict()[name]) for name, value in before.items())
+
+
+# FT-SAM ------------------------------------------------------------------------------------------
+
+
+def test_a_climb_is_adaptive_and_goes_uphill() -> None:
+    """ε = ρ T² g / ‖T g‖ with T = |w|, so that ‖T⁻¹ ε‖ = ρ; no step of that length rises more."""
+    weights = [nn.Parameter(torch.randn(5, 3, dtype=torch.float64, generator=seeded(1)))]
+    weights.append(nn.Parameter(torch.randn(4, dtype=torch.float64, generator=seeded(2))))
+    slopes = [torch.randn(w.shape, dtype=torch.float64, generator=seeded(9)) for w in weights]
+    starts = [w.detach().clone() for w in weights]
+    for weight, slope in zip(weights, slopes, strict=True):
+        weight.grad = slope.clone()
+    moved = ft_sam.climb(weights, 0.3)
+    flat_w = torch.cat([w.flatten() for w in starts]).numpy()
+    flat_g = torch.cat([g.flatten() for g in slopes]).numpy()
+    told = torch.cat([move.flatten() for _, move in moved]).numpy()
+    wanted = 0.3 * flat_w**2 * flat_g / np.linalg.norm(np.abs(flat_w) * flat_g)
+    assert np.allclose(told, wanted, rtol=1e-9)
+    assert np.linalg.norm(told / np.abs(flat_w)) == pytest.approx(0.3)
+    rival = np.random.default_rng(0).normal(size=(200, len(flat_w)))
+    rival = 0.3 * np.abs(flat_w) * rival / np.linalg.norm(rival, axis=1, keepdims=True)
+    assert (rival @ flat_g).max() < told @ flat_g
+    assert all(
+        torch.allclose(w, start + move) for (w, move), start in zip(moved, starts, strict=True)
+    )
+
+
+# I-BAU -------------------------------------------------------------------------------------------
+
+
+def test_the_hypergradient_is_that_of_the_solution() -> None:
+    """Inner ½δᵀAδ − δᵀBθ, so δ(θ) = A⁻¹Bθ; outer ½‖δ − c‖² + ½‖θ‖²."""
+    root = torch.randn(4, 4, dtype=torch.float64, generator=seeded(1))
+    curve = root @ root.T / 4 + torch.eye(4, dtype=torch.float64)
+    cross = torch.randn(4, 3, dtype=torch.float64, generator=seeded(2))
+    goal = torch.randn(4, dtype=torch.float64, generator=seeded(3))
+    theta = torch.randn(3, dtype=torch.float64, generator=seeded(4)).requires_grad_()
+
+    def outer(push: Tensor) -> Tensor:
+        return 0.5 * (push - goal).square().sum() + 0.5 * theta.square().sum()
+
+    def inner(push: Tensor) -> Tensor:
+        return 0.5 * push @ curve @ push - push @ (cross @ theta)
+
+    solution = torch.linalg.solve(curve, cross @ theta.detach())
+    answer = torch.linalg.solve(curve, cross)
+    wanted = theta.detach() + answer.T @ (solution - goal)
+    (found,) = i_bau.hypergradient(outer, inner, solution, [theta], 0.2, 400)
+    assert torch.allclose(found, wanted, atol=1e-8)
+    # Cut short it is the Neumann series cut short; with none it is the direct part alone.
+    (direct,) = i_bau.hypergradient(outer, inner, solution, [theta], 0.2, 0)
+    assert torch.allclose(direct, theta.detach())
+    (once,) = i_bau.hypergradient(outer, inner, solution, [theta], 0.2, 1)
+    assert torch.allclose(once, theta.detach() + 0.2 * cross.T @ (solution - goal))
+
+
+def test_a_found_push_keeps_to_its_radius_and_spoils_answers(badnets: Case) -> None:
+    view = badnets.view
+    images = view.holdout.images[:64]
+    options = i_bau.IBauOptions(radius=0.2, climbs=15, batch=32)
+    push = i_bau.find_push(view.victim, images, options, seeded())
+    assert push.shape == (1, 1, 8, 8)
+    assert float(push.square().mean().sqrt()) <= 0.2 + 1e-6
+    told = view.victim(images).argmax(dim=1)
+    noise = 0.2 * torch.randn(push.shape, generator=seeded(1)).sign()
+    changed = (view.victim(images + push).argmax(dim=1) != told).double().mean()
+    assert changed > (view.victim(images + noise).argmax(dim=1) != told).double().mean()
+
+
+# NAD ---------------------------------------------------------------------------------------------
+
+
+def test_attention_is_the_normalised_sum_over_channels() -> None:
+    maps = torch.randn(3, 5, 4, 4, dtype=torch.float64, generator=seeded(1))
+    found = nad.attention(maps, 2.0)
+    for number in range(3):
+        summed = sum(maps[number, channel] ** 2 for channel in range(5))
+        assert isinstance(summed, Tensor)
+        assert torch.allclose(found[number, 0], summed / summed.norm(), atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", [{}, {"network": "resnet18"}, {"network": "alexnet"}])
+def test_blocks_together_are_the_network(spec: dict[str, Any]) -> None:
+    network, images = made(shape=(3, 32, 32), **spec), images_of(4, (3, 32, 32)).images
+    pieces = blocks(network)
+    assert pieces is not None and isinstance(network, Network)
+    maps, logits = nad.attend(network, images, 2.0)
+    assert torch.allclose(logits, network(images), atol=1e-5)
+    assert len(maps) == len(pieces) - 1 and all(found.shape[:2] == (4, 1) for found in maps)
+    assert blocks(made(network="mlp")) is None
+
+
+# MM-BD -------------------------------------------------------------------------------------------
+
+
+def test_margins_of_a_linear_network_are_climbed_to_the_corner() -> None:
+    """Rows of weights with supports of their own: the largest margin is the own positive part."""
+    weights = torch.zeros(4, 64)
+    for number in range(4):
+        weights[number, 16 * number : 16 * number + 16] = torch.linspace(-1, 2, 16) * (number + 1)
+    linear = nn.Linear(64, 4, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(weights)
+    network = nn.Sequential(nn.Flatten(), linear)
+    starts = torch.rand(4, 3, 1, 8, 8, generator=seeded())
+    found = mm_bd.largest_margins(network, starts, 300, 0.05)
+    # Less the least that the best other class can have: the sum of its negative weights.
+    negative = weights.clamp(max=0).sum(dim=1)
+    for number in range(4):
+        others = negative[torch.arange(4) != number].max()
+        assert float(found[number]) <= float(weights[number].clamp(min=0).sum() - others) + 1e-4
+        assert float(found[number]) >= 0.9 * float(weights[number].clamp(min=0).sum())
+
+
+def test_a_margin_is_to_the_next_class() -> None:
+    logits = torch.tensor([[[3.0, 1.0, 2.0]], [[3.0, 1.0, 2.0]]])
+    assert mm_bd.margin(logits, torch.tensor([0, 1])).tolist() == [[1.0], [-2.0]]
+
+
+def test_the_p_value_is_that_of_the_largest_of_a_gamma() -> None:
+    others = stats.gamma.rvs(4, loc=1, scale=2, size=200, random_state=0)
+    fitted = stats.gamma.fit(others)
+    for highest in (25.0, 60.0):
+        values = torch.tensor([*others[others < highest], highest])
+        shape = fitted if len(values) == 201 else stats.gamma.fit(others[others < highest])
+        wanted = 1 - stats.gamma.cdf(highest, *shape) ** len(values)
+        assert mm_bd.p_value_of_largest(values) == pytest.approx(wanted, rel=1e-6, abs=1e-12)
+    assert mm_bd.p_value_of_largest(torch.tensor([1.0, 1.0, 1.0, 1.0])) == 1
+    assert mm_bd.p_value_of_largest(torch.tensor([1.0, 1.0, 1.0, 2.0])) == 0
+
+
+# Tuning ------------------------------------------------------------------------------------------
+
+
+def test_training_by_a_step_is_training() -> None:
+    """``train_by`` with the plain step gives the very weights that ``fit`` gives."""
+    batch = images_of(23)
+    recipe = Recipe(mean=(0.5,), std=(0.3,), epochs=5, batch_size=5, lr=0.05, augment="crop")
+    one = fit(made(), batch, recipe, seeded(4))
+    other = tuning.train_by(made(), batch, recipe, seeded(4))
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("lr", "rate"), [(None, 0.05), (0.2, 0.2)])
+def test_tuning_takes_its_steps_at_an_annealed_rate(lr: float | None, rate: float) -> None:
+    seen: list[tuple[float, int]] = []
+
+    def step(network: nn.Module, optimiser: torch.optim.Optimizer, *rows: Tensor) -> None:
+        seen.append((optimiser.param_groups[0]["lr"], len(rows[0])))
+        optimiser.step()
+
+    options = tuning.TuningOptions(steps=7, batch=8, lr=lr)
+    recipe = Recipe(mean=(0.5,), std=(0.3,), lr=0.05)
+    tuned = tuning.tune(made(), images_of(20), recipe, options, seeded(), step)
+    wanted = [rate * (1 + np.cos(np.pi * number / 7)) / 2 for number in range(7)]
+    assert [told for told, _ in seen] == pytest.approx(wanted)
+    assert [count for _, count in seen] == [8, 8, 4, 8, 8, 4, 8]
+    assert not tuned.training and not any(p.requires_grad for p in tuned.parameters())
+
+
+@pytest.mark.parametrize(("count", "size", "wanted"), [(9, 4, [4, 4]), (1, 4, [1]), (6, 3, [3, 3])])
+def test_a_row_alone_is_no_mini_batch(count: int, size: int, wanted: list[int]) -> None:
+    pieces = tuning.mini_batches(count, size, seeded(), torch.device("cpu"))
+    assert [len(piece) for piece in pieces] == wanted
+    assert len(torch.cat(pieces).unique()) == sum(wanted)
