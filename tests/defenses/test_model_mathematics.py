@@ -16,8 +16,8 @@ from distillsec.defenses import anp, channels, clp, ft_sam, i_bau, mm_bd, nad, r
 from distillsec.defenses.maps import blocks
 from distillsec.distill.makers import NetworkMaker
 from distillsec.distill.networks import Network, NetworkSpec
-from distillsec.distill.training import accuracy, fit
 from distillsec.distill.preprocessing import Preprocessing
+from distillsec.distill.training import accuracy, fit
 from distillsec.distill.types import Batch, Recipe
 
 if TYPE_CHECKING:

@@ -1,0 +1,58 @@
+"""``distillsec shadows``: a zoo made once, gone on with, used, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from click.testing import Result
+
+from distillsec.distill.files import read_tensors
+from distillsec.eval.record import read_record
+
+Cli = Callable[..., Result]
+FEW = ("--images", 40, "--shadow-epochs", 1, "--quiet")
+
+
+def test_a_zoo_is_made_grows_and_serves_mntd(finished: Path, cli: Cli, tmp_path: Path) -> None:
+    zoo = tmp_path / "new" / "zoo.safetensors"
+    done = cli("shadows", finished, "--pairs", 3, *FEW, "--out", zoo)
+    assert done.exit_code == 0, done.stderr
+    assert "6 shadows" in done.stdout and str(zoo) in done.stdout
+    whole = tmp_path / "whole.safetensors"
+    cli("shadows", finished, "--pairs", 4, *FEW, "--out", whole)
+    again = cli("shadows", finished, "--pairs", 4, *FEW, "--out", zoo, "--resume")
+    assert again.exit_code == 0, again.stderr
+    grown, told = read_tensors(zoo)
+    straight, wanted = read_tensors(whole)
+    assert told["zoo"] == wanted["zoo"] and told["zoo"]["pairs"] == 4
+    assert grown.keys() == straight.keys()
+    assert all(torch.equal(value, straight[name]) for name, value in grown.items())
+    words = ("--defense", "mntd", "--option", f"mntd.zoo={zoo}", "--option", "mntd.epochs=2")
+    used = cli("defend", finished, *words, "--quiet", "--out", tmp_path / "out")
+    assert used.exit_code == 0, used.stderr
+    outcome = read_record(tmp_path / "out" / "record.json").defenses["mntd"]
+    assert outcome.status == "done" and "model_statistic" in outcome.metrics
+    assert "target_suspected" not in outcome.metrics  # it names no class
+
+
+def test_a_wrong_request_is_one_line_and_the_zoo_stays(
+    finished: Path, cli: Cli, tmp_path: Path
+) -> None:
+    zoo = tmp_path / "zoo.safetensors"
+    cli("shadows", finished, "--pairs", 2, *FEW, "--out", zoo)
+    before = zoo.read_bytes()
+    for words, fault in (
+        (("--pairs", 2, *FEW), "exists"),
+        (("--pairs", 2, "--images", 41, "--quiet", "--resume"), "begun with images 40, not 41"),
+        (("--pairs", 2, *FEW, "--resume", "--set", "width=9"), "expected"),
+        (("--pairs", 1, *FEW, "--resume"), "pairs"),
+        (("--pairs", 2, "--images", 5, "--resume"), "expected 10 to"),
+    ):
+        done = cli("shadows", finished, *words, "--out", zoo)
+        assert done.exit_code == 2, words
+        assert fault in done.stderr and done.stderr.count("\n") == 1
+        assert zoo.read_bytes() == before
+    gone = cli("defend", finished, "--defense", "mntd", "--option", "mntd.zoo=nowhere", "--quiet")
+    assert gone.exit_code == 1 and "nowhere" in gone.stdout
