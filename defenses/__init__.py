@@ -18,6 +18,7 @@ from .dp_sgd import DpSgd
 from .fine_pruning import FinePruning
 from .fine_tuning import FineTuning
 from .ft_sam import FtSam
+from .holdout_only import HoldoutOnly
 from .i_bau import IBau
 from .ibd_psc import IbdPsc
 from .jpeg import Jpeg
@@ -84,6 +85,7 @@ DEFENSES: Mapping[str, type[Defense]] = {
     "dp-sgd": DpSgd,
     "strong-augmentation": StrongAugmentation,
     "cutmix": CutMix,
+    "holdout-only": HoldoutOnly,
 }
 
 __all__ = ["DEFENSES", "DefenderView", "Defense"]

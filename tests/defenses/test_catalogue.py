@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 OF_INPUTS = [n for n, d in DEFENSES.items() if issubclass(d, InputScorer | Purifier)]
 OF_SETS = [n for n, d in DEFENSES.items() if issubclass(d, SetScorer)]
-MADE_UP = {"blur", "pixel-clip"}  # no paper: baselines
+MADE_UP = {"blur", "pixel-clip", "holdout-only"}  # no paper: baselines
 
 
 # Less than the quick budget's work where that takes more than a moment.
@@ -48,6 +48,7 @@ TINY: dict[str, dict[str, Any]] = {
     "bti-dbf": {"mask_epochs": 2, "drawing_epochs": 2, "epochs": 2, "width": 4},
     "mntd": {"pairs": 2, "shadow_epochs": 1, "epochs": 3},
     "fine-tuning": {"steps": 4},
+    "holdout-only": {"steps": 4},
     "fine-pruning": {"steps": 4},
     "nad": {"steps": 4, "teacher_steps": 4},
     "ft-sam": {"steps": 4},

@@ -203,6 +203,13 @@ def test_a_tenth_of_the_rows_is_learned_whatever_the_training(
     assert asr <= 0.12 and cta >= 0.92
 
 
+def test_whoever_holds_images_can_do_without_the_set(badnets: Case, honest: Case) -> None:
+    """The baseline: 150 held-out digits, and no backdoor."""
+    asr, cta = left("holdout-only", badnets, steps=300)
+    assert asr <= 0.1 and cta >= 0.8
+    assert left("holdout-only", honest, steps=300) == (asr, cta)
+
+
 def test_dp_sgd_pays_and_a_tenth_of_the_rows_is_no_outlier(cases: Cases) -> None:
     asr, cta = left("dp-sgd", cases(poisoned=True, norm="instance"))
     assert asr >= 0.8 and 0.75 <= cta <= 0.95
