@@ -123,6 +123,9 @@ class Fresh(Toy, Trainer):
         batch, recipe = view.distilled.batch, view.distilled.recipe
         return fit(view.network(1), batch, recipe, view.generator(0))
 
+    def figures(self, view: DefenderView) -> dict[str, float]:
+        return {"epsilon": 2.5}
+
 
 class Zero(Toy, Purifier):
     """Answers class 0 to everything."""
@@ -344,6 +347,11 @@ def test_every_family_is_measured(stand: Callable[..., Stand]) -> None:
         for each in [kind(Options())]
     }
     assert tuple(told) == FAMILIES
+    look = told["inspection"].metrics
+    assert look["model_statistic"].mean == 0.5 and look["alarm"].mean == 1
+    # It points at class 9, which is not the target, whether it raises an alarm or not.
+    assert look["target_found"].mean == look["target_suspected"].mean == 0
+    assert told["training"].metrics["epsilon"].values == (2.5, 2.5)
     for family, outcome in told.items():
         assert (outcome.status, outcome.family) == ("done", family)
         for summary in outcome.metrics.values():

@@ -13,7 +13,7 @@ import yaml
 from click.testing import Result
 
 from distillsec.distill.types import RequestError
-from distillsec.eval import against_twins, benchmark_table, executors
+from distillsec.eval import against_twins, benchmark_table, defense_pictures, executors
 from distillsec.eval.benchmark_table import Benchmark, Row
 from distillsec.eval.metrics import summarise
 from distillsec.eval.record import Outcome, read_record
@@ -247,11 +247,41 @@ def test_sets_are_judged_against_those_of_other_seeds() -> None:
     assert against_twins.of_sets([outcome(5, 1)]) == {}
 
 
+def test_models_are_judged_one_by_one_against_those_of_other_seeds() -> None:
+    def outcome(ours: list[float], clean: list[float], right: list[float]) -> dict[str, Any]:
+        told = {
+            "model_statistic": ours,
+            "target_suspected": right,
+            "control_model_statistic": clean,
+        }
+        return {name: summarise(values) for name, values in told.items()}
+
+    told = [
+        outcome([5, 1], [1, 0], [1, 1]),
+        outcome([4, 6], [3, 0], [1, 0]),
+        outcome([9, 9], [2, 2], [0, 1]),
+    ]
+    found = against_twins.of_models(told)
+    ours, clean = [5, 1, 4, 6, 9, 9], [1, 0, 3, 0, 2, 2]
+    pairs = [(a > b) + 0.5 * (a == b) for a in ours for b in clean]
+    assert found["model_auroc"].mean == pytest.approx(sum(pairs) / 36)
+    assert found["alarm_calibrated"].values == (0.5, 1, 1)  # limits 3, 2, 3
+    assert found["control_alarm_calibrated"].values == (0, 0.5, 0)
+    assert found["target_found_calibrated"].values == (0.5, 0.5, 0.5)
+    assert against_twins.of_models(told[:1]) == {}
+    nameless = [{k: v for k, v in each.items() if k != "target_suspected"} for each in told]
+    assert "target_found_calibrated" not in against_twins.of_models(nameless)
+    assert against_twins.of_models([{"model_statistic": summarise([1.0])}] * 3) == {}
+
+
 @pytest.mark.parametrize(
     ("metrics", "holds"),
     [
         ({"row_auroc": 0.95, "auroc": 0.1}, True),
         ({"auroc": 0.89}, False),
+        ({"model_auroc": 0.95}, True),
+        ({"model_auroc": 0.95, "target_found_calibrated": 0.7}, False),
+        ({"model_auroc": 0.7, "target_found_calibrated": 0.8}, True),
         ({"attack_success_rate": 0.05, "clean_test_accuracy": 0.86}, True),
         ({"attack_success_rate": 0.05, "clean_test_accuracy": 0.84}, False),
         ({"attack_success_rate": 0.11, "clean_test_accuracy": 0.9}, False),
@@ -276,6 +306,20 @@ def test_an_outcome_that_some_seeds_lack_is_counted() -> None:
     row: Row = benchmark_table._row(where, "x", {0: done, 2: failed}, 3, {})
     assert row.cells == {"missing": 1, "done": 1, "error": 1} and row.seeds == [0]
     assert row.reason == "no" and row.holds is True
+
+
+def test_a_heat_maps_cell_is_how_good_it_is_for_the_defender() -> None:
+    def told(**metrics: float) -> tuple[float | None, str]:
+        given = {name: summarise([value]) for name, value in metrics.items()}
+        where = {"setting": "s", "attack": "a", "network": "n", "defense": "d"}
+        row = Row(**where, family=None, cells={"not applicable": 2}, metrics=given)
+        return defense_pictures._heat_cell(row)
+
+    assert told(model_auroc=0.8) == (0.8, "0.80\nmodels")
+    rates = {"attack_success_rate": 0.1, "clean_test_accuracy": 0.9}
+    assert told(**rates, defense_effectiveness_rating=0.75) == (0.75, "0.75\n0.10 / 0.90")
+    assert told(**rates) == (None, "0.10 / 0.90")  # no defense
+    assert told() == (None, "not applicable")
 
 
 # Processes ---------------------------------------------------------------------------------------
