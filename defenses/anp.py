@@ -14,7 +14,7 @@ from ..distill.types import Batch
 from .base import DefenderView, DefenseOptions, Repairer
 from .channels import by_mask, channels, forward_with, prune_in_order
 from .held_out import images_needed, images_wanted
-from .tuning import mini_batches
+from .tuning import drawn, follow
 
 
 @final
@@ -85,26 +85,17 @@ def learn_masks(
         lr=options.lr,
         momentum=options.momentum,
     )
-    done = 0
-    while done < options.iterations:
-        for rows in mini_batches(len(clean), options.batch, generator, device):
-            images, labels = clean.images[rows], clean.labels[rows]
-            weights, biases = worst_push(network, masks, images, labels, options, generator)
-            pushed = {name: mask + weights[name] for name, mask in masks.items()}
-            shifted = {name: 1 + push for name, push in biases.items()}
-            robust = functional.cross_entropy(
-                forward_with(network, images, pushed, shifted), labels
-            )
-            natural = functional.cross_entropy(forward_with(network, images, masks), labels)
-            optimiser.zero_grad()
-            (options.clean * natural + (1 - options.clean) * robust).backward()
-            optimiser.step()
-            with torch.no_grad():
-                for mask in masks.values():
-                    mask.clamp_(0, 1)
-            done += 1
-            if done == options.iterations:
-                break
+    for rows in drawn(len(clean), options.batch, options.iterations, generator):
+        images, labels = clean.images[rows], clean.labels[rows]
+        weights, biases = worst_push(network, masks, images, labels, options, generator)
+        pushed = {name: mask + weights[name] for name, mask in masks.items()}
+        shifted = {name: 1 + push for name, push in biases.items()}
+        robust = functional.cross_entropy(forward_with(network, images, pushed, shifted), labels)
+        natural = functional.cross_entropy(forward_with(network, images, masks), labels)
+        follow(optimiser, options.clean * natural + (1 - options.clean) * robust)
+        with torch.no_grad():
+            for mask in masks.values():
+                mask.clamp_(0, 1)
     return {name: mask.detach() for name, mask in masks.items()}
 
 

@@ -130,6 +130,23 @@ def test_it_repeats_and_leaves_everything_as_it_was(
     assert not first.requires_grad
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", DEFENSES)
+def test_it_works_where_the_set_lies(name: str, badnets: Case, cases: Callable[..., Case]) -> None:
+    case = cases(poisoned=True, norm="instance") if name == "dp-sgd" else badnets
+    view = case.view
+    moved = case.fresh(
+        distilled=view.distilled.to("cuda"),
+        victim=view.trainable_victim().requires_grad_(False).to("cuda"),
+        network=replace(view.network, device="cuda"),
+        holdout=view.holdout.to("cuda"),
+    )
+    defense = quick(name)
+    assert defense.objection(moved) is None
+    found = answer(defense, moved, case.clean.images[:40].to("cuda"))
+    assert bool(found.double().isfinite().all())
+
+
 @pytest.mark.parametrize(
     "name", [n for n, d in DEFENSES.items() if issubclass(d, InputScorer | Purifier)]
 )
