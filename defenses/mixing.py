@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, final
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from pydantic import Field
@@ -89,6 +90,7 @@ class StrongAugmentation(Trainer):
 
     name = "strong-augmentation"
     Options = StrongAugmentationOptions
+    quick: ClassVar[Mapping[str, Any]] = {"copies": 2}
 
     def __init__(self, options: StrongAugmentationOptions) -> None:
         self.options: StrongAugmentationOptions = options

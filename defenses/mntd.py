@@ -55,7 +55,7 @@ class Mntd(Inspector):
     Options = MntdOptions
     needs = "held-out images (hundreds), or a zoo of shadows"
     quick: ClassVar[Mapping[str, Any]] = {
-        "pairs": 16,
+        "pairs": 8,
         "shadow_epochs": 25,
         "shadow_batch": 32,
         "epochs": 150,
