@@ -95,7 +95,7 @@ def test_abs_finds_the_neuron_in_a_wide_network(cases: Cases) -> None:
 def test_bti_dbf_moves_the_images_of_clean_models_too(badnets: Case, honest: Case) -> None:
     """Its bound on pixels is wide enough for digits to become other digits."""
     for case in (badnets, honest):
-        found = seen("bti-dbf", case)
+        found = seen("bti-dbf", case, drawing_epochs=20, epochs=20)
         assert found.alarm and found.statistic >= 0.9
 
 
@@ -130,12 +130,6 @@ def test_fine_pruning_takes_the_idle_channels_and_the_backdoor(cases: Cases) -> 
     asr, cta = left("fine-pruning", cases(poisoned=True, **wide), steps=300)
     assert asr <= 0.2 and cta >= 0.93
     assert left("fine-pruning", cases(poisoned=False, **wide), steps=300)[1] >= 0.93
-
-
-def test_ft_sam_takes_most_of_it(badnets: Case, honest: Case) -> None:
-    asr, cta = left("ft-sam", badnets)
-    assert asr <= 0.4 and cta >= 0.93
-    assert left("ft-sam", honest)[1] >= 0.91
 
 
 @pytest.mark.slow

@@ -159,6 +159,7 @@ def test_poisoned_copies_come_beside_the_clean_images(honest: Case) -> None:
 
 @pytest.fixture(scope="module")
 def zoo(honest: Case) -> shadows.Zoo:
+    torch.set_num_threads(1)
     view = honest.view
     options = shadows.ShadowOptions(pairs=3, epochs=2, batch=50)
     told: list[tuple[int, int]] = []
