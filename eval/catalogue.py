@@ -23,7 +23,11 @@ _TOLD = {
     "cost": "cost",
     "needs": "needs",
     "quick": "quick budget",
+    "tried": "tried before",
 }
+
+# Of the nine defenses that the paper on Doorping reports, those in its author's published code.
+_TRIED = ("neural-cleanse", "abs", "strip", "autoencoder", "spectral-signatures", "spectre", "scan")
 
 Rows = dict[str, dict[str, Any]]
 
@@ -78,6 +82,7 @@ def _defenses() -> Rows:
     for name, defense in DEFENSES.items():
         rows[name] |= {"family": defense.family, "needs": defense.needs}
         rows[name]["quick"] = ", ".join(f"{k} {v}" for k, v in defense.quick.items())
+        rows[name]["tried"] = "by the author of Doorping" if name in _TRIED else ""
     return rows
 
 

@@ -199,3 +199,9 @@ def test_the_catalogue_says_what_one_needs(name: str) -> None:
     assert row["family"] and row["needs"] and row["description"]
     outcome = Outcome(family=row["family"], status="done", budget="paper")
     assert outcome.metrics == {}
+
+
+def test_the_catalogue_marks_what_was_tried_on_doorping_before() -> None:
+    rows = CATALOGUES["defenses"]()
+    assert sum(bool(row["tried"]) for row in rows.values()) == 7
+    assert rows["strip"]["tried"] and rows["neural-cleanse"]["tried"] and not rows["nad"]["tried"]
