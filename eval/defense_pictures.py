@@ -62,7 +62,8 @@ def defenses_picture(path: Path, record: Record) -> None:
 def _detectors(axes: Axes, outcomes: dict[str, Outcome]) -> None:
     told: dict[str, str] = {}
     for y, (name, outcome) in enumerate(outcomes.items()):
-        figure = next((key for key in _DETECTED if key in outcome.metrics), None)
+        figures = (key for key in _DETECTED if cell(outcome.metrics, key).attacked is not None)
+        figure = next(figures, None)
         if figure is None:
             told[name] = outcome.reason or "no figure: it raises no alarm"
             continue
@@ -70,7 +71,9 @@ def _detectors(axes: Axes, outcomes: dict[str, Outcome]) -> None:
         _mark(axes, y, both.attacked, VERMILLION, filled=True)
         _mark(axes, y, both.twin, BLUE, filled=False)
         if figure.endswith("alarm"):
-            axes.annotate("alarms", (1.04, y), fontsize=7, color=SOFT, va="center")
+            axes.annotate(
+                "alarms", (1.04, y), fontsize=7, color=SOFT, va="center", annotation_clip=False
+            )
     axes.axvline(0.5, color=SOFT, linewidth=0.8, linestyle=":")
     _finish(axes, list(outcomes), told, "AUROC, or share of victims that alarm")
     _legend(axes, [("attacked set", VERMILLION, True), ("clean twin", BLUE, False)])
