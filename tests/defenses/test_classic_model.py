@@ -190,7 +190,7 @@ def test_i_bau_costs_little(honest: Case) -> None:
 def test_a_tenth_of_the_rows_is_learned_whatever_the_training(
     name: str, badnets: Case, honest: Case
 ) -> None:
-    """Cuts leave the corner where it is most of the time; unlearning 13 rows of 130 is little."""
+    """Cuts leave the corner where it is most of the time; unlearning 12 rows of 130 is little."""
     asr, cta = left(name, badnets)
     assert asr >= 0.8 and cta >= 0.92
     asr, cta = left(name, honest)
