@@ -160,7 +160,7 @@ def heatmap_picture(path: Path, found: Benchmark) -> None:
     figure.suptitle(
         found.suite["description"] or "benchmark", fontsize=11, fontweight="bold", x=0.01, ha="left"
     )
-    titles = ("detection: AUROC", "defense effectiveness rating; ASR / CTA left")
+    titles = ("detection: AUROC", "answers: DER, below it ASR / CTA")
     for axes, names, title in zip(figure.subplots(1, 2), sides, titles, strict=True):
         axes.set_title(title, fontsize=9, loc="left")
         _heat(axes, found, names, places)
