@@ -13,6 +13,8 @@ from torch.nn import functional
 
 from ..distill.training import in_pieces, predict, shuffled
 from .base import DefenderView, DefenseOptions, Predictor, Purifier
+from .held_out import images_needed
+from .tuning import follow
 
 _BATCH = 32
 
@@ -54,7 +56,7 @@ class Autoencoder(Purifier):
         self.options: AutoencoderOptions = options
 
     def objection(self, view: DefenderView) -> str | None:
-        return None if len(view.holdout) else "needs held-out images, there are none"
+        return images_needed(view)
 
     def caution(self, view: DefenderView) -> str | None:
         found = len(view.holdout)
@@ -100,8 +102,5 @@ def train_autoencoder(
             clean = images[rows]
             noise = torch.randn(clean.shape, generator=generator).to(images.device)
             seen = (clean + options.noise * noise).clamp(0, 1)
-            loss = functional.mse_loss(coder(seen), clean)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+            follow(optimiser, functional.mse_loss(coder(seen), clean))
     return coder.eval()

@@ -16,6 +16,7 @@ from .base import DefenderView, DefenseOptions, Inspection, Inspector
 from .held_out import known_images, rows_in_their_place
 from .maps import blocks
 from .trigger_inversion import bounded, stamped, unbounded
+from .tuning import follow
 
 
 @final
@@ -170,9 +171,7 @@ def excite(
         own = each.gather(1, picked[:, None])[:, 0]
         beyond = (mask.flatten(1).sum(dim=1) / most - 1).relu()
         loss = options.others * (each.sum(dim=1) - own) - own + options.weight * beyond
-        optimiser.zero_grad()
-        loss.sum().backward()
-        optimiser.step()
+        follow(optimiser, loss.sum())
     return bounded(masks).detach(), bounded(patterns).detach()
 
 

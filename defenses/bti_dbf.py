@@ -16,6 +16,7 @@ from ..distill.types import Batch
 from .base import DefenderView, DefenseOptions, Inspection, Inspector
 from .held_out import known_images, rows_in_their_place
 from .maps import Halves, at_the_last_maps
+from .trigger_inversion import bounded
 from .tuning import follow, mini_batches
 from .unet import UNet, seeded_unet
 
@@ -134,14 +135,14 @@ def benign_features(
     with torch.no_grad():
         maps = in_pieces(lambda some: halves.maps(network.normalise(some)), known.images)
     start = torch.randn(1, *maps.shape[1:], generator=generator).to(maps.device)
-    unbounded = start.requires_grad_()
-    optimiser = torch.optim.Adam([unbounded], lr=options.mask_lr)
+    free = start.requires_grad_()
+    optimiser = torch.optim.Adam([free], lr=options.mask_lr)
     for _ in range(options.mask_epochs):
         for rows in mini_batches(len(known), options.batch, generator, maps.device):
-            mask = unbounded.tanh() / 2 + 0.5
+            mask = bounded(free)
             kept = functional.cross_entropy(halves.rest(mask * maps[rows]), known.labels[rows])
             left = functional.cross_entropy(
                 halves.rest((1 - mask) * maps[rows]), known.labels[rows]
             )
             follow(optimiser, kept - left)
-    return (unbounded.tanh() / 2 + 0.5).detach()
+    return bounded(free).detach()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..distill.networks import batch_norm_layers
 from ..distill.training import in_pieces
 from .base import DefenderView, DefenseOptions, InputScorer
+from .held_out import images_needed
 
 
 @final
@@ -51,7 +52,7 @@ class IbdPsc(InputScorer):
     def objection(self, view: DefenderView) -> str | None:
         if not batch_norm_layers(view.victim):
             return "the network has no batch norm"
-        return None if len(view.holdout) else "needs held-out images, there are none"
+        return images_needed(view)
 
     def caution(self, view: DefenderView) -> str | None:
         total = len(batch_norm_layers(view.victim))

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..distill.randomness import seeded_weights
 from ..distill.training import shuffled
 from .base import DefenderView, DefenseOptions, Inspection, Inspector
 from .held_out import images_needed
@@ -125,8 +126,7 @@ def learn_to_judge(zoo: Zoo, network: nn.Module, view: DefenderView, options: Mn
     noise = torch.randn(options.queries, *shape, generator=generator)
     space = view.network.preprocessing
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (space.mean, space.std))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(view.seed(25, 2))
+    with seeded_weights(view.seed(25, 2)):
         judge = Judge(mean + std * noise, view.classes, options.hidden).to(device)
     optimiser = torch.optim.Adam(judge.parameters(), lr=options.lr)
     network.requires_grad_(False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..distill.training import in_pieces
 from .base import DefenderView, DefenseOptions, InputScorer
+from .held_out import images_needed
 
 
 @final
@@ -54,7 +55,7 @@ class Strip(InputScorer):
         self.options: StripOptions = options
 
     def objection(self, view: DefenderView) -> str | None:
-        return None if len(view.holdout) else "needs held-out images, there are none"
+        return images_needed(view)
 
     def caution(self, view: DefenderView) -> str | None:
         count = len(view.holdout)

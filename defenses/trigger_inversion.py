@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ..distill.types import Batch
 from .base import DefenseOptions
-from .tuning import mini_batches
+from .tuning import follow, mini_batches
 
 _EDGE = 1e-4  # keeps masks and patterns off 0 and 1, where the inverse of tanh is infinite
 
@@ -147,9 +147,7 @@ def invert_triggers(
             wanted = numbers[:, None].expand(-1, len(rows))
             loss, right = draft.losses(draft.stamped(), wanted)
             small = penalty(draft)
-            optimiser.zero_grad()
-            (loss + search.costs[numbers] * small).sum().backward()
-            optimiser.step()
+            follow(optimiser, (loss + search.costs[numbers] * small).sum())
             totals += torch.stack([right, small.detach()])
         success, small = totals / len(pieces)
         now = Patches(
@@ -232,4 +230,5 @@ def unbounded(values: Tensor, device: torch.device) -> Tensor:
 
 
 def bounded(values: Tensor) -> Tensor:
+    """What ``unbounded`` made, back in [0, 1]."""
     return values.tanh() / 2 + 0.5

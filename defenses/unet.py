@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..distill.randomness import seeded_weights
+
 
 @final
 class UNet(nn.Module):
@@ -59,6 +61,5 @@ def _double(before: int, after: int) -> nn.Sequential:
 
 def seeded_unet(channels: int, width: int, levels: int, generator: torch.Generator) -> UNet:
     """A U-Net whose weights depend on ``generator`` (CPU) alone."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(int(torch.randint(2**31 - 1, (), generator=generator)))
+    with seeded_weights(int(torch.randint(2**31 - 1, (), generator=generator))):
         return UNet(channels, width, levels)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .layers import Normalise, Parameters, Shape, Stack
 from .plugins import is_reference, load_object, look_up
 from .preprocessing import Zca
+from .randomness import seeded_weights
 from .types import RequestError
 
 Norm = Literal["instance", "batch", "layer", "group", "none"]
@@ -245,9 +246,7 @@ def build_network(
             f"mean {tuple(mean)} and std {tuple(std)} must have one value for each of the "
             f"{image_shape[0]} channels, std above 0"
         )
-    # torch.manual_seed would reseed the accelerators too, and fork_rng saves the CPU's state alone.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
+    with seeded_weights(seed):
         normalise = Normalise(mean, std, zca)
         network: Network | UserNetwork
         if is_reference(spec.network):

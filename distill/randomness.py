@@ -8,6 +8,8 @@ an earlier step used, and an attack that draws more than its clean twin disturbs
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
@@ -39,3 +41,15 @@ class Streams:
             raise KeyError(f"no random stream {name!r}; there are {', '.join(STREAMS)}")
         text = "/".join(str(part) for part in (self.seed, name, *key))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Within, PyTorch's default initialisation is drawn from ``seed`` alone, on the CPU.
+
+    The global generators are left as they were.
+    """
+    # torch.manual_seed would reseed the accelerators too, and fork_rng saves the CPU's state alone.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        yield
