@@ -9,14 +9,12 @@ from typing import Any
 
 import click
 
-from . import options
+from . import batch, options
 from .defenses.base import Budget
 from .defenses.shadows import ShadowOptions
 from .distill.types import RequestError, RunError
 from .eval import catalogue
 from .eval.bench import BenchOptions, choose_defenses
-from .eval.benchmark import benchmark as run_benchmark
-from .eval.benchmark_table import as_markdown
 from .eval.checks import out_of_memory
 from .eval.config import build_options
 from .eval.defend import defend as defend_set
@@ -24,9 +22,7 @@ from .eval.evaluate import evaluate as evaluate_set
 from .eval.progress import Reporter
 from .eval.record import metadata_version
 from .eval.request import by_owner
-from .eval.runfolder import fresh_folder
 from .eval.source import Source
-from .eval.suite import read_suite
 from .eval.zoo import make_zoo
 
 
@@ -211,51 +207,6 @@ def defend(
 
 
 @main.command()
-@click.argument("file", type=options.PATH)
-@click.option("--jobs", type=click.IntRange(1), help="Processes (default: what the cores hold).")
-@click.option("--data-dir", type=options.PATH, help="Where data sets lie, or are downloaded to.")
-@click.option("--out", type=options.PATH, help="Folder (default: a fresh one under runs/).")
-@click.option("--resume", is_flag=True, help="Go on with the suite in --out.")
-@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON, and nothing else.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-def benchmark(
-    file: Path,
-    jobs: int | None,
-    data_dir: Path | None,
-    out: Path | None,
-    resume: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Attacks × defenses × seeds × victims, as the suite in FILE says, with clean twins.
-
-    \b
-    The classic check, no distillation: BadNets on the digits and on Fashion-MNIST
-        distillsec benchmark sweeps/classic.yaml --out runs/classic
-    Stopped or killed, it goes on:
-        distillsec benchmark sweeps/classic.yaml --out runs/classic --resume
-
-    Ends with one table (table.md, table.json) and one heat map (heatmap.png) in --out; they are
-    there from the first finished seed on. See docs/defenses.md for a suite's keys.
-    """
-    suite = read_suite(file)
-    if resume and out is None:
-        raise RequestError("--resume wants the suite's folder: --out FOLDER")
-    out = out or fresh_folder(f"benchmark-{file.stem}")
-    reporter = Reporter(quiet=quiet or as_json)
-    with options.stoppable(out):
-        found = run_benchmark(
-            suite, out, jobs=jobs, data_dir=data_dir, resume=resume, reporter=reporter
-        )
-    click.echo(found.model_dump_json(indent=2) if as_json else as_markdown(found), nl=as_json)
-    if not as_json:
-        click.echo(f"\n{out / 'table.json'}\n{out / 'table.md'}\n{out / 'heatmap.png'}")
-    if found.failures:
-        count = len(found.failures)
-        options.leave(click.get_current_context(), 1, f"{count} cells failed: see {out}/table.md")
-
-
-@main.command()
 @click.argument("source", type=options.PATH)
 @options.SHADOWS
 @options.CONFIGURATION
@@ -302,6 +253,10 @@ def shadows(
             reporter=Reporter(quiet=quiet),
         )
     click.echo(f"{len(zoo)} shadows, half of them backdoored: {out}")
+
+
+main.add_command(batch.benchmark)
+main.add_command(batch.ablate)
 
 
 @main.command("list")

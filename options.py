@@ -152,6 +152,33 @@ SHADOWS = options(
     click.option("--quiet", is_flag=True, help="No progress."),
 )
 
+BATCH = options(
+    click.option(
+        "--jobs", type=click.IntRange(1), help="Processes (default: what the cores hold)."
+    ),
+    click.option(
+        "--ray", metavar="ADDRESS|local", help="Run on a Ray cluster, or one started here."
+    ),
+    click.option(
+        "--gpus", type=click.FloatRange(0), help="With --ray: GPUs of a cell, or a share."
+    ),
+    click.option("--memory", type=click.FloatRange(0), help="With --ray: GiB of a cell."),
+    click.option(
+        "--retries",
+        type=click.IntRange(0),
+        default=1,
+        show_default=True,
+        help="Further attempts at a cell that fails.",
+    ),
+    click.option("--data-dir", type=PATH, help="Where data sets lie, or are downloaded to."),
+    click.option("--out", type=PATH, help="Folder (default: a fresh one under runs/)."),
+    click.option("--resume", is_flag=True, help="Go on with what is in --out."),
+    click.option(
+        "--json", "as_json", is_flag=True, help="Print the table as JSON, and nothing else."
+    ),
+    click.option("--quiet", is_flag=True, help="No progress."),
+)
+
 
 def leave(ctx: click.Context, code: int, line: str) -> NoReturn:
     """End the program with one line on stderr and an exit code."""

@@ -31,6 +31,7 @@ class Backend(ABC):
     ``Options`` holds the backend's own options. ``victim_epochs``, ``victim_lr`` and
     ``victim_augment`` are the published recipe for networks trained on its sets; ``None`` for what
     a set's own recipe says. ``keeps_rows``: whether row i of the set is row i of the training data.
+    ``expert_options``: the options that its experts depend on; empty for a backend without any.
     ``cost`` and ``needs`` tell people what they are in for.
     """
 
@@ -39,6 +40,7 @@ class Backend(ABC):
     cost: ClassVar[str] = ""
     needs: ClassVar[str] = ""
     keeps_rows: ClassVar[bool] = False
+    expert_options: ClassVar[tuple[str, ...]] = ()
     victim_epochs: ClassVar[int | None] = 300
     victim_lr: ClassVar[float | None] = 0.01
     victim_augment: ClassVar[str] = ""

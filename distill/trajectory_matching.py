@@ -90,6 +90,11 @@ class MTT(Backend):
     Options = TrajectoryMatchingOptions
     cost = "high: experts are trained on all real data first, then students are differentiated"
     needs = "a folder for the experts (in the run's, or --buffer), reused by later runs"
+    expert_options = (
+        *("experts", "train_epochs", "expert_rows", "expert_lr", "expert_momentum"),
+        *("expert_weight_decay", "expert_decay", "expert_batch", "expert_seed"),
+        *("experts_per_file", "augment"),
+    )
     victim_epochs = 1000
     victim_lr = None
     victim_augment = _AUGMENT

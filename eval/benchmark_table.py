@@ -12,7 +12,7 @@ from ..defenses.base import Family
 from .against_twins import of_models, of_sets
 from .defense_tables import COLUMNS, cell
 from .metrics import over_seeds
-from .record import Metrics, Outcome, Record, command_line, environment, read_record
+from .record import Failure, Metrics, Outcome, Record, command_line, environment, read_record
 from .suite import Suite, groups
 
 BENCHMARK_VERSION = 1
@@ -23,16 +23,6 @@ HOLDS_AUROC, HOLDS_FOUND, HOLDS_ASR, HOLDS_LOSS = 0.9, 0.8, 0.1, 0.05
 JUDGED = ("row_auroc", "auroc", "set_auroc", "model_auroc")
 
 Status = Literal["done", "not applicable", "error", "missing"]
-
-
-@final
-class Failure(BaseModel):
-    """A run that came to nothing: its folder in the suite's, and why."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    place: str
-    reason: str
 
 
 @final
@@ -91,7 +81,7 @@ def summarise_suite(suite: Suite, out: Path, failures: Sequence[Failure]) -> Ben
                 records: dict[int, Record] = {}
                 mine = [group for group in groups(suite) if group.setting == setting]
                 for group in mine:
-                    path = group.defended(out, attack, network) / "record.json"
+                    path = out / group.defended(attack, network) / "record.json"
                     if path.exists():
                         records[group.seed] = read_record(path)
                 finished &= len(records) == len(mine)

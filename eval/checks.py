@@ -45,6 +45,14 @@ def check_control(path: Path, config: Config, dataset: Mapping[str, Any]) -> Non
     load_set(path / "distilled.safetensors")
 
 
+def check_device(device: str) -> None:
+    """Refuse a CUDA device that this machine hasn't got."""
+    kind, _, number = device.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 0
+    if kind == "cuda" and int(number or 0) >= count:
+        raise RequestError(f"there is no {device} here: {count} CUDA devices were found")
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether the machine, and not the code, is at fault; on a CPU torch has no type for it."""
     kinds = (MemoryError, torch.OutOfMemoryError)

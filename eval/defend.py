@@ -71,7 +71,7 @@ def defend(
     earlier = folder.enter(resume=resume)
     if earlier is not None:
         check_same_run(earlier, record, folder.path)
-        record.defenses = _still_true(earlier, defenses)
+        record.defenses = still_true(earlier, defenses)
     with folder.keeping(record):
         subject = _subject(workshop, attacked, twin, case)
         store = store or VictimStore(folder.path / "victims")
@@ -118,7 +118,7 @@ def _subject(
     )
 
 
-def _still_true(earlier: Record, defenses: Mapping[str, Defense]) -> dict[str, Outcome]:
+def still_true(earlier: Record, defenses: Mapping[str, Defense]) -> dict[str, Outcome]:
     """The earlier outcomes that need no second run: no failures, and with the same options."""
     return {
         name: outcome

@@ -48,6 +48,16 @@ class Outcome(BaseModel):
 
 
 @final
+class Failure(BaseModel):
+    """A run of a suite or a sweep that came to nothing: its folder there, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    place: str
+    reason: str
+
+
+@final
 class Record(BaseModel):
     """What a run was and what it measured.
 

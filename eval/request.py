@@ -31,11 +31,7 @@ def gather(
     keys: dict[str, Any] = {}
     if file is not None:
         keys.update(read_yaml(file))
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key:
-            raise RequestError(f"--set wants key=value, got {setting!r}")
-        keys[_as_key(key)] = _value(text, setting)
+    keys.update(key_values(settings))
     keys.update({key: value for key, value in (options or {}).items() if value is not None})
     own = found.get("config", {})
     attacked = {**own, **keys}.get("attack")
@@ -57,7 +53,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise RequestError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise RequestError(f"{path}: expected a mapping of keys to values")
-    return {_as_key(str(key)): value for key, value in found.items()}
+    return {as_key(str(key)): value for key, value in found.items()}
+
+
+def key_values(settings: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` settings as keys; values are YAML."""
+    found: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise RequestError(f"--set wants key=value, got {setting!r}")
+        found[as_key(key)] = _value(text, setting)
+    return found
 
 
 def by_owner(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -68,7 +75,7 @@ def by_owner(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
         owner, dot, key = place.rpartition(".")
         if not (equals and dot and owner and key):
             raise RequestError(f"--option wants NAME.KEY=VALUE, got {setting!r}")
-        found.setdefault(owner, {})[_as_key(key)] = _value(text, setting)
+        found.setdefault(owner, {})[as_key(key)] = _value(text, setting)
     return found
 
 
@@ -79,7 +86,8 @@ def for_clean(keys: Mapping[str, Any]) -> Config:
     return configure(**keys).without_attack()
 
 
-def _as_key(text: str) -> str:
+def as_key(text: str) -> str:
+    """A key as the configuration writes it, from an option's spelling too."""
     return text.strip().replace("-", "_")
 
 

@@ -23,11 +23,11 @@ class VictimStore:
     """A folder of victims. The same set, recipe, architecture, seed and number: the same victim.
 
     So attacks that share a clean twin share its victims too, and so do defenses that hand back the
-    same set.
+    same set. Without ``keep`` it hands out what is there, and keeps nothing new.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, keep: bool = True) -> None:
+        self._folder, self._keep = folder, keep
 
     def victim(
         self, distilled: DistilledSet, network: NetworkMaker, streams: Streams, number: int
@@ -41,8 +41,9 @@ class VictimStore:
             victim = _read(path, network).eval()
         else:
             victim = train_victim(distilled, network, streams, number)
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, victim.state_dict(), {})
+            if self._keep:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                write_tensors(path, victim.state_dict(), {})
         return victim.requires_grad_(False)
 
 

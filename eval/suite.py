@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -14,6 +14,7 @@ from ..defenses.base import Budget, Defense
 from ..distill.types import RequestError
 from .bench import VICTIMS, BenchOptions, choose_defenses
 from .config import Config, Section, build_options, configure
+from .plan import Distillation, Piece, defended, in_sequence
 from .request import for_clean, gather, read_yaml
 
 
@@ -118,14 +119,15 @@ class Group:
     setting: str
     seed: int
 
-    def folder(self, out: Path) -> Path:
-        """Where its runs lie."""
-        return out / self.setting / f"seed-{self.seed}"
+    def place(self, name: str) -> str:
+        """Where one of its runs lies, below the suite's folder."""
+        return f"{self.setting}/seed-{self.seed}/{name}"
 
-    def defended(self, out: Path, attack: str, network: str | None) -> Path:
+    def defended(self, attack: str, network: str | None) -> str:
         """Where the bench's record of one attack lies."""
-        name = f"{attack}-defended" + (f"-{network}" if network else "")
-        return self.folder(out) / name.replace(":", "_")
+        return self.place(f"{attack}-defended" + (f"-{network}" if network else "")).replace(
+            ":", "_"
+        )
 
 
 def read_suite(path: Path) -> Suite:
@@ -140,6 +142,7 @@ def read_suite(path: Path) -> Suite:
         if idle:
             raise RequestError(f"options for {', '.join(idle)}, which was not chosen")
         for group in groups(suite):
+            twin(suite, group)
             for config in configurations(suite, group).values():
                 config.attack_class()
     except RequestError as error:
@@ -179,9 +182,23 @@ def twin(suite: Suite, group: Group) -> Config:
     return for_clean(first.flat())
 
 
-def defended_cells(suite: Suite) -> Iterator[tuple[Group, str, str | None]]:
-    """Every (group, attack, victim network): one record of the bench each."""
+def plan(suite: Suite) -> list[Piece]:
+    """Each group's twin, its attacks, and for each of these the defenses against it."""
+    found: list[Piece] = []
     for group in groups(suite):
-        for attack in suite.attacks_of(group.setting):
-            for network in suite.networks():
-                yield group, attack, network
+        clean = Distillation(place=group.place("clean"), config=twin(suite, group))
+        found.append(clean)
+        for attack, config in configurations(suite, group).items():
+            attacked = Distillation(
+                place=group.place(attack),
+                config=config,
+                after=(clean.place,),
+                control=clean.place,
+            )
+            chosen, bench = suite.defenses_of(group.setting), suite.bench_of(group.setting)
+            found.append(attacked)
+            found += [
+                defended(attacked, group.defended(attack, network), network, chosen, bench)
+                for network in suite.networks()
+            ]
+    return in_sequence(found)

@@ -21,6 +21,7 @@ from ..distill.networks import NetworkSpec
 from ..distill.randomness import Streams
 from ..distill.stage import Stage, Task
 from ..distill.types import Distillate, DistilledSet, Recipe, RequestError, RunError
+from .checks import check_device
 from .config import Config
 
 
@@ -191,8 +192,10 @@ def open_workshop(
 
     bars: whether downloading and decoding show progress bars.
 
-    Errors: ``RequestError`` for data that can't be had or that the network can't take.
+    Errors: ``RequestError`` for a device that isn't here, data that can't be had or that the
+    network can't take.
     """
+    check_device(config.run.device)
     torch.set_num_threads(config.run.threads)
     threadpool_limits(config.run.threads, user_api="blas")  # numpy's and scikit-learn's
     keep_freed_memory()

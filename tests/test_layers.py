@@ -18,7 +18,8 @@ PACKAGE = "distillsec"
 FOLDERS = ("eval", "attacks", "defenses", "distill")
 FACE = "__init__"
 MAY_IMPORT = {
-    "cli": {FACE, "options", "eval", "attacks", "defenses", "distill"},
+    "cli": {FACE, "batch", "options", "eval", "attacks", "defenses", "distill"},
+    "batch": {"options", "eval", "attacks", "defenses", "distill"},
     "options": {"eval", "attacks", "defenses", "distill"},
     FACE: {"eval", "attacks", "defenses", "distill"},
     "eval": {"attacks", "defenses", "distill"},

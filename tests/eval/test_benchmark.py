@@ -13,7 +13,7 @@ import yaml
 from click.testing import Result
 
 from distillsec.distill.types import RequestError
-from distillsec.eval import against_twins, benchmark_table, defense_pictures, executors
+from distillsec.eval import against_twins, benchmark_table, heatmap
 from distillsec.eval.benchmark_table import Benchmark, Row
 from distillsec.eval.metrics import summarise
 from distillsec.eval.record import Outcome, read_record
@@ -151,8 +151,9 @@ def test_a_cell_that_fails_is_in_the_table_and_stops_no_other(
     attacks = {"greedy": {"attack": "naive", "poison_rate": 0.99}, "naive": {"attack": "naive"}}
     file = suite(attacks=attacks, seeds=1)
     done = cli("benchmark", file, "--out", tmp_path / "out", "--jobs", 1)
-    assert done.exit_code == 1 and "1 cells failed" in done.stderr
+    assert done.exit_code == 1 and "2 cells failed" in done.stderr
     assert "- `tiny/seed-0/greedy`: poison rate 0.99 asks for" in done.stdout
+    assert "- `tiny/seed-0/greedy-defended`: tiny/seed-0/greedy, which it needs" in done.stdout
     found = Benchmark.model_validate_json((tmp_path / "out" / "table.json").read_text())
     assert found.status == "running"
     assert [row.cells for row in found.chosen(defense="none")] == [
@@ -217,8 +218,8 @@ def test_a_wrong_suite_is_one_line(
 def test_attacks_of_a_setting_must_share_a_twin(suite: Callable[..., Path], cli: Cli) -> None:
     attacks = {"a": {"attack": "naive"}, "b": {"attack": "naive", "iterations": 3}}
     done = cli("benchmark", suite(attacks=attacks, seeds=1), "--out", "out", "--jobs", 1)
-    assert done.exit_code == 1
-    assert "tiny: b has another clean twin than the others" in done.stdout
+    assert done.exit_code == 2
+    assert "tiny: b has another clean twin than the others" in done.stderr
 
 
 def test_groups_take_turns(suite: Callable[..., Path]) -> None:
@@ -313,26 +314,10 @@ def test_a_heat_maps_cell_is_how_good_it_is_for_the_defender() -> None:
         given = {name: summarise([value]) for name, value in metrics.items()}
         where = {"setting": "s", "attack": "a", "network": "n", "defense": "d"}
         row = Row(**where, family=None, cells={"not applicable": 2}, metrics=given)
-        return defense_pictures._heat_cell(row)
+        return heatmap._heat_cell(row)
 
     assert told(model_auroc=0.8) == (0.8, "0.80\nmodels")
     rates = {"attack_success_rate": 0.1, "clean_test_accuracy": 0.9}
     assert told(**rates, defense_effectiveness_rating=0.75) == (0.75, "0.75\n0.10 / 0.90")
     assert told(**rates) == (None, "0.10 / 0.90")  # no defense
     assert told() == (None, "not applicable")
-
-
-# Processes ---------------------------------------------------------------------------------------
-
-
-def _double(number: int) -> int:
-    if number < 0:
-        raise ValueError("negative")
-    return 2 * number
-
-
-def test_pieces_run_here_or_elsewhere() -> None:
-    assert dict(executors.run_all(_double, [1, 2, 3], 1)) == {1: 2, 2: 4, 3: 6}
-    assert list(executors.run_all(_double, [], 4)) == []
-    with pytest.raises(ValueError, match="negative"):
-        list(executors.run_all(_double, [1, -1], 1))

@@ -15,6 +15,7 @@ from distillsec.attacks import ATTACKS
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.types import RequestError
 from distillsec.eval.config import Config, configure
+from distillsec.eval.workshop import open_workshop
 
 DOORPING: dict[str, Any] = {"attack": "doorping", "backend": "dsa", "ipc": 3, "device": "cpu"}
 RICH: list[dict[str, Any]] = [
@@ -132,8 +133,10 @@ def test_a_device_that_is_none(device: str) -> None:
     refused({"device": device}, f"device must be auto, cpu, cuda or cuda:N, got '{device}'")
 
 
-def test_a_device_that_is_not_here() -> None:
-    refused({"device": "cuda:99"}, "there is no cuda:99 here: [0-9]+ CUDA devices were found")
+def test_a_device_that_is_not_here_is_refused_where_it_is_wanted() -> None:
+    config = configure(device="cuda:99")  # it may be run elsewhere
+    with pytest.raises(RequestError, match="no cuda:99 here: [0-9]+ CUDA devices were found"):
+        open_workshop(config)
 
 
 # Resolving -------------------------------------------------------------------------------------
