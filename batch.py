@@ -85,7 +85,8 @@ def ablate(
     first = sweep.config(sweep.points()[0], sweep.first_seed)
     executor = _executor(first.run, given)
     if dry_run:
-        for line in outlook(sweep, given["out"]).lines(given["jobs"] or executor.room):
+        room = given["jobs"] or (1 if given["ray"] else executor.room)
+        for line in outlook(sweep, given["out"]).lines(room):
             click.echo(line)
         return
     out = _folder(given, f"ablate-{file.stem}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import Any, Self, final
 
 from ..distill.types import RequestError
@@ -38,7 +40,11 @@ class OnRay(Executor):
         self._tickets: dict[Any, int] = {}
 
     def __enter__(self) -> Self:
-        known: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        known: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": "ERROR",
+            "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(_own_paths())}},
+        }
         if self._address == LOCAL:
             known |= {"num_cpus": self._workers, "include_dashboard": False}
         else:
@@ -78,6 +84,12 @@ class OnRay(Executor):
         for task in self._tickets:
             self._ray.cancel(task, force=True)
         self._ray.shutdown()
+
+
+def _own_paths() -> list[str]:
+    """Where this process finds modules beside its Python's own: a user's attack, say."""
+    own = {sys.prefix, sys.base_prefix}
+    return [path for path in sys.path if path and not any(path.startswith(each) for each in own)]
 
 
 def _call(work: Work) -> Any:

@@ -116,7 +116,7 @@ class Point:
                 told = keys.get(told_as, ", ".join(f"{k} {v}" for k, v in keys.items()))
                 settings += list(keys.items())
             else:
-                told = value
+                told = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
                 settings.append((told_as, value))
             values.append((told_as, told))
         return cls(tuple(values), tuple(settings), axis)

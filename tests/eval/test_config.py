@@ -135,7 +135,7 @@ def test_a_device_that_is_none(device: str) -> None:
 
 def test_a_device_that_is_not_here_is_refused_where_it_is_wanted() -> None:
     config = configure(device="cuda:99")  # it may be run elsewhere
-    with pytest.raises(RequestError, match="no cuda:99 here: [0-9]+ CUDA devices were found"):
+    with pytest.raises(RequestError, match=r"no cuda:99 here: [0-9]+ CUDA devices were found"):
         open_workshop(config)
 
 

@@ -1,0 +1,231 @@
+"""Executors: here, in processes, on a Ray cluster; workers and drivers that are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distillsec.distill.types import RequestError
+from distillsec.eval.config import RunSection
+from distillsec.eval.executors import Executor, Here, Lost, Processes
+from distillsec.eval.machine import executor_for
+from distillsec.eval.on_ray import OnRay
+
+# Work that other processes can import.
+WORK = """
+import os, signal, time
+from pathlib import Path
+
+def double(number):
+    if number < 0:
+        raise ValueError("negative")
+    return 2 * number
+
+def nothing():
+    return None
+
+def seen():
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+def slow_seen():
+    time.sleep(0.5)
+    return seen()
+
+def die_once(path):
+    if not Path(path).exists():
+        Path(path).write_text("here")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"
+
+def linger(path):
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(120)
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The module of pieces of work."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "work_of_executors.py").write_text(WORK)
+    sys.path.insert(0, str(folder))
+    import work_of_executors
+
+    yield work_of_executors
+    sys.path.remove(str(folder))
+    del sys.modules["work_of_executors"]
+
+
+def here() -> Executor:
+    return Here()
+
+
+def processes() -> Executor:
+    return Processes(2)
+
+
+def on_ray() -> Executor:
+    pytest.importorskip("ray")
+    return OnRay("local", workers=2)
+
+
+EVERY = [
+    here,
+    processes,
+    pytest.param(on_ray, marks=pytest.mark.slow),
+]
+OTHER_PROCESSES = EVERY[1:]
+
+
+def run_all(executor: Executor, pieces: list[Callable[[], Any]]) -> list[Any]:
+    results: list[Any] = [None] * len(pieces)
+    for ticket, piece in enumerate(pieces):
+        executor.submit(ticket, piece)
+    for _ in pieces:
+        ticket, result = executor.ended()
+        results[ticket] = result
+    return results
+
+
+@pytest.mark.parametrize("make", EVERY)
+def test_results_come_back_under_their_tickets(make: Callable[[], Executor], work: Any) -> None:
+    with make() as executor:
+        assert executor.room >= 1
+        assert run_all(executor, [partial(work.double, n) for n in range(5)]) == [0, 2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("make", EVERY)
+def test_what_work_raises_is_raised(make: Callable[[], Executor], work: Any) -> None:
+    with make() as executor, pytest.raises(ValueError, match="negative"):
+        run_all(executor, [partial(work.double, -1)])
+
+
+@pytest.mark.parametrize("make", OTHER_PROCESSES)
+def test_a_killed_worker_loses_its_piece_and_the_next_attempt_is_taken(
+    make: Callable[[], Executor], work: Any, tmp_path: Path
+) -> None:
+    with make() as executor:
+        piece = partial(work.die_once, str(tmp_path / "mark"))
+        executor.submit(0, piece)
+        ticket, answer = executor.ended()
+        assert ticket == 0 and isinstance(answer, Lost)
+        executor.submit(0, piece)
+        assert executor.ended() == (0, "alive")
+
+
+def test_processes_take_turns_at_the_gpus(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seen, expected in ((None, {"0", "1"}), ("5,7,9", {"5", "7"})):
+        if seen is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+        with Processes(2, gpus=2) as executor:
+            found = dict(run_all(executor, [work.slow_seen] * 8))
+        assert set(found.values()) == expected
+
+
+def test_whoever_leaves_stops_what_is_running(work: Any, tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    with pytest.raises(KeyboardInterrupt), Processes(1) as executor:
+        executor.submit(0, partial(work.linger, str(mark)))
+        wait_for(mark.exists)
+        raise KeyboardInterrupt
+    wait_for(lambda: gone(int(mark.read_text())))
+
+
+DRIVER = """
+import sys
+from functools import partial
+sys.path.insert(0, sys.argv[2])
+import work_of_executors as work
+from distillsec.eval.executors import Processes
+from distillsec.eval.on_ray import OnRay
+
+if __name__ == "__main__":
+    with Processes(1) if sys.argv[1] == "processes" else OnRay("local", workers=1) as executor:
+        executor.submit(0, partial(work.linger, sys.argv[3]))
+        executor.ended()
+"""
+
+
+@pytest.mark.parametrize("kind", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_killed_driver_leaves_no_worker(kind: str, work: Any, tmp_path: Path) -> None:
+    if kind == "ray":
+        pytest.importorskip("ray")
+    script, mark = tmp_path / "driver.py", tmp_path / "pid"
+    script.write_text(DRIVER)
+    folder = str(Path(work.__file__).parent)
+    driver = subprocess.Popen([sys.executable, str(script), kind, folder, str(mark)])
+    wait_for(lambda: mark.exists() and mark.read_text() != "")
+    worker = int(mark.read_text())
+    assert not gone(worker)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    wait_for(lambda: gone(worker))
+
+
+def wait_for(ready: Callable[[], bool], seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < until, "it took too long"
+        time.sleep(0.05)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+# Which one ---------------------------------------------------------------------------------------
+
+
+def test_the_executor_fits_the_cells_and_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunSection(device="cpu", threads=1)
+    monkeypatch.setattr("distillsec.eval.machine._cores", lambda: 6)
+    assert executor_for(run).room == 6
+    assert executor_for(run.model_copy(update={"threads": 3})).room == 2
+    assert isinstance(executor_for(run.model_copy(update={"threads": 6})), Here)
+    assert isinstance(executor_for(run, jobs=1), Here)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert executor_for(run.model_copy(update={"device": "cuda"})).room == 4
+    for wish in ({"gpus": 0.5}, {"memory": 2.0}):
+        with pytest.raises(RequestError, match="--ray"):
+            executor_for(run, **wish)
+
+
+def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunSection(device="cpu", threads=1)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RequestError, match=r"pip install 'distillsec\[ray\]'"):
+        executor_for(run, ray="local")
+
+
+def test_a_share_of_a_gpu_is_for_cells_on_a_gpu() -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(RequestError, match=r"--gpus 0.25: the cells run on the CPU"):
+        executor_for(RunSection(device="cpu", threads=1), ray="local", gpus=0.25)
+
+
+# Overhead ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", OTHER_PROCESSES)
+def test_two_hundred_pieces_that_do_nothing_take_less_than_20_seconds(
+    make: Callable[[], Executor], work: Any
+) -> None:
+    with make() as executor:
+        began = time.monotonic()
+        run_all(executor, [work.nothing] * 200)
+        assert time.monotonic() - began < 20
