@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -164,16 +162,17 @@ def test_a_killed_driver_leaves_no_worker(kind: str, work: Any, tmp_path: Path) 
     script, mark = tmp_path / "driver.py", tmp_path / "pid"
     script.write_text(DRIVER)
     folder = str(Path(work.__file__).parent)
-    driver = subprocess.Popen([sys.executable, str(script), kind, folder, str(mark)])
-    wait_for(lambda: mark.exists() and mark.read_text() != "")
-    worker = int(mark.read_text())
-    assert not gone(worker)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
+    with subprocess.Popen([sys.executable, str(script), kind, folder, str(mark)]) as driver:
+        try:
+            wait_for(lambda: mark.exists() and mark.read_text() != "")
+            worker = int(mark.read_text())
+            assert not gone(worker)
+        finally:
+            driver.kill()
     wait_for(lambda: gone(worker))
 
 
-def wait_for(ready: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_for(ready: Callable[[], bool], seconds: float = 150.0) -> None:
     until = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < until, "it took too long"
