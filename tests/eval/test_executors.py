@@ -13,23 +13,30 @@ from typing import Any
 import pytest
 
 from distillsec.distill.types import RequestError
-from distillsec.eval.config import RunSection
+from distillsec.eval.conduct import conduct
+from distillsec.eval.config import RunSection, configure
 from distillsec.eval.executors import Executor, Here, Lost, Processes
+from distillsec.eval.ledger import Ledger
 from distillsec.eval.machine import executor_for
 from distillsec.eval.on_ray import OnRay
 
 # Work that other processes can import.
 WORK = """
 import os, signal, time
+from dataclasses import dataclass
 from pathlib import Path
+from distillsec.eval.plan import Piece
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Nothing(Piece):
+    needs = None
+    def run(self, out, data_dir):
+        return None
 
 def double(number):
     if number < 0:
         raise ValueError("negative")
     return 2 * number
-
-def nothing():
-    return None
 
 def seen():
     return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -221,10 +228,14 @@ def test_a_share_of_a_gpu_is_for_cells_on_a_gpu() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", OTHER_PROCESSES)
-def test_two_hundred_pieces_that_do_nothing_take_less_than_20_seconds(
-    make: Callable[[], Executor], work: Any
+def test_two_hundred_cells_that_do_nothing_take_less_than_20_seconds(
+    make: Callable[[], Executor], work: Any, tmp_path: Path
 ) -> None:
+    config = configure(threads=1, device="cpu")
+    cells = [work.Nothing(place=f"cells/{number}", config=config) for number in range(200)]
     with make() as executor:
         began = time.monotonic()
-        run_all(executor, [work.nothing] * 200)
+        ended = list(conduct(cells, tmp_path, executor))
         assert time.monotonic() - began < 20
+    assert [each.reason for each in ended] == [None] * 200
+    assert len(Ledger(tmp_path).rows()) == 200
