@@ -139,9 +139,10 @@ def raster(image: Tensor, height: int, width: int) -> Pixels:
     plain = image.detach().float().cpu().clamp(0, 1)
     if plain.shape[0] != 3:
         plain = plain.mean(0, keepdim=True).expand(3, -1, -1)
+    levels = (plain * 255).round().byte()  # before it is enlarged: there is less of it
     rows = torch.arange(height) * plain.shape[1] // height
     columns = torch.arange(width) * plain.shape[2] // width
-    chosen: Pixels = (plain[:, rows][:, :, columns] * 255).round().byte().permute(1, 2, 0).numpy()
+    chosen: Pixels = levels[:, rows][:, :, columns].permute(1, 2, 0).numpy()
     return chosen
 
 

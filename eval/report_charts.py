@@ -97,7 +97,8 @@ def _charts(axis: str, name: str, network: str, rows: Sequence[Row]) -> list[Cha
 def _others(axis: str, rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     """The axes that vary beside ``axis``, and those that only go along with it."""
     names = list(dict.fromkeys(name for row in rows for name in row.place if name != axis))
-    free, along = [], []
+    free: list[str] = []
+    along: list[str] = []
     for name in names:
         seen: dict[Any, set[Any]] = {}
         for row in rows:

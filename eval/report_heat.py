@@ -28,11 +28,14 @@ class HeatCell:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Heat:
-    """Defenses down, places across. rows: (the defense, a cell for each place)."""
+    """Defenses down, places across. heads: (the place, what must stand beside its figures).
+
+    rows: (the defense, a cell for each place).
+    """
 
     title: str
     meaning: str
-    heads: Sequence[str]
+    heads: Sequence[tuple[str, Sequence[str]]]
     rows: Sequence[tuple[str, Sequence[HeatCell]]]
 
 
@@ -43,11 +46,7 @@ def heat_maps(source: Source) -> list[Heat]:
         return []
     plain = {(told_place(row) if row.place else "", row.network): row for row in source.undefended}
     alone = len({network for _, network in plain}) == 1
-    heads = []
-    for (place, network), row in plain.items():
-        head = place or source.name
-        labels = "".join(f" ({label.partition(':')[0]})" for label in row.labels)
-        heads.append(f"{head if alone else f'{head}, {network}'}{labels}")
+    heads = [_head(source, row, alone=alone) for row in plain.values()]
     found = []
     for detect in (True, False):
         members = [row for row in rows if _detects(row) == detect]
@@ -64,6 +63,13 @@ def heat_maps(source: Source) -> list[Heat]:
             heat = Heat(title=title, meaning=_MEANING[detect], heads=heads, rows=lines)
             found.append(heat)
     return found
+
+
+def _head(source: Source, row: Row, *, alone: bool) -> tuple[str, Sequence[str]]:
+    """A place; a suite's settings and attacks say by themselves what they are."""
+    told = ", ".join(map(str, row.place.values())) if source.shape == "suite" else told_place(row)
+    name = told if row.place else source.name
+    return name if alone else f"{name}, {row.network}", row.labels
 
 
 _MEANING: Final = {
