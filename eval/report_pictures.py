@@ -18,15 +18,17 @@ from ..distill.files import check_file
 from ..distill.types import DistilledSet, RequestError
 from .record import Record
 from .report_model import Shown
-from .twin_picture import MOST_COLUMNS, twin_picture
+from .twin_picture import MOST_COLUMNS, TILE, twin_picture
 
 _FILE_CAP: Final = 32 * 2**20
 _PIXEL_CAP: Final = 40_000_000
 _SHRINK: Final = 0.8
 _NARROWEST: Final = 140
 _COLOURS: Final = 64
-# What a pixel of a distilled image costs in a PNG of 64 colours, as base64; it is nearly noise.
-_BYTES_OF_PIXEL: Final = 0.9
+# Columns and tiles of a set beside its twin, and what such a picture costs as base64 before a pixel
+# of an image is in it; a pixel costs _BYTES_OF_PIXEL, as distilled images are nearly noise.
+_LAYOUTS: Final = ((MOST_COLUMNS, TILE, 20_000), (2, TILE, 20_000), (1, 40, 0))
+_BYTES_OF_PIXEL: Final = 1.6
 
 
 @final
@@ -64,7 +66,7 @@ def pictures_of(shown: Shown, *, share: int, few: bool = False) -> list[Picture]
     if record.kind == "defend":
         text = f"Dot plot of {len(record.defenses)} defenses on this set and its clean twin; "
         return [_file(folder / "defenses.png", "defenses", f"{text}the table has its numbers.")]
-    found = [_set(shown, record, share // 2)]
+    found = [_set(shown, record, share // 3)]
     attacked = record.kind == "attack"
     if attacked and not few:
         found.append(_file(folder / "trigger.png", "trigger", _of_trigger(record)))
@@ -89,8 +91,8 @@ def _set(shown: Shown, record: Record, share: int) -> Picture:
         twin = load_set(folder / str(record.control.get("folder")) / "distilled.safetensors")
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "twin.png"
-            columns = _columns(attacked, share)
-            largest = twin_picture(path, attacked, twin, title=what, columns=columns)
+            columns, tile = _layout(attacked, share)
+            largest = twin_picture(path, attacked, twin, title=what, columns=columns, tile=tile)
             png = path.read_bytes()
     except (RequestError, ValueError) as error:
         return Picture(title=title, text="", trouble=f"not drawn: {' '.join(str(error).split())}")
@@ -103,10 +105,11 @@ def _set(shown: Shown, record: Record, share: int) -> Picture:
     return Picture(title=title, text=text, png=png)
 
 
-def _columns(found: DistilledSet, share: int) -> int:
-    """How many images of a class have room; fewer are better than smaller ones."""
-    row = 3 * min(10, len(found.classes)) * found.batch.images[0].numel() * _BYTES_OF_PIXEL
-    return min(MOST_COLUMNS, max(1, int(share / row)))
+def _layout(found: DistilledSet, share: int) -> tuple[int, int]:
+    """How many images of a class have room, and how large: fewer are better than blurred ones."""
+    column = 3 * min(10, len(found.classes)) * found.batch.images[0].numel() * _BYTES_OF_PIXEL
+    fitting = (layout[:2] for layout in _LAYOUTS if layout[2] + layout[0] * column <= share)
+    return next(fitting, _LAYOUTS[-1][:2])
 
 
 def _of_trigger(record: Record) -> str:

@@ -24,7 +24,7 @@ from .page import (
 
 _MOST_ROWS: Final = 10
 MOST_COLUMNS: Final = 4  # of each of the three
-_TILE: Final = 72
+TILE: Final = 72  # an image's longest side in pixels, or the next whole multiple of its own
 
 
 def twin_picture(
@@ -34,11 +34,13 @@ def twin_picture(
     *,
     title: str,
     columns: int = MOST_COLUMNS,
+    tile: int = TILE,
 ) -> float:
     """A row per class: images of the set, the same of its twin, and the scaled |difference|.
 
     Image k of a class stands beside image k of that class: both began as the same. At most 10
-    classes, and ``columns`` images of each. Returns the largest difference of a pixel shown.
+    classes, and ``columns`` images of each, ``tile`` pixels long or a little more. Returns the
+    largest difference of a pixel that is shown.
     Errors: ``RequestError`` where the picture can't be written; ``ValueError`` for sets of images
     of different shapes.
     """
@@ -49,15 +51,18 @@ def twin_picture(
     pairs = [list(zip(ours, theirs, strict=False)) for ours, theirs in zip(*both, strict=True)]
     columns = max((len(row) for row in pairs), default=0)
     largest = max((float((a - b).abs().max()) for row in pairs for a, b in row), default=0.0)
-    height, width = tile_size(attacked.batch.images, _TILE)
+    height, width = tile_size(attacked.batch.images, tile)
     left = EDGE + max((text_width(name, 9) for name in names), default=0) + 16
     block = columns * (width + GAP) + 3 * GAP
     page = Page()
-    page.heading(title, _notes(attacked, columns, len(names)), left + 3 * block)
     heads = ("the set", "its clean twin", f"|difference|, white = {as_text(largest)}")
-    for number, head in enumerate(heads):
-        page.text(left + number * block, page.bottom, shorten(head, 8, block - GAP), 8, color=SOFT)
-    page.bottom += 34
+    wide = max(text_width(head, 8) for head in heads) <= block - GAP
+    notes = _notes(attacked, columns, len(names))
+    page.heading(title, notes if wide else [", ".join(heads), *notes], left + 3 * block)
+    if wide:
+        for number, head in enumerate(heads):
+            page.text(left + number * block, page.bottom, head, 8, color=SOFT)
+        page.bottom += 34
     for name, row in zip(names, pairs, strict=True):
         top = page.bottom
         page.text(left - 16, top + height / 2, name, 9, ha="right", va="center")
