@@ -11,9 +11,9 @@ RUN  := $(VENV)/bin/python -P -m
 PIP  := $(RUN) pip
 
 # The installed copy is renewed when one of these changes; a folder changes when a file comes or goes.
-FOLDERS := attacks defenses distill eval eval/presets
+FOLDERS := attacks defenses distill eval eval/presets eval/templates
 SOURCES := pyproject.toml README.md LICENSE py.typed $(FOLDERS) \
-	$(wildcard *.py $(FOLDERS:=/*.py) $(FOLDERS:=/*.yaml))
+	$(wildcard *.py $(FOLDERS:=/*.py) $(FOLDERS:=/*.yaml) $(FOLDERS:=/*.j2))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from . import batch, options
+from . import batch, options, reporting
 from .defenses.base import Budget
 from .defenses.shadows import ShadowOptions
 from .distill.types import RequestError, RunError
@@ -257,6 +257,7 @@ def shadows(
 
 main.add_command(batch.benchmark)
 main.add_command(batch.ablate)
+main.add_command(reporting.report)
 
 
 @main.command("list")

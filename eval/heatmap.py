@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -10,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
-from .benchmark_table import Benchmark, Row, judged
+from .benchmark_table import Benchmark, judged
 from .defense_pictures import DETECTORS
 from .defense_tables import cell
 from .page import DPI, INK, save
+from .record import Metrics
 
 _KINDS: Final = {
     "row_auroc": "rows",
@@ -60,8 +62,9 @@ def _heat(
         rows = found.chosen(setting=setting, attack=attack, network=network)
         by_name = {row.defense: row for row in rows}
         for y, name in enumerate(names):
-            value, text = _heat_cell(by_name[name]) if name in by_name else (None, "")
-            colour = "#EEEEEE" if value is None else _shade(value)
+            row = by_name.get(name)
+            value, text = (None, "") if row is None else heat_cell(row.metrics, row.cells)
+            colour = "#EEEEEE" if value is None else shade(value)
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
             axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color=INK)
     axes.set_xlim(-0.5, len(places) - 0.5)
@@ -74,23 +77,26 @@ def _heat(
     axes.spines[:].set_visible(False)
 
 
-def _heat_cell(row: Row) -> tuple[float | None, str]:
-    """How good it is for the defender, 0 to 1, and what the cell says."""
-    detector = judged(row.metrics)
+def heat_cell(metrics: Metrics, states: Iterable[str]) -> tuple[float | None, str]:
+    """How good a defense is for the defender, 0 to 1, and what its cell says.
+
+    states: how its runs ended, for where there is no figure.
+    """
+    detector = judged(metrics)
     if detector is not None:
-        value = row.metrics[detector].mean
+        value = metrics[detector].mean
         kind = _KINDS[detector]
         return (None, "–") if value is None else (value, f"{value:.2f}\n{kind}")
-    left = cell(row.metrics, "attack_success_rate").attacked
-    kept = cell(row.metrics, "clean_test_accuracy").attacked
+    left = cell(metrics, "attack_success_rate").attacked
+    kept = cell(metrics, "clean_test_accuracy").attacked
     if left is None or kept is None:
-        return None, next((status for status in row.cells if status != "done"), "–")
-    rated = cell(row.metrics, "defense_effectiveness_rating").attacked
+        return None, next((status for status in states if status != "done"), "–")
+    rated = cell(metrics, "defense_effectiveness_rating").attacked
     head = "" if rated is None else f"{rated:.2f}\n"
     return rated, f"{head}{left:.2f} / {kept:.2f}"
 
 
-def _shade(value: float) -> tuple[float, float, float]:
+def shade(value: float) -> tuple[float, float, float]:
     """Vermillion at 0 over white at a half to bluish green at 1: told apart by the colour-blind."""
     value = min(1.0, max(0.0, value))
     end = (0.0, 0.62, 0.45) if value > 0.5 else (0.84, 0.37, 0.0)

@@ -17,7 +17,6 @@ from typing import Any, Final, final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -139,9 +138,10 @@ def raster(image: Tensor, height: int, width: int) -> Pixels:
     plain = image.detach().float().cpu().clamp(0, 1)
     if plain.shape[0] != 3:
         plain = plain.mean(0, keepdim=True).expand(3, -1, -1)
-    rows = torch.arange(height) * plain.shape[1] // height
-    columns = torch.arange(width) * plain.shape[2] // width
-    chosen: Pixels = (plain[:, rows][:, :, columns] * 255).round().byte().permute(1, 2, 0).numpy()
+    levels = (plain * 255).round().byte().numpy()  # before it is enlarged: there is less of it
+    rows = np.arange(height) * levels.shape[1] // height
+    columns = np.arange(width) * levels.shape[2] // width
+    chosen: Pixels = levels.transpose(1, 2, 0)[rows][:, columns]
     return chosen
 
 

@@ -18,8 +18,9 @@ PACKAGE = "distillsec"
 FOLDERS = ("eval", "attacks", "defenses", "distill")
 FACE = "__init__"
 MAY_IMPORT = {
-    "cli": {FACE, "batch", "options", "eval", "attacks", "defenses", "distill"},
+    "cli": {FACE, "batch", "reporting", "options", "eval", "attacks", "defenses", "distill"},
     "batch": {"options", "eval", "attacks", "defenses", "distill"},
+    "reporting": {"options", "eval", "attacks", "defenses", "distill"},
     "options": {"eval", "attacks", "defenses", "distill"},
     FACE: {"eval", "attacks", "defenses", "distill"},
     "eval": {"attacks", "defenses", "distill"},
