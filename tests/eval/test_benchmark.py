@@ -312,9 +312,7 @@ def test_an_outcome_that_some_seeds_lack_is_counted() -> None:
 def test_a_heat_maps_cell_is_how_good_it_is_for_the_defender() -> None:
     def told(**metrics: float) -> tuple[float | None, str]:
         given = {name: summarise([value]) for name, value in metrics.items()}
-        where = {"setting": "s", "attack": "a", "network": "n", "defense": "d"}
-        row = Row(**where, family=None, cells={"not applicable": 2}, metrics=given)
-        return heatmap._heat_cell(row)
+        return heatmap.heat_cell(given, ["not applicable"])
 
     assert told(model_auroc=0.8) == (0.8, "0.80\nmodels")
     rates = {"attack_success_rate": 0.1, "clean_test_accuracy": 0.9}
