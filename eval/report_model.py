@@ -89,6 +89,11 @@ class Source:
         """The folder's name."""
         return self.path.name or str(self.path)
 
+    def told(self, folder: Path) -> str:
+        """A folder inside this one, without where this one lies: pages are sent to others."""
+        here = self.path.parent
+        return str(folder.relative_to(here)) if folder.is_relative_to(here) else folder.name
+
     @property
     def undefended(self) -> list[Row]:
         """The rows without a defense."""

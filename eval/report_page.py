@@ -123,7 +123,7 @@ def _points(
     for number, shown, pictures in raw:
         point = _Point(
             title=shown.title,
-            place=str(shown.folder),
+            place=sources[number].told(shown.folder),
             pictures=[next(fitted) for _ in pictures],
         )
         found[number].append(point)

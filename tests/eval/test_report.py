@@ -92,6 +92,7 @@ def test_a_sweeps_page_has_everything_and_needs_nothing(cli: Cli, small_sweep: P
     addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page.html)
     assert all(where.startswith(("data:", "#")) for where in addresses)
     assert "http://" not in page.html and "https://" not in page.html
+    assert f"{small_sweep.name}/cells/0-0" in page.text and str(small_sweep.parent) not in page.html
 
 
 def test_the_page_is_built_for_every_reader(cli: Cli, small_sweep: Path) -> None:
