@@ -61,6 +61,13 @@ class Ablation(BaseModel):
     rows: list[AblationRow]
     failures: list[Failure]
 
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether every row leaves the base along one axis: two columns say which and where."""
+        return bool(self.rows) and all(
+            row.axis is not None and len(row.values) == 1 for row in self.rows
+        )
+
 
 def summarise_sweep(sweep: Sweep, out: Path, failures: Sequence[Failure]) -> Ablation:
     """The table of what is finished under ``out``."""
@@ -165,7 +172,8 @@ def as_markdown(found: Ablation) -> str:
     ]
     shown = {key: title for key, title in COLUMNS.items() if _any(found.rows, key)}
     several = len({row.network for row in found.rows}) > 1
-    heads = [*found.axes, *(["victims"] if several else []), *shown.values(), "seeds", "note"]
+    place = ["axis", "value"] if found.one_at_a_time else found.axes
+    heads = [*place, *(["victims"] if several else []), *shown.values(), "seeds", "note"]
     lines += _head(heads)
     for row in found.rows:
         where = [*_place(found, row), *([row.network] if several else [])]
@@ -175,7 +183,7 @@ def as_markdown(found: Ablation) -> str:
     defended = [row for row in found.rows if row.defenses]
     if defended:
         lines += ["", "## After each defense", ""]
-        lines += _head([*found.axes, "defense", "ASR", "CTA", "AUROC"])
+        lines += _head([*place, "defense", "ASR", "CTA", "AUROC"])
     for row in defended:
         for name, metrics in row.defenses.items():
             figures = [told(metrics, k) for k in ("attack_success_rate", "clean_test_accuracy")]
@@ -203,6 +211,8 @@ def _any(rows: Sequence[AblationRow], key: str) -> bool:
 
 
 def _place(found: Ablation, row: AblationRow) -> list[str]:
+    if found.one_at_a_time:
+        return [str(row.axis), *map(str, row.values.values())]
     return [str(row.values.get(axis, "")) for axis in found.axes]
 
 

@@ -111,13 +111,13 @@ def summary_table(source: Source) -> Table:
     rows = source.undefended
     shown = {key: title for key, title in COLUMNS.items() if any(key in r.metrics for r in rows)}
     several = _several(rows) or not source.columns
-    heads = [(name, False) for name in source.columns]
+    heads = _place_heads(source)
     heads += [("victims", False)] if several else []
     heads += [*((title, True) for title in shown.values()), ("seeds", True), ("note", False)]
     found = Table(
         caption=f"{source.name}: no defense",
         heads=heads,
-        naming=len(source.columns) + several,
+        naming=len(_place_heads(source)) + several,
         labels=[row.labels for row in rows],
         rows=[
             [
@@ -139,7 +139,7 @@ def defense_table(source: Source) -> Table:
     shown = {key: title for key, title in _ANSWERS.items() if any(key in r.metrics for r in rows)}
     alarms = any(key in row.metrics for row in rows for key in _ALARMS)
     families = any(row.family for row in rows)
-    heads = [(name, False) for name in source.columns] + ([("victims", False)] if several else [])
+    heads = _place_heads(source) + ([("victims", False)] if several else [])
     naming = len(heads) + 1
     heads += [("defense", False), *([("family", False)] if families else [])]
     heads += [(title, True) for title in shown.values()]
@@ -175,8 +175,16 @@ def _several(rows: Iterable[Row]) -> bool:
     return len({row.network for row in rows}) > 1
 
 
+def _place_heads(source: Source) -> list[tuple[str, bool]]:
+    names = ("axis", "value") if source.one_at_a_time else source.columns
+    return [(name, False) for name in names]
+
+
 def _place(source: Source, row: Row, *, several: bool) -> list[Cell]:
-    cells = [plain(row.place.get(name)) for name in source.columns]
+    if source.one_at_a_time:
+        cells = [Cell(str(row.axis)), *map(plain, row.place.values())]
+    else:
+        cells = [plain(row.place.get(name)) for name in source.columns]
     return [*cells, *([Cell(row.network)] if several else [])]
 
 

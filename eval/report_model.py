@@ -95,6 +95,13 @@ class Source:
         return str(folder.relative_to(here)) if folder.is_relative_to(here) else folder.name
 
     @property
+    def one_at_a_time(self) -> bool:
+        """Whether every row leaves the base along one axis: two columns say which and where."""
+        return bool(self.rows) and all(
+            row.axis is not None and len(row.place) == 1 for row in self.rows
+        )
+
+    @property
     def undefended(self) -> list[Row]:
         """The rows without a defense."""
         return [row for row in self.rows if row.defense is None]

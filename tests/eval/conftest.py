@@ -103,6 +103,7 @@ def make_sweep(make_run: Run) -> Sweep:
         files: bool = True,
         cta: float = 0.9,
         networks: Sequence[str] = ("convnet",),
+        each: bool = False,
         **fields: Any,
     ) -> Path:
         rows = []
@@ -119,7 +120,7 @@ def make_sweep(make_run: Run) -> Sweep:
                     "wanted": [0, 1, 2],
                 }
                 row |= {"folders": [f"cells/{number}-{seed}" for seed in rates]}
-                row |= {"labels": list(labels)}
+                row |= {"labels": list(labels), "axis": values[0][0] if each else None}
                 row["metrics"] = {k: v.model_dump(mode="json") for k, v in metrics.items()}
                 rows.append(row)
         table = {

@@ -22,6 +22,7 @@ from PIL import Image
 
 from distillsec.distill.artifact import save_set
 from distillsec.distill.types import Batch, DistilledSet, Recipe
+from distillsec.eval.ablation_table import Ablation, as_markdown
 from distillsec.eval.record import read_record
 from distillsec.eval.report import gather_source
 from distillsec.eval.report_charts import MOST_SERIES, axis_charts, numeric
@@ -286,6 +287,23 @@ def test_axes_that_go_side_by_side_are_one_series(make_sweep: Make, tmp_path: Pa
     charts = axis_charts(gather_source(make_sweep(tmp_path / "zip", points, files=False)))
     assert charts[0].note == "Along with ipc goes epochs."
     assert "at 1, 0.60 at 10" in charts[0].text
+
+
+def test_axes_that_leave_the_base_one_at_a_time_take_two_columns(
+    cli: Cli, make_sweep: Make, tmp_path: Path
+) -> None:
+    points: Any = {(("trigger_size", 2),): {0: 0.3}, (("backend", "dm"),): {0: 0.5}}
+    out = make_sweep(tmp_path / "each", points, files=False, each=True)
+    table = cli("report", out, "--format", "md").stdout
+    written = as_markdown(Ablation.model_validate_json((out / "table.json").read_text()))
+    for text in (table, written):
+        assert "| axis | value | CTA" in text
+        assert "| trigger_size | 2 | 0.9" in text and "| backend | dm | 0.9" in text
+    both = {(("trigger_size", 2), ("ipc", 1)): {0: 0.3}}  # a grid's points leave it along two
+    assert (
+        "| trigger_size | ipc |"
+        in cli("report", make_sweep(tmp_path / "grid", both, files=False), "--format", "md").stdout
+    )
 
 
 def test_numbers_and_names() -> None:
