@@ -66,7 +66,7 @@ def test_a_half_poisoned_class_is_found(
     assert found.flagged[~badnets.poisoned].double().mean() <= 0.02
     clean = defense.score_set(honest.view)
     assert clean.flagged.double().mean() <= 0.03
-    assert clean.statistic < found.statistic / 2
+    assert clean.statistic < 0.75 * found.statistic
 
 
 def test_scan_raises_no_alarm_on_clean_rows(honest: Case) -> None:
