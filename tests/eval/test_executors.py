@@ -83,12 +83,13 @@ def on_ray() -> Executor:
     return OnRay("local", workers=2)
 
 
-EVERY = [
-    here,
-    processes,
-    pytest.param(on_ray, marks=pytest.mark.slow),
-]
-OTHER_PROCESSES = EVERY[1:]
+@pytest.fixture(
+    scope="module", params=[here, processes, pytest.param(on_ray, marks=pytest.mark.slow)]
+)
+def executor(request: pytest.FixtureRequest, work: Any) -> Iterator[Executor]:
+    """Each kind of executor, started once: a process takes seconds to import torch."""
+    with request.param() as started:
+        yield started
 
 
 def run_all(executor: Executor, pieces: list[Callable[[], Any]]) -> list[Any]:
@@ -101,32 +102,31 @@ def run_all(executor: Executor, pieces: list[Callable[[], Any]]) -> list[Any]:
     return results
 
 
-@pytest.mark.parametrize("make", EVERY)
-def test_results_come_back_under_their_tickets(make: Callable[[], Executor], work: Any) -> None:
-    with make() as executor:
-        assert executor.room >= 1
-        assert run_all(executor, [partial(work.double, n) for n in range(5)]) == [0, 2, 4, 6, 8]
+def test_results_come_back_under_their_tickets(executor: Executor, work: Any) -> None:
+    assert executor.room >= 1
+    assert run_all(executor, [partial(work.double, n) for n in range(5)]) == [0, 2, 4, 6, 8]
 
 
-@pytest.mark.parametrize("make", EVERY)
-def test_what_work_raises_is_raised(make: Callable[[], Executor], work: Any) -> None:
-    with make() as executor, pytest.raises(ValueError, match="negative"):
+def test_what_work_raises_is_raised(executor: Executor, work: Any) -> None:
+    with pytest.raises(ValueError, match="negative"):
         run_all(executor, [partial(work.double, -1)])
+    assert run_all(executor, [partial(work.double, 3)]) == [6]  # and the next is taken
 
 
-@pytest.mark.parametrize("make", OTHER_PROCESSES)
 def test_a_killed_worker_loses_its_piece_and_the_next_attempt_is_taken(
-    make: Callable[[], Executor], work: Any, tmp_path: Path
+    executor: Executor, work: Any, tmp_path: Path
 ) -> None:
-    with make() as executor:
-        piece = partial(work.die_once, str(tmp_path / "mark"))
-        executor.submit(0, piece)
-        ticket, answer = executor.ended()
-        assert ticket == 0 and isinstance(answer, Lost)
-        executor.submit(0, piece)
-        assert executor.ended() == (0, "alive")
+    if isinstance(executor, Here):
+        pytest.skip("it is its own worker")
+    piece = partial(work.die_once, str(tmp_path / "mark"))
+    executor.submit(0, piece)
+    ticket, answer = executor.ended()
+    assert ticket == 0 and isinstance(answer, Lost)
+    executor.submit(0, piece)
+    assert executor.ended() == (0, "alive")
 
 
+@pytest.mark.slow
 def test_processes_take_turns_at_the_gpus(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for seen, expected in ((None, {"0", "1"}), ("5,7,9", {"5", "7"})):
         if seen is None:
@@ -162,7 +162,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("kind", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["processes", "ray"])
 def test_a_killed_driver_leaves_no_worker(kind: str, work: Any, tmp_path: Path) -> None:
     if kind == "ray":
         pytest.importorskip("ray")
@@ -227,15 +228,13 @@ def test_a_share_of_a_gpu_is_for_cells_on_a_gpu() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", OTHER_PROCESSES)
 def test_two_hundred_cells_that_do_nothing_take_less_than_20_seconds(
-    make: Callable[[], Executor], work: Any, tmp_path: Path
+    executor: Executor, work: Any, tmp_path: Path
 ) -> None:
     config = configure(threads=1, device="cpu")
     cells = [work.Nothing(place=f"cells/{number}", config=config) for number in range(200)]
-    with make() as executor:
-        began = time.monotonic()
-        ended = list(conduct(cells, tmp_path, executor))
-        assert time.monotonic() - began < 20
+    began = time.monotonic()
+    ended = list(conduct(cells, tmp_path, executor))
+    assert time.monotonic() - began < 20
     assert [each.reason for each in ended] == [None] * 200
     assert len(Ledger(tmp_path).rows()) == 200
