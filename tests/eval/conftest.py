@@ -113,15 +113,18 @@ def make_sweep(make_run: Run) -> Sweep:
                 make_run(place, asr=asr, cta=cta, seed=seed, files=files, labels=list(labels))
             metrics = over_seeds([figures(cta, asr) for asr in rates.values()]) if rates else {}
             for network in networks:
-                row = {"values": dict(values), "config": config(), "network": network}
-                row |= {
+                row: dict[str, Any] = {
+                    "axis": values[0][0] if each else None,
+                    "values": dict(values),
+                    "config": config(),
+                    "network": network,
                     "primary": network == networks[0],
                     "seeds": list(rates),
                     "wanted": [0, 1, 2],
+                    "folders": [f"cells/{number}-{seed}" for seed in rates],
+                    "labels": list(labels),
+                    "metrics": {k: v.model_dump(mode="json") for k, v in metrics.items()},
                 }
-                row |= {"folders": [f"cells/{number}-{seed}" for seed in rates]}
-                row |= {"labels": list(labels), "axis": values[0][0] if each else None}
-                row["metrics"] = {k: v.model_dump(mode="json") for k, v in metrics.items()}
                 rows.append(row)
         table = {
             "schema_version": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import time
@@ -63,9 +64,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("work")
     (folder / "work_of_executors.py").write_text(WORK)
     sys.path.insert(0, str(folder))
-    import work_of_executors
-
-    yield work_of_executors
+    yield importlib.import_module("work_of_executors")
     sys.path.remove(str(folder))
     del sys.modules["work_of_executors"]
 
@@ -206,7 +205,8 @@ def test_the_executor_fits_the_cells_and_the_machine(monkeypatch: pytest.MonkeyP
     assert isinstance(executor_for(run, jobs=1), Here)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert executor_for(run.model_copy(update={"device": "cuda"})).room == 4
-    for wish in ({"gpus": 0.5}, {"memory": 2.0}):
+    wishes: list[dict[str, Any]] = [{"gpus": 0.5}, {"memory": 2.0}]
+    for wish in wishes:
         with pytest.raises(RequestError, match="--ray"):
             executor_for(run, **wish)
 
