@@ -111,13 +111,13 @@ def summary_table(source: Source) -> Table:
     rows = source.undefended
     shown = {key: title for key, title in COLUMNS.items() if any(key in r.metrics for r in rows)}
     several = _several(rows) or not source.columns
-    heads = _place_heads(source)
-    heads += [("victims", False)] if several else []
+    heads = _place_heads(source) + ([("victims", False)] if several else [])
+    naming = len(heads)
     heads += [*((title, True) for title in shown.values()), ("seeds", True), ("note", False)]
     found = Table(
         caption=f"{source.name}: no defense",
         heads=heads,
-        naming=len(_place_heads(source)) + several,
+        naming=naming,
         labels=[row.labels for row in rows],
         rows=[
             [

@@ -63,8 +63,9 @@ class Source:
     """One run, sweep or suite of a report.
 
     kind: the record's or the table's. columns: the names in the rows' ``place``, in order. axes:
-    what a sweep varies. cells: how many runs the figures come from. config: the resolved
-    configuration of a run, or the sweep or suite as its file said.
+    what a sweep varies; one_at_a_time: whether each row leaves the base along one of them. cells:
+    how many runs the figures come from. config: the resolved configuration of a run, or the sweep
+    or suite as its file said.
     """
 
     path: Path
@@ -75,6 +76,7 @@ class Source:
     error: str = ""
     columns: Sequence[str] = ()
     axes: Sequence[str] = ()
+    one_at_a_time: bool = False
     rows: Sequence[Row] = ()
     shown: Sequence[Shown] = ()
     cells: int = 1
@@ -93,13 +95,6 @@ class Source:
         """A folder inside this one, without where this one lies: pages are sent to others."""
         here = self.path.parent
         return str(folder.relative_to(here)) if folder.is_relative_to(here) else folder.name
-
-    @property
-    def one_at_a_time(self) -> bool:
-        """Whether every row leaves the base along one axis: two columns say which and where."""
-        return bool(self.rows) and all(
-            row.axis is not None and len(row.place) == 1 for row in self.rows
-        )
 
     @property
     def undefended(self) -> list[Row]:

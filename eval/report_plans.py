@@ -30,6 +30,7 @@ def of_sweep(path: Path, table: Ablation) -> Source:
         title=described(table.sweep) or path.name,
         columns=table.axes,
         axes=table.axes,
+        one_at_a_time=table.one_at_a_time,
         rows=rows,
         shown=[
             shown_run(told_place(row), row.folders[0]) for row in points.values() if row.folders

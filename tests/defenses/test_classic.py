@@ -54,9 +54,11 @@ def rows_area(defense: SetScorer, case: Case) -> float:
     return area(defense.score_set(case.view).rows, case.poisoned)
 
 
-@pytest.mark.parametrize(("name", "options"), [("scan", {}), ("beatrix", {"orders": 8})])
+@pytest.mark.parametrize(
+    ("name", "options", "most"), [("scan", {}, 0.5), ("beatrix", {"orders": 8}, 0.75)]
+)
 def test_a_half_poisoned_class_is_found(
-    name: str, options: dict[str, int], badnets: Case, honest: Case
+    name: str, options: dict[str, int], most: float, badnets: Case, honest: Case
 ) -> None:
     defense = made(name, **options)
     found = defense.score_set(badnets.view)
@@ -66,7 +68,7 @@ def test_a_half_poisoned_class_is_found(
     assert found.flagged[~badnets.poisoned].double().mean() <= 0.02
     clean = defense.score_set(honest.view)
     assert clean.flagged.double().mean() <= 0.03
-    assert clean.statistic < 0.75 * found.statistic
+    assert clean.statistic < most * found.statistic
 
 
 def test_scan_raises_no_alarm_on_clean_rows(honest: Case) -> None:

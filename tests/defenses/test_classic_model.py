@@ -59,17 +59,19 @@ def left(name: str, case: Case, **options: Any) -> tuple[float, float]:
 # The model is looked at --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["neural-cleanse", "tabor", "mm-bd"])
-def test_the_target_is_the_most_suspicious_class(name: str, badnets: Case) -> None:
+@pytest.mark.parametrize(
+    ("name", "ahead"), [("neural-cleanse", 1.2), ("tabor", 1.2), ("mm-bd", 1.1)]
+)
+def test_the_target_is_the_most_suspicious_class(name: str, ahead: float, badnets: Case) -> None:
     found = seen(name, badnets)
     assert found.suspect == TARGET and found.anomaly is not None
     order = found.anomaly.sort(descending=True).values
-    assert order[0] > 1.1 * order[1]
+    assert order[0] > ahead * order[1]
 
 
 def test_tabor_tells_the_poisoned_model_from_the_clean_one(badnets: Case, honest: Case) -> None:
     found, clean = seen("tabor", badnets), seen("tabor", honest)
-    assert found.alarm and found.statistic > 2 * clean.statistic and clean.suspect != TARGET
+    assert found.alarm and found.statistic > 3 * clean.statistic and clean.suspect != TARGET
 
 
 def test_ten_classes_are_few_to_be_an_outlier_among(badnets: Case) -> None:
@@ -186,15 +188,17 @@ def test_i_bau_costs_little(honest: Case) -> None:
 # The training ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["abl", "strong-augmentation", "cutmix"])
+@pytest.mark.parametrize(
+    ("name", "least"), [("abl", 0.85), ("strong-augmentation", 0.92), ("cutmix", 0.92)]
+)
 def test_a_tenth_of_the_rows_is_learned_whatever_the_training(
-    name: str, badnets: Case, honest: Case
+    name: str, least: float, badnets: Case, honest: Case
 ) -> None:
     """Cuts leave the corner where it is most of the time; unlearning 12 rows of 130 is little."""
     asr, cta = left(name, badnets)
     assert asr >= 0.8 and cta >= 0.92
     asr, cta = left(name, honest)
-    assert asr <= 0.12 and cta >= 0.85
+    assert asr <= 0.12 and cta >= least
 
 
 def test_whoever_holds_images_can_do_without_the_set(badnets: Case, honest: Case) -> None:
