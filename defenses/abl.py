@@ -60,8 +60,8 @@ class Abl(Trainer):
 
     def train(self, view: DefenderView) -> nn.Module:
         options, recipe = self.options, view.distilled.recipe.by_epochs()
-        batch, generator = view.distilled.batch, view.generator(40)
-        network = view.network(view.seed(40, 1))
+        batch, generator = view.distilled.batch, view.generator(self.name)
+        network = view.network(view.seed(self.name, "weights"))
 
         def epochs(share: float) -> int:
             return max(1, round(share * recipe.epochs))

@@ -82,7 +82,7 @@ class ActivationClustering(SetScorer):
         flagged = torch.zeros_like(rows, dtype=torch.bool)
         lopsided: dict[int, float] = {}
         for label, members in classes_of(view.labels):
-            state = view.seed(label)
+            state = view.seed(self.name, label)
             own = features[members].cpu().numpy()
             reduced = reduce(own, options.reduction, options.components, state)
             smaller, nearness, silhouette = divide(reduced, state)

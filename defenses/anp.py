@@ -63,7 +63,7 @@ class Anp(Repairer):
         return images_wanted(view, 100, "its masks are learned on")
 
     def repair(self, view: DefenderView) -> nn.Module:
-        masks = learn_masks(view.trainable_victim(), view.holdout, self.options, view.generator(33))
+        masks = learn_masks(view.trainable_victim(), view.holdout, self.options, view.generator(self.name))
         network = view.trainable_victim().requires_grad_(False)
         order = by_mask(masks, self.options.threshold)
         prune_in_order(network, order, view.holdout, self.options.loss)

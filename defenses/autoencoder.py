@@ -63,7 +63,7 @@ class Autoencoder(Purifier):
         return None if found >= 500 else f"it learns to draw from {found} held-out images"
 
     def purify(self, view: DefenderView) -> Predictor:
-        coder = train_autoencoder(view.holdout.images, self.options, view.generator(0))
+        coder = train_autoencoder(view.holdout.images, self.options, view.generator(self.name))
 
         def predictor(images: Tensor) -> Tensor:
             return predict(view.victim, in_pieces(coder, images))

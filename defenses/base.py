@@ -44,7 +44,8 @@ class DefenderView:
     ``features`` where it is a user's without an ``embed``.
     network: fresh networks of the victim's architecture. holdout: the declared budget of clean
     real images with their true labels, none of them among those that anything is measured on; may
-    be empty. entropy: the defender's own randomness.
+    be empty. entropy: the seed of the defender's own randomness; the run's seed does not follow
+    from it.
     """
 
     distilled: DistilledSet
@@ -64,24 +65,29 @@ class DefenderView:
         """The set's labels as class numbers, ``int64 (N,)``."""
         return hard_labels(self.distilled.batch.labels)
 
-    def generator(self, *key: int) -> torch.Generator:
-        """A fresh CPU generator that depends on ``key``: the only randomness a defense uses."""
-        return Streams(self.entropy).generator("defense", *key)
+    def generator(self, name: str, *key: int | str) -> torch.Generator:
+        """A fresh CPU generator for the defense ``name``: the only randomness a defense uses.
 
-    def seed(self, *key: int) -> int:
-        """A seed below 2³¹ from ``generator(*key)``, for whoever wants a number."""
-        return int(torch.randint(2**31 - 1, (), generator=self.generator(*key)))
+        key: tells the defense's own streams apart (a class, a step's name).
+        """
+        return Streams(self.entropy).generator("defense", name, *key)
+
+    def seed(self, name: str, *key: int | str) -> int:
+        """A seed below 2³¹ from ``generator(name, *key)``, for libraries that take a number."""
+        return int(torch.randint(2**31 - 1, (), generator=self.generator(name, *key)))
 
     def with_images(self, images: Tensor) -> DistilledSet:
         """The set with ``images`` in place of its own, its labels and recipe kept."""
         return replace(self.distilled, batch=self.distilled.batch.replace(images=images))
 
     def features(self, images: Tensor) -> Tensor:
-        """The victim's penultimate activations ``(N, F)`` of ``images``; computed once."""
+        """The victim's penultimate activations ``(N, F)`` of ``images``; computed once, a copy
+        for each caller."""
         return self._answers("features", images, lambda some: embed(self.victim, some))
 
     def logits(self, images: Tensor) -> Tensor:
-        """The victim's logits ``(N, classes)`` of ``images``; computed once."""
+        """The victim's logits ``(N, classes)`` of ``images``; computed once, a copy for each
+        caller."""
         return self._answers("logits", images, self.victim)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -98,7 +104,7 @@ class DefenderView:
 
     def _answers(self, what: str, images: Tensor, answer: Callable[[Tensor], Tensor]) -> Tensor:
         """``answer`` to ``images``, remembered by the tensor's identity, which it keeps alive."""
-        return self.once((what, id(images)), lambda: (images, in_pieces(answer, images)))[1]
+        return self.once((what, id(images)), lambda: (images, in_pieces(answer, images)))[1].clone()
 
 
 class DefenseOptions(BaseModel):

@@ -100,7 +100,7 @@ class Beatrix(SetScorer):
         groups = []
         for number, members in enumerate((~outside, outside)):
             own = maps[members].mean(dim=(2, 3)).double()
-            generator = view.generator(label, number)
+            generator = view.generator(self.name, label, number)
             order = torch.randperm(len(own), generator=generator)[: self.options.most]
             groups.append(own[order.to(own.device)])
         return two_sample(*groups) if all(map(len, groups)) else 0.0

@@ -90,7 +90,7 @@ class Abs(Inspector):
         for number in sorted({suspect.block for suspect in suspects}):
             mine = [suspect for suspect in suspects if suspect.block == number]
             front = nn.Sequential(normalise, *pieces[: number + 1])
-            generator = view.generator(23, number)
+            generator = view.generator(self.name, number)
             masks, patterns = excite(front, seeds.images, mine, options, generator)
             for suspect, mask, pattern in zip(mine, masks, patterns, strict=True):
                 rate = reached(view.victim, known, suspect.label, mask, pattern)

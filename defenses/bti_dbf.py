@@ -72,7 +72,7 @@ class BtiDbf(Inspector):
         return rows_in_their_place(view)
 
     def inspect(self, view: DefenderView) -> Inspection:
-        known, generator = known_images(view), view.generator(24)
+        known, generator = known_images(view), view.generator(self.name)
         order = torch.randperm(len(known), generator=generator)[: self.options.images]
         known = known.rows(order.to(known.labels.device))
         drawer = invert(view.victim, known, self.options, generator)

@@ -13,6 +13,8 @@ from .base import DefenderView
 _MAD = 1.4826
 _MEAN = 1.2533  # the square root of π / 2 does the same for the mean absolute deviation
 _NOTHING = 1e-9
+LEAST_CLASSES = 3
+"""The anomaly index of two values is always 0.674: it says nothing about either of them."""
 
 
 def classes_of(labels: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -27,6 +29,15 @@ def smallest_class(view: DefenderView) -> int:
     return int(counts[counts > 0].min())
 
 
+def middle(values: Tensor) -> Tensor:
+    """The median along the first dimension, of an even count the mean of the two middle values.
+
+    ``Tensor.median`` takes the lower of the two; the papers' codes (numpy) take their mean.
+    """
+    ordered, count = values.sort(dim=0).values, len(values)
+    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+
+
 def anomaly_index(values: Tensor) -> Tensor:
     """How many deviations each value lies above the median: ``(x − median) / (1.4826 · MAD)``.
 
@@ -34,13 +45,19 @@ def anomaly_index(values: Tensor) -> Tensor:
     is 0; then it is the mean absolute deviation, times 1.2533, that measures (Iglewicz and Hoaglin,
     1993), and values that are all equal are no anomaly.
     """
-    apart = (values - values.median()).abs()
-    spread = _MAD * apart.median()
+    centre = middle(values)
+    apart = (values - centre).abs()
+    spread = _MAD * middle(apart)
     if float(spread) <= _NOTHING * float(1 + values.abs().max()):
         spread = _MEAN * apart.mean()
     if float(spread) == 0:
         return torch.zeros_like(values)
-    return (values - values.median()) / spread
+    return (values - centre) / spread
+
+
+def classes_needed(view: DefenderView, least: int = LEAST_CLASSES) -> str | None:
+    """The objection of a defense whose statistic compares classes, and wants ``least`` of them."""
+    return None if view.classes >= least else f"needs {least} classes, there are {view.classes}"
 
 
 def rows_needed(view: DefenderView, least: int) -> str | None:

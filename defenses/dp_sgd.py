@@ -98,9 +98,9 @@ def _train(view: DefenderView, options: DpSgdOptions) -> nn.Module:
 
     recipe, batch = view.distilled.recipe.by_epochs(), view.distilled.batch
     rate, steps = _schedule(view)
-    generator, count = view.generator(43, 0), len(batch)
+    generator, count = view.generator(DpSgd.name), len(batch)
     augment = augmenter(recipe, generator)
-    network = view.network(view.seed(43, 1))
+    network = view.network(view.seed(DpSgd.name, "weights"))
     private: Any = GradSampleModule(network)
     optimiser = DPOptimizer(
         sgd(network, recipe),
@@ -132,5 +132,5 @@ def _train(view: DefenderView, options: DpSgdOptions) -> nn.Module:
 def _on(view: DefenderView, device: torch.device) -> torch.Generator:
     """The noise's generator, where the noise is made."""
     generator = torch.Generator(device)
-    generator.manual_seed(view.seed(43, 2))
+    generator.manual_seed(view.seed(DpSgd.name, "noise"))
     return generator

@@ -67,7 +67,7 @@ class FinePruning(Repairer):
             descend(network, optimiser, images, labels)
             silence(network, {layer.layer: idle}, biases=True)
 
-        recipe, generator = view.distilled.recipe, view.generator(31)
+        recipe, generator = view.distilled.recipe, view.generator(self.name)
         return tune(network, view.holdout, recipe, self.options, generator, step)
 
 

@@ -40,5 +40,5 @@ class FineTuning(Repairer):
         return images_wanted(view, 100, "trained on")
 
     def repair(self, view: DefenderView) -> nn.Module:
-        recipe, generator = view.distilled.recipe, view.generator(30)
+        recipe, generator = view.distilled.recipe, view.generator(self.name)
         return tune(view.trainable_victim(), view.holdout, recipe, self.options, generator)

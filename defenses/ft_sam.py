@@ -74,7 +74,7 @@ class FtSam(Repairer):
                     parameter.sub_(move)
             optimiser.step()
 
-        recipe, generator = view.distilled.recipe, view.generator(35)
+        recipe, generator = view.distilled.recipe, view.generator(self.name)
         return tune(view.trainable_victim(), view.holdout, recipe, options, generator, step)
 
 

@@ -38,5 +38,5 @@ class HoldoutOnly(Trainer):
         return images_wanted(view, 100, "trained on")
 
     def train(self, view: DefenderView) -> nn.Module:
-        network, recipe = view.network(view.seed(44, 0)), view.distilled.recipe
-        return tune(network, view.holdout, recipe, self.options, view.generator(44, 1))
+        network, recipe = view.network(view.seed(self.name, "weights")), view.distilled.recipe
+        return tune(network, view.holdout, recipe, self.options, view.generator(self.name))

@@ -69,7 +69,7 @@ class IBau(Repairer):
     def repair(self, view: DefenderView) -> nn.Module:
         options, network = self.options, view.trainable_victim()
         images, labels = view.holdout.images, view.holdout.labels
-        generator = view.generator(36)
+        generator = view.generator(self.name)
         optimiser = torch.optim.Adam(network.parameters(), lr=options.lr)
         parameters = list(network.parameters())
         for _ in range(options.rounds):

@@ -44,7 +44,7 @@ class CutMix(Trainer):
         self.options: CutMixOptions = options
 
     def train(self, view: DefenderView) -> nn.Module:
-        generator = view.generator(42, 0)
+        generator = view.generator(self.name, "mixing")
 
         def step(
             network: nn.Module, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor
@@ -58,7 +58,7 @@ class CutMix(Trainer):
             mine = 1 - float(hole.double().mean())
             follow(optimiser, mixed_loss(network(mixed), labels, order, mine))
 
-        return train_with(view, step, 42)
+        return train_with(view, step, self.name)
 
 
 @final
@@ -96,7 +96,7 @@ class StrongAugmentation(Trainer):
         self.options: StrongAugmentationOptions = options
 
     def train(self, view: DefenderView) -> nn.Module:
-        options, generator = self.options, view.generator(41, 0)
+        options, generator = self.options, view.generator(self.name, "mixing")
         fill = torch.tensor(view.distilled.recipe.mean, device=view.labels.device)
 
         def cut(images: Tensor) -> Tensor:
@@ -120,13 +120,13 @@ class StrongAugmentation(Trainer):
                 loss = torch.stack(losses).amax(dim=0).mean()
             follow(optimiser, loss)
 
-        return train_with(view, step, 41)
+        return train_with(view, step, self.name)
 
 
-def train_with(view: DefenderView, step: Step, key: int) -> nn.Module:
+def train_with(view: DefenderView, step: Step, name: str) -> nn.Module:
     """A fresh network trained by the set's recipe with another step."""
-    recipe, network = view.distilled.recipe.by_epochs(), view.network(view.seed(key, 1))
-    trained = train_by(network, view.distilled.batch, recipe, view.generator(key, 2), step)
+    recipe, network = view.distilled.recipe.by_epochs(), view.network(view.seed(name, "weights"))
+    trained = train_by(network, view.distilled.batch, recipe, view.generator(name, "training"), step)
     return trained.requires_grad_(False)
 
 

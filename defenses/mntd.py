@@ -97,7 +97,7 @@ class Mntd(Inspector):
                 view.holdout,
                 recipe,
                 shadows,
-                lambda number: view.generator(25, 0, number),
+                lambda number: view.generator("mntd", "shadow", number),
             )
             self._grown = view.holdout.images, zoo
         return self._grown[1]
@@ -121,12 +121,12 @@ class Judge(nn.Module):
 
 def learn_to_judge(zoo: Zoo, network: nn.Module, view: DefenderView, options: MntdOptions) -> Judge:
     """A judge that tells the zoo's backdoored networks from its clean ones."""
-    generator, device = view.generator(25, 1), zoo.backdoored.device
+    generator, device = view.generator("mntd", "classifier"), zoo.backdoored.device
     shape = view.distilled.batch.images.shape[1:]
     noise = torch.randn(options.queries, *shape, generator=generator)
     space = view.network.preprocessing
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (space.mean, space.std))
-    with seeded_weights(view.seed(25, 2)):
+    with seeded_weights(view.seed("mntd", "weights")):
         judge = Judge(mean + std * noise, view.classes, options.hidden).to(device)
     optimiser = torch.optim.Adam(judge.parameters(), lr=options.lr)
     network.requires_grad_(False)

@@ -73,7 +73,7 @@ class Nad(Repairer):
             **options.model_dump(include={"lr", "batch", "momentum", "weight_decay"}),
         )
         teacher = tune(
-            view.trainable_victim(), view.holdout, recipe, lessons, view.generator(32, 0)
+            view.trainable_victim(), view.holdout, recipe, lessons, view.generator(self.name, "teacher")
         )
 
         def step(
@@ -91,7 +91,7 @@ class Nad(Repairer):
                 loss = loss + weight * apart
             follow(optimiser, loss)
 
-        generator = view.generator(32, 1)
+        generator = view.generator(self.name, "student")
         return tune(view.trainable_victim(), view.holdout, recipe, options, generator, step)
 
 

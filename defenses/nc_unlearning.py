@@ -62,7 +62,7 @@ class NcUnlearning(Repairer):
         return images_wanted(view, 100, "searched and trained on")
 
     def repair(self, view: DefenderView) -> nn.Module:
-        options, generator = self.options, view.generator(37)
+        options, generator = self.options, view.generator(self.name)
         # The very search of `neural-cleanse` where that is run with the same settings.
         search = NeuralCleanseOptions(
             steps=options.passes, images=options.images, batch=options.search_batch

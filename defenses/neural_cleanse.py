@@ -60,6 +60,6 @@ def cleanse(view: DefenderView, options: InversionOptions) -> Patches:
     return view.once(
         ("neural-cleanse", options),
         lambda: invert_triggers(
-            view.victim, known_images(view), view.classes, options, view.generator(20)
+            view.victim, known_images(view), view.classes, options, view.generator("neural-cleanse")
         ),
     )

@@ -74,8 +74,8 @@ class PartitionEnsemble(Trainer):
         batch, recipe = view.distilled.batch, view.distilled.recipe.by_epochs()
         networks = []
         for number, rows in enumerate(partition(batch.images, self.options.partitions)):
-            seed = view.seed(number, 0)
-            order = view.generator(number, 1)
+            seed = view.seed(self.name, number)
+            order = view.generator(self.name, number)
             networks.append(fit(view.network(seed), in_order(batch.rows(rows)), recipe, order))
         return Vote(networks, view.classes).eval()
 

@@ -46,7 +46,7 @@ class RandomizedSmoothing(Purifier):
 
     def purify(self, view: DefenderView) -> Predictor:
         shape = (self.options.copies, *view.distilled.image_shape)
-        noise = self.options.sigma * torch.randn(shape, generator=view.generator(0))
+        noise = self.options.sigma * torch.randn(shape, generator=view.generator(self.name))
 
         def predictor(images: Tensor) -> Tensor:
             return vote(view.victim, images, noise.to(images.device), view.classes)

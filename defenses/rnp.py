@@ -70,7 +70,7 @@ class Rnp(Repairer):
         return images_wanted(view, 100, "it unlearns and recovers on")
 
     def repair(self, view: DefenderView) -> nn.Module:
-        options, generator = self.options, view.generator(34)
+        options, generator = self.options, view.generator(self.name)
         empty = unlearn(view.trainable_victim(), view.holdout, options, generator)
         masks = recover(empty, view.holdout, options, generator)
         network = view.trainable_victim().requires_grad_(False)

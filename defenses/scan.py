@@ -77,7 +77,7 @@ class Scan(SetScorer):
         ratios = torch.zeros(view.classes, dtype=torch.float64)
         whitening = _inverse_root(within)
         for label, members in classes_of(view.labels):
-            state = view.seed(label)
+            state = view.seed(self.name, label)
             own, known = centred[members], (clean - mean)[view.holdout.labels == label]
             division = divide(own @ whitening, known @ whitening, state)
             rows[members], second[members] = division.scores, division.second
@@ -99,7 +99,7 @@ class Scan(SetScorer):
         features = view.features(view.distilled.batch.images).double()
         wanted = (len(clean) - view.classes) // 2
         count = max(1, min(self.options.dimensions, wanted, features.shape[1], len(features)))
-        state = view.seed(view.classes)
+        state = view.seed(self.name, "projection")
         projection = PCA(count, random_state=state).fit(features.cpu().numpy())
         told = (projection.transform(each.cpu().numpy()) for each in (clean, features))
         first, then = (torch.from_numpy(each).to(features.device) for each in told)

@@ -86,7 +86,7 @@ class Sentinet(InputScorer):
     def _parts(self, view: DefenderView) -> tuple[Tensor, Tensor]:
         """The held-out images that lie under regions, and those that set the boundary."""
         held = view.holdout.images
-        order = torch.randperm(len(held), generator=view.generator(1)).to(held.device)
+        order = torch.randperm(len(held), generator=view.generator(self.name, "overlays")).to(held.device)
         count = min(self.options.overlays, len(held) // 2)
         return held[order[:count]], held[order[count : count + _KNOWN]]
 
@@ -102,7 +102,7 @@ class Sentinet(InputScorer):
         predicted = view.logits(images).argmax(dim=1)
         masks = salient(saliency(view.victim, images, predicted), self.options.share)
         shape = under.shape
-        inert = torch.rand(shape, generator=view.generator(0)).to(images.device)
+        inert = torch.rand(shape, generator=view.generator(self.name, "inert")).to(images.device)
         fooled, confidence = [], []
         for image, mask, label in zip(images, masks, predicted, strict=True):
             stamped = in_pieces(view.victim, torch.where(mask, image, under))

@@ -44,7 +44,7 @@ class ShrinkPad(Purifier):
         self.options: ShrinkPadOptions = options
 
     def purify(self, view: DefenderView) -> Predictor:
-        secret = view.generator(0).initial_seed()
+        secret = view.generator(self.name).initial_seed()
 
         def predictor(images: Tensor) -> Tensor:
             gone = shrinkage(images, self.options.share)

@@ -84,7 +84,7 @@ class Spectre(SetScorer):
         removed = options.margin * options.poisoned_share
         contaminated = torch.zeros(view.classes, dtype=torch.float64)
         for label, members in classes_of(view.labels):
-            state = view.seed(label)
+            state = view.seed(self.name, label)
             index = members.cpu().numpy()
             rows[index], contaminated[label] = best_scores(features[index], options, removed, state)
         index_of = anomaly_index(contaminated)

@@ -63,7 +63,7 @@ class Strip(InputScorer):
 
     def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
         options, held = self.options, view.holdout.images
-        rows = torch.randint(len(held), (options.copies,), generator=view.generator(0))
+        rows = torch.randint(len(held), (options.copies,), generator=view.generator(self.name))
         weights = (options.image_weight, options.overlay_weight)
         return -mean_entropy(view.victim, images, held[rows.to(held.device)], weights)
 

@@ -66,7 +66,7 @@ class Tabor(Inspector):
             known,
             view.classes,
             self.options,
-            view.generator(21),
+            view.generator(self.name),
             lambda draft: penalties(draft, self.options),
         )
         anomaly = anomaly_index(-doubts(view, known, patches))

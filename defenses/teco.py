@@ -70,10 +70,10 @@ class Teco(InputScorer):
         predicted = view.logits(images).argmax(dim=1)
         clipped = images.clamp(0, 1)
         onsets = []
-        for number, name in enumerate(self.options.corruptions):
+        for name in self.options.corruptions:
             answers = []
             for severity in range(1, SEVERITIES + 1):
-                generator = view.generator(number, severity)
+                generator = view.generator(self.name, name, severity)
                 corrupted = CORRUPTIONS[name](clipped, severity, generator)
                 answers.append(in_pieces(view.victim, corrupted).argmax(dim=1))
             onsets.append(onset(predicted, answers))

@@ -26,8 +26,9 @@ class Streams:
 
     seed: int
 
-    def generator(self, name: StreamName, *key: int) -> torch.Generator:
-        """A fresh CPU generator for stream ``name`` at ``key`` (an iteration, a victim's number).
+    def generator(self, name: StreamName, *key: int | str) -> torch.Generator:
+        """A fresh CPU generator for stream ``name`` at ``key`` (an iteration, a victim's number,
+        a defense's name).
 
         Draws are made on the CPU and moved, so that every device sees the same numbers.
         """
@@ -35,7 +36,7 @@ class Streams:
         generator.manual_seed(self.integer(name, *key))
         return generator
 
-    def integer(self, name: StreamName, *key: int) -> int:
+    def integer(self, name: StreamName, *key: int | str) -> int:
         """A 63-bit seed that depends on (seed, name, key) and on nothing else."""
         if name not in STREAMS:
             raise KeyError(f"no random stream {name!r}; there are {', '.join(STREAMS)}")
