@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar, final, get_args
@@ -18,7 +18,7 @@ from ..distill.randomness import Streams
 from ..distill.training import in_pieces
 from ..distill.types import Batch, DistilledSet, hard_labels
 
-Budget = Literal["quick", "paper"]
+Budget = Literal["quick", "paper", "tuned"]
 Family = Literal[
     "set scores",
     "sanitised set",
@@ -117,13 +117,16 @@ class Defense(ABC):
     """What every defense has; the families below say what it does.
 
     Options: its own options. quick: those that the quick budget changes, so that the same
-    algorithm does less work. needs: what it wants, for people.
+    algorithm does less work. grid: what the tuned budget chooses from, the options that it changes
+    from the gentlest setting to the strongest; empty where there is nothing to choose. needs: what
+    it wants, for people.
     """
 
     name: ClassVar[str]
     family: ClassVar[Family]
     Options: ClassVar[type[DefenseOptions]]
     quick: ClassVar[Mapping[str, Any]] = {}
+    grid: ClassVar[Sequence[Mapping[str, Any]]] = ()
     needs: ClassVar[str] = "nothing but the set"
 
     options: DefenseOptions
