@@ -111,7 +111,8 @@ DEFENSES = options(
         type=click.Choice(get_args(Budget)),
         default="quick",
         show_default=True,
-        help="paper: published settings; quick: less work.",
+        help="paper: published settings; tuned: the strongest that keep held-out accuracy; "
+        "quick: less work than published.",
     ),
     click.option(
         "--holdout",
@@ -123,7 +124,7 @@ DEFENSES = options(
     click.option(
         "--images",
         type=click.IntRange(1),
-        help="Test images measured (default: quick 500, paper all).",
+        help="Test images measured (default: quick 500, else all).",
     ),
 )
 SHADOWS = options(

@@ -8,7 +8,7 @@ from typing import Any
 
 from distillsec.eval.cell import run_cell
 from distillsec.eval.config import Config
-from distillsec.eval.metrics import summarise
+from distillsec.eval.metrics import kind_of, summarise
 from distillsec.eval.progress import Reporter
 from distillsec.eval.record import Record, read_record
 
@@ -29,6 +29,6 @@ def finished(folders: Mapping[int, Path]) -> dict[int, Record]:
 def over_seeds(records: Mapping[int, Record], metrics: Iterable[str]) -> dict[str, Any]:
     """Each metric's mean over victims, summarised over seeds."""
     return {
-        name: summarise([record.mean(name) for record in records.values()]).model_dump()
+        name: summarise([r.mean(name) for r in records.values()], kind_of(name)).model_dump()
         for name in metrics
     }

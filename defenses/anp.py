@@ -63,7 +63,9 @@ class Anp(Repairer):
         return images_wanted(view, 100, "its masks are learned on")
 
     def repair(self, view: DefenderView) -> nn.Module:
-        masks = learn_masks(view.trainable_victim(), view.holdout, self.options, view.generator(self.name))
+        masks = learn_masks(
+            view.trainable_victim(), view.holdout, self.options, view.generator(self.name)
+        )
         network = view.trainable_victim().requires_grad_(False)
         order = by_mask(masks, self.options.threshold)
         prune_in_order(network, order, view.holdout, self.options.loss)

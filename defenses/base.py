@@ -76,6 +76,14 @@ class DefenderView:
         """A seed below 2³¹ from ``generator(name, *key)``, for libraries that take a number."""
         return int(torch.randint(2**31 - 1, (), generator=self.generator(name, *key)))
 
+    def with_holdout(self, holdout: Batch) -> DefenderView:
+        """The same view with other held-out images, and nothing remembered."""
+        return replace(self, holdout=holdout, _memory={})
+
+    def forget(self) -> None:
+        """Drop what is remembered: features, logits, shared searches."""
+        self._memory.clear()
+
     def with_images(self, images: Tensor) -> DistilledSet:
         """The set with ``images`` in place of its own, its labels and recipe kept."""
         return replace(self.distilled, batch=self.distilled.batch.replace(images=images))
@@ -151,8 +159,8 @@ class SetScores:
 
     rows: ``float (N,)``, finite. flagged: ``bool (N,)``, the rows it would remove at the paper's
     threshold. statistic: one number for the set. alarm: whether the paper would call the set
-    poisoned; ``None`` where it removes a fixed share and has no alarm. suspect: the class it points
-    at, ``None`` for none.
+    poisoned; ``None`` where it removes a fixed share and has no alarm. suspect: the most anomalous
+    class, alarm or not; ``None`` for none.
     """
 
     rows: Tensor
@@ -168,12 +176,12 @@ class Inspection:
     """What a defense says of a model.
 
     statistic: one number for the model, larger is more suspicious. alarm: whether the paper would
-    call it backdoored. anomaly: ``float (classes,)``, larger is more suspicious; ``None`` where
-    the defense knows no classes.
+    call it backdoored; ``None`` where the method names a class and raises no alarm. anomaly:
+    ``float (classes,)``, larger is more suspicious; ``None`` where the defense knows no classes.
     """
 
     statistic: float
-    alarm: bool
+    alarm: bool | None
     anomaly: Tensor | None = None
 
     @property

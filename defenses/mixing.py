@@ -126,7 +126,9 @@ class StrongAugmentation(Trainer):
 def train_with(view: DefenderView, step: Step, name: str) -> nn.Module:
     """A fresh network trained by the set's recipe with another step."""
     recipe, network = view.distilled.recipe.by_epochs(), view.network(view.seed(name, "weights"))
-    trained = train_by(network, view.distilled.batch, recipe, view.generator(name, "training"), step)
+    trained = train_by(
+        network, view.distilled.batch, recipe, view.generator(name, "training"), step
+    )
     return trained.requires_grad_(False)
 
 

@@ -59,7 +59,9 @@ class MmBd(Inspector):
 
     def inspect(self, view: DefenderView) -> Inspection:
         shape = view.distilled.batch.images.shape[1:]
-        starts = torch.rand(view.classes, self.options.starts, *shape, generator=view.generator(self.name))
+        starts = torch.rand(
+            view.classes, self.options.starts, *shape, generator=view.generator(self.name)
+        )
         margins = largest_margins(
             view.victim, starts.to(view.labels.device), self.options.steps, self.options.lr
         )

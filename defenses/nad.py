@@ -73,7 +73,11 @@ class Nad(Repairer):
             **options.model_dump(include={"lr", "batch", "momentum", "weight_decay"}),
         )
         teacher = tune(
-            view.trainable_victim(), view.holdout, recipe, lessons, view.generator(self.name, "teacher")
+            view.trainable_victim(),
+            view.holdout,
+            recipe,
+            lessons,
+            view.generator(self.name, "teacher"),
         )
 
         def step(

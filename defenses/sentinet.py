@@ -86,7 +86,9 @@ class Sentinet(InputScorer):
     def _parts(self, view: DefenderView) -> tuple[Tensor, Tensor]:
         """The held-out images that lie under regions, and those that set the boundary."""
         held = view.holdout.images
-        order = torch.randperm(len(held), generator=view.generator(self.name, "overlays")).to(held.device)
+        order = torch.randperm(len(held), generator=view.generator(self.name, "overlays")).to(
+            held.device
+        )
         count = min(self.options.overlays, len(held) // 2)
         return held[order[:count]], held[order[count : count + _KNOWN]]
 

@@ -1,7 +1,9 @@
-"""What a statistic of sets or of models tells: attacked ones against clean ones over the seeds.
+"""What a statistic of sets or of models is worth: attacked ones against clean ones over the seeds.
 
-Calibrated: an alarm is raised where a statistic is above those of all clean ones of the other
-seeds, which is what a receiver with clean sets of his own can do.
+Calibrated: an alarm is raised above the 95 % quantile of clean sets' statistics, those of the other
+seeds' twins and of sets that were made for calibration alone. A receiver with clean sets of the
+same kind can do the same. With fewer than twenty clean sets nothing is calibrated: the largest of
+eight, say, is passed by one clean set in nine and tells little.
 """
 
 from __future__ import annotations
@@ -11,73 +13,81 @@ from collections.abc import Sequence
 import torch
 
 from .defense_tables import cell
-from .metrics import Summary, summarise
+from .metrics import Summary, auroc_interval, summarise
 from .record import Metrics
-from .trial import auroc
+from .trial import CALIBRATED, auroc
+
+FEWEST_CLEAN = 20
+"""Clean sets that a calibrated threshold needs."""
 
 
-def of_sets(outcomes: Sequence[Metrics]) -> Metrics:
-    """What a set statistic tells, attacked against clean sets over the seeds.
+def of_sets(outcomes: Sequence[Metrics], references: Sequence[Metrics] = ()) -> Metrics:
+    """A set statistic's AUROC, attacked against clean sets over the seeds, and calibrated alarms.
 
-    A set's statistic is the mean over the victims that looked at it.
+    A set's statistic is the mean over the victims that looked at it. references: the outcomes on
+    clean sets that were made for calibration.
     """
     pairs = [cell(metrics, "set_statistic") for metrics in outcomes]
-    ours = [
-        [pair.attacked] for pair in pairs if pair.attacked is not None and pair.twin is not None
-    ]
-    clean = [[pair.twin] for pair in pairs if pair.attacked is not None and pair.twin is not None]
-    if len(ours) < 2:
+    known = [pair for pair in pairs if pair.attacked is not None and pair.twin is not None]
+    if len(known) < 2:
         return {}
-    limits = _limits(clean)
-    return {
-        "set_auroc": _area(ours, clean),
-        "set_alarm_calibrated": _above(ours, limits),
-        "control_set_alarm_calibrated": _above(clean, limits),
-    }
-
-
-def of_models(outcomes: Sequence[Metrics]) -> Metrics:
-    """What a model's statistic tells, attacked against clean models, each victim by itself.
-
-    The target is found where the calibrated alarm is raised and the target is the class with the
-    largest anomaly.
-    """
-    wanted = ("model_statistic", "control_model_statistic")
-    told = [metrics for metrics in outcomes if all(name in metrics for name in wanted)]
-    ours, clean = ([_known(metrics[name]) for metrics in told] for name in wanted)
-    if len(told) < 2 or not all(ours) or not all(clean):
-        return {}
-    limits = _limits(clean)
-    found = {
-        "model_auroc": _area(ours, clean),
-        "alarm_calibrated": _above(ours, limits),
-        "control_alarm_calibrated": _above(clean, limits),
-    }
-    if all("target_suspected" in metrics for metrics in told):
-        right = [_known(metrics["target_suspected"]) for metrics in told]
-        found["target_found_calibrated"] = _above(ours, limits, right)
+    ours = [[pair.attacked] for pair in known if pair.attacked is not None]
+    clean = [[pair.twin] for pair in known if pair.twin is not None]
+    more = [metrics["set_statistic"].mean for metrics in references if "set_statistic" in metrics]
+    limits = _limits(clean, [[value] for value in more if value is not None])
+    found = {"set_auroc": _area(ours, clean)}
+    if limits:
+        found["set_alarm_calibrated"] = _above(ours, limits)
+        found["control_set_alarm_calibrated"] = _above(clean, limits)
     return found
 
 
-def _known(summary: Summary) -> list[float]:
+def of_models(outcomes: Sequence[Metrics], references: Sequence[Metrics] = ()) -> Metrics:
+    """A model statistic's AUROC, attacked against clean models, and calibrated alarms.
+
+    Each victim counts by itself. The target is found where the calibrated alarm is raised and the
+    target is the class with the largest anomaly. references: as for ``of_sets``.
+    """
+    wanted = ("model_statistic", "control_model_statistic")
+    known = [metrics for metrics in outcomes if all(name in metrics for name in wanted)]
+    ours, clean = ([_values(metrics[name]) for metrics in known] for name in wanted)
+    if len(known) < 2 or not all(ours) or not all(clean):
+        return {}
+    more = [_values(metrics[wanted[0]]) for metrics in references if wanted[0] in metrics]
+    limits = _limits(clean, more)
+    found = {"model_auroc": _area(ours, clean)}
+    if limits:
+        found["alarm_calibrated"] = _above(ours, limits)
+        found["control_alarm_calibrated"] = _above(clean, limits)
+        if all("target_suspected" in metrics for metrics in known):
+            right = [_values(metrics["target_suspected"]) for metrics in known]
+            found["target_found_calibrated"] = _above(ours, limits, right)
+    return found
+
+
+def _values(summary: Summary) -> list[float]:
     return [value for value in summary.values if value is not None]
 
 
 def _area(ours: list[list[float]], clean: list[list[float]]) -> Summary:
-    """The area under the ROC curve, all seeds together."""
+    """The area under the ROC curve, all seeds together; its interval counts seeds, not victims."""
     positive, negative = ([value for seed in side for value in seed] for side in (ours, clean))
     statistics = torch.tensor([*positive, *negative], dtype=torch.float64)
     area = auroc(statistics, torch.arange(len(statistics)) < len(positive))
-    return Summary(mean=area, std=None, ci95=None, values=(area,))
+    interval = None if area is None else auroc_interval(area, len(ours), len(clean))
+    return Summary(mean=area, std=None, ci95=interval, values=(area,))
 
 
-def _limits(clean: list[list[float]]) -> list[float]:
-    """For each seed the largest clean statistic of all other seeds, which is what a receiver with
-    clean sets of his own can know."""
-    return [
-        max(value for other, values in enumerate(clean) if other != seed for value in values)
-        for seed in range(len(clean))
-    ]
+def _limits(clean: list[list[float]], more: list[list[float]]) -> list[float]:
+    """For each seed the threshold from all clean sets but its own twin; empty for too few sets."""
+    if len(clean) - 1 + len(more) < FEWEST_CLEAN:
+        return []
+    limits = []
+    for seed in range(len(clean)):
+        others = [*clean[:seed], *clean[seed + 1 :], *more]
+        known = torch.tensor([value for values in others for value in values], dtype=torch.float64)
+        limits.append(float(torch.quantile(known, 1 - CALIBRATED, interpolation="higher")))
+    return limits
 
 
 def _above(
@@ -85,10 +95,9 @@ def _above(
 ) -> Summary:
     """Each seed's share of statistics above its limit, of those that are ``right`` too."""
     counted = right or [[1.0] * len(seed) for seed in values]
-    return summarise(
-        [
-            sum(float(value > limit) * good for value, good in zip(seed, goods, strict=True))
-            / len(seed)
-            for seed, limit, goods in zip(values, limits, counted, strict=True)
-        ]
-    )
+    shares = [
+        sum(float(value > limit) * good for value, good in zip(seed, goods, strict=True))
+        / len(seed)
+        for seed, limit, goods in zip(values, limits, counted, strict=True)
+    ]
+    return summarise(shares, "share")

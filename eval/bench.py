@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 from ..attacks import TestCase
 from ..defenses import DEFENSES
 from ..defenses.base import Budget, DefenderView, Defense
+from ..defenses.tuned import tune_defense
 from ..distill.makers import NetworkMaker
-from ..distill.types import Batch, DistilledSet, DistillsecError, RequestError
+from ..distill.preprocessing import digest
+from ..distill.randomness import Streams
+from ..distill.types import Batch, DistilledSet, DistillsecError, RequestError, RunError
 from .checks import out_of_memory
 from .config import Section, build_options, find_class
 from .metrics import collect
@@ -29,13 +33,15 @@ from .trial import (
     calibrated,
     effectiveness,
     measure,
+    shared_tensors,
     shuffle_inputs,
     undefended,
 )
+from .untouched import Untouched
 from .workshop import Workshop
 
 QUICK_IMAGES = 500
-VICTIMS: Mapping[Budget, int] = {"quick": 2, "paper": 5}
+VICTIMS: Mapping[Budget, int] = {"quick": 2, "paper": 5, "tuned": 5}
 """How many victims a budget measures, where nobody says."""
 
 
@@ -43,10 +49,14 @@ VICTIMS: Mapping[Budget, int] = {"quick": 2, "paper": 5}
 class BenchOptions(Section):
     """What holds for every defense of one run of the bench."""
 
-    budget: Budget = Field("quick", description="paper: published settings; quick: less work")
+    budget: Budget = Field(
+        "quick",
+        description="paper: published settings; tuned: the strongest settings that keep the "
+        "accuracy on held-out images; quick: less work than published",
+    )
     holdout: int = Field(100, ge=0, description="clean real images that the defender holds")
     images: int | None = Field(
-        None, ge=1, description=f"test images measured (quick: {QUICK_IMAGES}, paper: all)"
+        None, ge=1, description=f"test images measured (quick: {QUICK_IMAGES}, others: all)"
     )
 
     @property
@@ -131,6 +141,9 @@ class Bench:
                 progress("training victims", done, count * len(sides))
             self._trials.append(trials)
         self._before = [[undefended(trial) for trial in side] for side in self._trials]
+        self._shared = Untouched(
+            tensor for side in self._trials for trial in side for tensor in shared_tensors(trial)
+        )
 
     def before(self) -> Metrics:
         """What the victims score with no defense, on the images that defenses are measured on."""
@@ -151,10 +164,12 @@ class Bench:
             if objection:
                 return Outcome(status="not applicable", reason=objection, **told)
             told["caution"] = defense.caution(view)
-            metrics = self._measure(defense)
+            metrics = self._measure(defense, budget, told)
+            self._check_untouched(defense)
         except Exception as error:  # a user's defense runs here too; the others go on
             if out_of_memory(error):
                 raise
+            self._restore()
             text = str(error) if isinstance(error, DistillsecError) else repr(error)
             return Outcome(status="error", reason=" ".join(text.split()), **told)
         return Outcome(status="done", metrics=metrics, seconds=time.monotonic() - began, **told)
@@ -164,13 +179,20 @@ class Bench:
             return "no trigger is known: there are no triggered inputs to tell from clean ones"
         return None
 
-    def _measure(self, defense: Defense) -> Metrics:
+    def _measure(self, defense: Defense, budget: Budget, told: dict[str, Any]) -> Metrics:
+        """The defense's figures over all trials. A tuned defender chooses the settings on his own
+        first victim, of the attacked set as of its twin; what he tried goes into ``told``."""
         total = sum(map(len, self._trials))
         measured: list[list[Measured]] = []
-        for side in self._trials:
-            found = []
+        for name, side in zip(("attacked", "twin"), self._trials, strict=False):
+            used, found = defense, []
+            if budget == "tuned":
+                used, tried = tune_defense(defense, side[0].view)
+                told.setdefault("tuning", {})[name] = tried
+                if defense.grid and not tried:
+                    told["caution"] = "too few held-out images to choose settings by"
             for trial in side:
-                found.append(measure(defense, trial))
+                found.append(measure(used, trial))
                 done = sum(map(len, measured)) + len(found)
                 self._progress(defense.name, done, total)
             measured.append(found)
@@ -183,13 +205,40 @@ class Bench:
                 after["defense_effectiveness_rating"] = rating
         return collect(numbers[0], numbers[1] if len(numbers) > 1 else None)
 
+    def _restore(self) -> bool:
+        """Put back what a defense changed; whether it changed anything."""
+        changed = self._shared.restore()
+        if changed:
+            for side in self._trials:
+                for trial in side:
+                    trial.view.forget()
+        return changed
+
+    def _check_untouched(self, defense: Defense) -> None:
+        if self._restore():
+            raise RunError(
+                f"{defense.name} changed tensors that other defenses see (images, labels or the "
+                "victim's weights): copy before changing"
+            )
+
     # Who sees what -----------------------------------------------------------------------------
+
+    @cached_property
+    def _chance(self) -> Streams:
+        """The bench's random streams, of the defenders too.
+
+        Their seed is a digest of the sets, not the run's seed: that one can be found by trying all
+        small numbers, and would lead to the attack's draws.
+        """
+        sides = [side for side in (self._subject.attacked, self._subject.twin) if side is not None]
+        tensors = [t for side in sides for t in (side.batch.images, side.batch.labels)]
+        return Streams(int(digest(*tensors), 16))
 
     def _split(self) -> tuple[Batch, Batch, TestCase | None]:
         """The defender's clean images, and the others, which everything is measured on."""
         subject, options = self._subject, self._options
         test = subject.workshop.data.test
-        generator = subject.workshop.streams.generator("defense", 0)
+        generator = self._chance.generator("defense", "held-out images")
         order = torch.randperm(len(test), generator=generator).to(test.labels.device)
         held = order[: options.holdout]
         rest = order[options.holdout :][: options.most_images]
@@ -206,7 +255,7 @@ class Bench:
     def _mixed(self) -> Inputs | None:
         if self._case is None:
             return None
-        generator = self._subject.workshop.streams.generator("defense", 1)
+        generator = self._chance.generator("defense", "order of inputs")
         return shuffle_inputs(self._test, self._case, generator)
 
     def _trial(self, side: DistilledSet, number: int, poisoned: Tensor | None) -> Trial:
@@ -221,7 +270,7 @@ class Bench:
             victim=victim(side),
             network=network,
             holdout=self._holdout,
-            entropy=streams.integer("defense", 2, number),
+            entropy=self._chance.integer("defense", "view", number),
         )
         return Trial(
             view=view,

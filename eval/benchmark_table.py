@@ -8,17 +8,19 @@ from typing import Any, Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..defenses.base import Family
+from ..defenses.base import Budget, Family
 from .against_twins import of_models, of_sets
 from .defense_tables import COLUMNS, cell
 from .metrics import over_seeds
 from .record import Failure, Metrics, Outcome, Record, command_line, environment, read_record
-from .suite import Suite, groups
+from .suite import Group, Suite, calibrated_defenses, calibration_groups, groups
 
 BENCHMARK_VERSION = 1
-# A detector holds from this AUROC on, one that names the target class where it does so in this
-# share of models; what answers holds at this ASR and this loss of CTA.
+# A detector holds from this AUROC on, or where the target is the most anomalous class in this share
+# of models; what answers holds at this ASR and this loss of CTA.
 HOLDS_AUROC, HOLDS_FOUND, HOLDS_ASR, HOLDS_LOSS = 0.9, 0.8, 0.1, 0.05
+FEWEST_JUDGED = 10
+"""Attacked sets or models, and as many clean ones, behind a verdict on a detector of them."""
 # Of a detector's figures the first that was measured is the one it is judged by.
 JUDGED = ("row_auroc", "auroc", "set_auroc", "model_auroc")
 
@@ -32,8 +34,9 @@ class Row(BaseModel):
     defense: ``none`` for the undefended victims. seeds: those with figures. cells: how many cells
     are in each status. metrics: as in a run's record, each seed the mean over its victims; besides,
     for sets and models, ``set_auroc`` and ``model_auroc`` (statistics of attacked against clean
-    ones) and the alarms at a threshold that the clean ones of the other seeds set. holds: whether
-    it comes up to the bar.
+    ones) and the alarms at a threshold that clean ones set. clean_sets: how many were made for
+    calibration besides the twins. holds: whether it comes up to the bar; ``None`` where its figures
+    can't say: a quick budget, too few sets or models.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -47,6 +50,7 @@ class Row(BaseModel):
     reason: str | None = None
     caution: str | None = None
     seeds: list[int] = Field(default_factory=list)
+    clean_sets: int = 0
     seconds: float = 0.0
     metrics: Metrics = Field(default_factory=dict)
     holds: bool | None = None
@@ -76,18 +80,16 @@ def summarise_suite(suite: Suite, out: Path, failures: Sequence[Failure]) -> Ben
     """The table of what is finished under ``out``."""
     rows, finished = [], True
     for setting in suite.settings:
-        for attack in suite.attacks_of(setting):
-            for network in suite.networks():
-                records: dict[int, Record] = {}
-                mine = [group for group in groups(suite) if group.setting == setting]
-                for group in mine:
-                    path = out / group.defended(attack, network) / "record.json"
-                    if path.exists():
-                        records[group.seed] = read_record(path)
-                finished &= len(records) == len(mine)
-                finished &= all(record.status == "done" for record in records.values())
+        mine = [group for group in groups(suite) if group.setting == setting]
+        clean = calibration_groups(suite, setting) if calibrated_defenses(suite, setting) else []
+        for network in suite.networks():
+            references = _records(out, clean, "clean", network)
+            finished &= _complete(references, clean)
+            for attack in suite.attacks_of(setting):
+                records = _records(out, mine, attack, network)
+                finished &= _complete(records, mine)
                 place = {"setting": setting, "attack": attack}
-                rows += _rows(suite, records, len(mine), network, place)
+                rows += _rows(suite, records, references, len(mine), network, place)
     return Benchmark(
         status="done" if finished and not failures else "running",
         suite=suite.model_dump(mode="json"),
@@ -98,9 +100,22 @@ def summarise_suite(suite: Suite, out: Path, failures: Sequence[Failure]) -> Ben
     )
 
 
+def _records(
+    out: Path, chosen: Sequence[Group], attack: str, network: str | None
+) -> dict[int, Record]:
+    """The bench's records that are there, by seed."""
+    paths = {group.seed: out / group.defended(attack, network) / "record.json" for group in chosen}
+    return {seed: read_record(path) for seed, path in paths.items() if path.exists()}
+
+
+def _complete(records: Mapping[int, Record], wanted: Sequence[Group]) -> bool:
+    return len(records) == len(wanted) and all(r.status == "done" for r in records.values())
+
+
 def _rows(
     suite: Suite,
     records: Mapping[int, Record],
+    references: Mapping[int, Record],
     wanted: int,
     network: str | None,
     place: dict[str, str],
@@ -117,8 +132,11 @@ def _rows(
     )
     rows = [none]
     for name in suite.defenses_of(place["setting"]):
-        outcomes = {s: r.defenses[name] for s, r in records.items() if name in r.defenses}
-        rows.append(_row(where, name, outcomes, wanted, before))
+        outcomes, clean = (
+            {s: r.defenses[name] for s, r in each.items() if name in r.defenses}
+            for each in (records, references)
+        )
+        rows.append(_row(where, name, outcomes, clean, wanted, before))
     return rows
 
 
@@ -126,6 +144,7 @@ def _row(
     where: dict[str, Any],
     name: str,
     outcomes: Mapping[int, Outcome],
+    clean: Mapping[int, Outcome],
     wanted: int,
     before: Metrics,
 ) -> Row:
@@ -135,8 +154,9 @@ def _row(
         cells[outcome.status] = cells.get(outcome.status, 0) + 1
     each = list(done.values())
     metrics = over_seeds([outcome.metrics for outcome in each]) if each else {}
-    metrics |= of_sets([outcome.metrics for outcome in each])
-    metrics |= of_models([outcome.metrics for outcome in each])
+    references = [outcome.metrics for outcome in clean.values() if outcome.status == "done"]
+    metrics |= of_sets([outcome.metrics for outcome in each], references)
+    metrics |= of_models([outcome.metrics for outcome in each], references)
     family = next((outcome.family for outcome in outcomes.values()), None)
     return Row(
         **where,
@@ -146,10 +166,24 @@ def _row(
         reason=next((o.reason for o in outcomes.values() if o.reason), None),
         caution=next((o.caution for o in each if o.caution), None),
         seeds=list(done),
+        clean_sets=len(references),
         seconds=sum(outcome.seconds for outcome in each) / max(1, len(each)),
         metrics=metrics,
-        holds=_holds(metrics, before) if each else None,
+        holds=_holds(metrics, before) if _judged_by(each, metrics) else None,
     )
+
+
+def _judged_by(outcomes: Sequence[Outcome], metrics: Metrics) -> bool:
+    """Whether there is enough behind the figures for a verdict."""
+    if not outcomes or any(outcome.budget == "quick" for outcome in outcomes):
+        return False
+    detector = judged(metrics)
+    if detector == "set_auroc":
+        return len(outcomes) >= FEWEST_JUDGED
+    if detector == "model_auroc":
+        models = [len(outcome.metrics["model_statistic"].values) for outcome in outcomes]
+        return sum(models) >= FEWEST_JUDGED
+    return True
 
 
 def judged(metrics: Metrics) -> str | None:
@@ -161,11 +195,10 @@ def _holds(metrics: Metrics, before: Metrics) -> bool | None:
     """Whether a defense comes up to the bar; ``None`` where its figures can't say."""
     detector = judged(metrics)
     if detector is not None:
-        found = metrics.get("target_found_calibrated")
-        value, bar = (
-            (metrics[detector].mean, HOLDS_AUROC) if found is None else (found.mean, HOLDS_FOUND)
-        )
-        return None if value is None else value >= bar
+        named, value = metrics.get("target_suspected"), metrics[detector].mean
+        if named is not None and named.mean is not None and named.mean >= HOLDS_FOUND:
+            return True
+        return None if value is None else value >= HOLDS_AUROC
     after, first = cell(metrics, "clean_test_accuracy"), cell(before, "clean_test_accuracy")
     rate = cell(metrics, "attack_success_rate").attacked
     undefended = cell(before, "attack_success_rate").attacked
@@ -187,16 +220,17 @@ _MORE = {
         "set_auroc": "AUROC of sets",
         "set_alarm": "alarm, paper",
         "set_alarm_calibrated": "alarm, calibrated",
+        "target_suspected": "target most anomalous",
         "rows_flagged": "rows flagged",
         "target_found": "target found",
     },
     "model_auroc": {
         "model_auroc": "AUROC of models",
+        "target_suspected": "target most anomalous",
         "alarm": "alarm, paper",
         "alarm_calibrated": "alarm, calibrated",
         "target_found": "target found",
         "target_found_calibrated": "found, calibrated",
-        "target_suspected": "most suspected",
     },
 }
 
@@ -206,9 +240,7 @@ def as_markdown(found: Benchmark) -> str:
     lines = [
         f"# {found.suite['description'] or 'Benchmark'}",
         "",
-        f"Budget {found.suite['budget']}. Figures: mean over distillation seeds [95 % t-interval] "
-        "on attacked sets (clean twin). **Bold**: AUROC ≥ 0.9 (of models: the target found in 4 of "
-        "5 at the calibrated threshold), or ASR ≤ 0.1 at ≤ 5 points of CTA.",
+        *_legend(found.suite["budget"]),
     ]
     places = dict.fromkeys((row.setting, row.attack, row.network) for row in found.rows)
     for setting, attack, network in places:
@@ -224,6 +256,29 @@ def as_markdown(found: Benchmark) -> str:
         lines += ["", "## Failures", ""]
         lines += [f"- `{failure.place}`: {failure.reason}" for failure in found.failures]
     return "\n".join(lines) + "\n"
+
+
+_BUDGETS: Mapping[Budget, str] = {
+    "quick": "Budget quick: **less work than published**, so that nothing here is a verdict on a "
+    "defense.",
+    "paper": "Budget paper: the published settings.",
+    "tuned": "Budget tuned: of each defense's settings the strongest that keeps the accuracy on "
+    "held-out clean images within 2 points.",
+}
+
+
+def _legend(budget: Budget) -> list[str]:
+    lines = [
+        f"{_BUDGETS[budget]} Figures: mean over distillation seeds [95 % interval] on attacked "
+        "sets (clean twin). Target most anomalous: the share of victims for which the target is "
+        "the class with the largest anomaly, alarm or not; chance is 1 / classes.",
+    ]
+    if budget != "quick":
+        lines[0] += (
+            " **Bold**: AUROC ≥ 0.9, or the target most anomalous in 4 of 5, or ASR ≤ 0.1 at ≤ 5 "
+            f"points of CTA; detectors of sets and of models from {FEWEST_JUDGED} of them on."
+        )
+    return lines
 
 
 def _undefended(row: Row) -> list[str]:

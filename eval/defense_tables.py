@@ -18,6 +18,7 @@ _SET = {
     "set_statistic": "statistic",
     "set_alarm": "alarm",
     "rows_flagged": "rows flagged",
+    "target_suspected": "target most anomalous",
     "target_found": "target found",
 }
 _INPUT = {"auroc": "AUROC", "tpr_at_5": "TPR at 5 %", "fpr_at_5": "FPR", "fpr_paper": "FPR paper"}
@@ -31,7 +32,7 @@ _MODEL = {
     "model_statistic": "statistic",
     "alarm": "alarm",
     "target_found": "target found",
-    "target_suspected": "most suspected",
+    "target_suspected": "target most anomalous",
 }
 COLUMNS: Mapping[Family, Mapping[str, str]] = {
     "set scores": _SET,

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from .metrics import Summary, summarise
+from .metrics import Summary, kind_of, summarise
 from .page import BLUE, DPI, INK, SOFT, VERMILLION, shorten
 from .report_compare import by_seed
 from .report_model import Row, Source
@@ -122,9 +122,8 @@ def _mean(axis: str, value: Any, rows: Sequence[Row]) -> dict[str, Summary]:
         each = [by_seed(row, metric) for row in here]
         shared = set(each[0]).intersection(*each)
         if shared:
-            found[metric] = summarise(
-                [sum(row[seed] for row in each) / len(each) for seed in sorted(shared)]
-            )
+            means = [sum(row[seed] for row in each) / len(each) for seed in sorted(shared)]
+            found[metric] = summarise(means, kind_of(metric))
     return found
 
 

@@ -10,12 +10,14 @@ from typing import Any, final
 
 from pydantic import Field, field_validator
 
-from ..defenses.base import Budget, Defense
+from ..defenses.base import Budget, Defense, Inspector, SetScorer
 from ..distill.types import RequestError
 from .bench import VICTIMS, BenchOptions, choose_defenses
 from .config import Config, Section, build_options, configure
 from .plan import Distillation, Piece, defended, in_sequence
 from .request import for_clean, gather, read_yaml
+
+_CALIBRATION = 1000  # calibration's seeds start that far above the first seed
 
 
 @final
@@ -31,6 +33,7 @@ class Setting(Section):
     defenses: tuple[str, ...] | None = Field(None, description="default: the suite's")
     seeds: int | None = Field(None, ge=1, description="distillation seeds (default: the suite's)")
     holdout: int | None = Field(None, ge=0, description="clean images (default: the suite's)")
+    calibration: int | None = Field(None, ge=0, description="clean sets (default: the suite's)")
     images: int | None = Field(None, ge=1, description="test images (default: the suite's)")
 
 
@@ -50,6 +53,9 @@ class Suite(Section):
     budget: Budget = "quick"
     holdout: int = Field(100, ge=0, description="clean images that the defender holds")
     images: int | None = Field(None, ge=1, description="test images measured")
+    calibration: int = Field(
+        0, ge=0, description="more clean sets, whose statistics set the calibrated thresholds"
+    )
 
     @field_validator("settings", "attacks")
     @classmethod
@@ -60,10 +66,11 @@ class Suite(Section):
         return value
 
     def key(self) -> str:
-        """A hash of what the suite measures; its seeds and defenses may grow on the way."""
-        growing = {"description": True, "seeds": True, "defenses": True}
-        settings = {"settings": {"__all__": {"seeds": True, "defenses": True}}}
-        parts = self.model_dump(mode="json", exclude={**growing, **settings})
+        """A hash of what the suite measures; what may grow on the way is left out: its seeds,
+        clean sets for calibration, and defenses."""
+        growing = {"seeds": True, "defenses": True, "calibration": True}
+        settings = {"settings": {"__all__": growing}}
+        parts = self.model_dump(mode="json", exclude={"description": True, **growing, **settings})
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def seeds_of(self, setting: str) -> range:
@@ -71,6 +78,11 @@ class Suite(Section):
         return range(
             self.first_seed, self.first_seed + (self.settings[setting].seeds or self.seeds)
         )
+
+    def calibration_seeds_of(self, setting: str) -> range:
+        """The distillation seeds of the clean sets that are made for calibration alone."""
+        own, first = self.settings[setting].calibration, self.first_seed + _CALIBRATION
+        return range(first, first + (self.calibration if own is None else own))
 
     def defenses_of(self, setting: str) -> dict[str, Defense]:
         """The defenses of a setting, with their options."""
@@ -161,6 +173,17 @@ def groups(suite: Suite) -> list[Group]:
     ]
 
 
+def calibration_groups(suite: Suite, setting: str) -> list[Group]:
+    """The clean sets of a setting that are made for calibration alone; they have no attack."""
+    return [Group(setting, seed) for seed in suite.calibration_seeds_of(setting)]
+
+
+def calibrated_defenses(suite: Suite, setting: str) -> dict[str, Defense]:
+    """The defenses of a setting that have a statistic of sets or of models."""
+    chosen = suite.defenses_of(setting)
+    return {n: d for n, d in chosen.items() if isinstance(d, SetScorer | Inspector)}
+
+
 def configurations(suite: Suite, group: Group) -> Mapping[str, Config]:
     """The attacked configurations of a group, by attack."""
     return {
@@ -201,4 +224,19 @@ def plan(suite: Suite) -> list[Piece]:
                 defended(attacked, group.defended(attack, network), network, chosen, bench)
                 for network in suite.networks()
             ]
-    return in_sequence(found)
+    return in_sequence(found + _calibration(suite))
+
+
+def _calibration(suite: Suite) -> list[Piece]:
+    """The clean sets for calibration, and the detectors of sets and models on each."""
+    found: list[Piece] = []
+    for setting in suite.settings:
+        chosen, bench = calibrated_defenses(suite, setting), suite.bench_of(setting)
+        for group in calibration_groups(suite, setting) if chosen else ():
+            clean = Distillation(place=group.place("clean"), config=twin(suite, group))
+            found.append(clean)
+            found += [
+                defended(clean, group.defended("clean", network), network, chosen, bench)
+                for network in suite.networks()
+            ]
+    return found

@@ -28,6 +28,7 @@ from ..defenses.base import (
     SetScorer,
     Trainer,
 )
+from ..defenses.tuned import predictor_of
 from ..distill.training import predict
 from ..distill.types import Batch, DistilledSet, RequestError, RunError
 from .metrics import rates, rates_of, share
@@ -113,8 +114,7 @@ def _(defense: SetScorer, trial: Trial) -> Measured:
         "set_alarm": None if answer.alarm is None else float(answer.alarm),
         "rows_flagged": share(flagged),
     }
-    if answer.alarm is not None:
-        numbers |= _found(answer.suspect, trial.case)
+    numbers |= _named(answer.suspect, answer.alarm, trial.case)
     poisoned = trial.poisoned
     if poisoned is not None:
         numbers["row_auroc"] = auroc(rows, poisoned)
@@ -151,38 +151,45 @@ def _(defense: Sanitiser, trial: Trial) -> Measured:
     return Measured(numbers | {"rows_left": len(cleaned.batch) / len(trial.view.labels)})
 
 
+@measure.register(Repairer)
+@measure.register(Purifier)
+def _(defense: Repairer | Purifier, trial: Trial) -> Measured:
+    return Measured(rates_of(predictor_of(defense, trial.view), trial.test, trial.case))
+
+
 @measure.register
 def _(defense: Trainer, trial: Trial) -> Measured:
-    numbers: Numbers = dict(rates(defense.train(trial.view), trial.test, trial.case))
+    numbers = rates_of(predictor_of(defense, trial.view), trial.test, trial.case)
     return Measured(numbers | dict(defense.figures(trial.view)))
-
-
-@measure.register
-def _(defense: Repairer, trial: Trial) -> Measured:
-    return Measured(dict(rates(defense.repair(trial.view), trial.test, trial.case)))
-
-
-@measure.register
-def _(defense: Purifier, trial: Trial) -> Measured:
-    return Measured(rates_of(defense.purify(trial.view), trial.test, trial.case))
 
 
 @measure.register
 def _(defense: Inspector, trial: Trial) -> Measured:
     answer = defense.inspect(trial.view)
-    numbers: Numbers = {"model_statistic": answer.statistic, "alarm": float(answer.alarm)}
+    numbers: Numbers = {"model_statistic": answer.statistic}
     if not math.isfinite(answer.statistic):
         raise RunError(f"{defense.name}: its statistic is {answer.statistic}")
+    if answer.alarm is not None:
+        numbers["alarm"] = float(answer.alarm)
     if answer.anomaly is not None:
         _promised(defense, answer.anomaly, trial.view.classes)
-        numbers |= _found(answer.suspect if answer.alarm else None, trial.case)
-        numbers |= _found(answer.suspect, trial.case, "target_suspected")
+        numbers |= _named(answer.suspect, answer.alarm, trial.case)
     return Measured(numbers)
 
 
 def undefended(trial: Trial) -> Numbers:
     """What the victim scores with no defense."""
     return rates_of(partial(predict, trial.view.victim), trial.test, trial.case)
+
+
+def shared_tensors(trial: Trial) -> list[Tensor]:
+    """All that a defense is given and must not change: the view's tensors and the images."""
+    view, case, inputs = trial.view, trial.case, trial.inputs
+    batches = (view.distilled.batch, view.holdout, trial.test)
+    found = [tensor for batch in batches for tensor in (batch.images, batch.labels)]
+    found += view.victim.state_dict().values()
+    found += [] if case is None else [case.triggered, case.targets, case.eligible]
+    return found + ([] if inputs is None else [inputs.images, inputs.triggered])
 
 
 def calibrated(measured: list[Measured], twins: list[Measured], poisoned: Tensor | None) -> None:
@@ -238,8 +245,11 @@ def _promised(defense: Defense, values: Tensor, count: int) -> None:
         )
 
 
-def _found(suspect: int | None, case: TestCase | None, name: str = "target_found") -> Numbers:
-    """Whether the class that a defense points at, if any, is the target."""
+def _named(suspect: int | None, alarm: bool | None, case: TestCase | None) -> Numbers:
+    """Whether the target is the most anomalous class (chance: 1 / classes), and whether an alarm
+    says so."""
     if case is None or not len(case.targets):
         return {}
-    return {name: float(suspect == int(case.targets[0]))}
+    right = float(suspect == int(case.targets[0]))
+    numbers: Numbers = {"target_suspected": right}
+    return numbers if alarm is None else numbers | {"target_found": right * alarm}

@@ -121,7 +121,7 @@ class Fresh(Toy, Trainer):
 
     def train(self, view: DefenderView) -> nn.Module:
         batch, recipe = view.distilled.batch, view.distilled.recipe
-        return fit(view.network(1), batch, recipe, view.generator(0))
+        return fit(view.network(1), batch, recipe, view.generator(self.name))
 
     def figures(self, view: DefenderView) -> dict[str, float]:
         return {"epsilon": 2.5}
@@ -542,20 +542,99 @@ def test_activations_and_predictions_are_computed_once(stand: Callable[..., Stan
     images = view.holdout.images
     first = view.logits(images)
     count = len(calls)
-    assert view.logits(images) is first and len(calls) == count > 0
+    assert torch.equal(view.logits(images), first) and len(calls) == count > 0
     assert torch.equal(first.argmax(dim=1), predict(view.victim, images))
     features = view.features(images)
-    assert view.features(images) is features and features.shape[0] == len(images)
+    assert features.shape[0] == len(images)
+    view.features(images).zero_()  # each caller has a copy of its own
+    assert torch.equal(view.features(images), features) and bool(features.any())
     assert not features.requires_grad and not first.requires_grad
     handle.remove()
 
 
 def test_the_defenders_randomness_is_his_own(stand: Callable[..., Stand]) -> None:
     views = stand().views
-    draws = [torch.rand(1, generator=view.generator(3)).item() for view in views]
+    draws = [torch.rand(1, generator=view.generator("strip")).item() for view in views]
     assert draws[0] == draws[2] and draws[1] == draws[3]  # twins are pairs
     assert draws[0] != draws[1]
-    assert torch.rand(1, generator=views[0].generator(4)).item() != draws[0]
+    assert torch.rand(1, generator=views[0].generator("strip", 1)).item() != draws[0]
+    # Two defenses share no stream, whatever keys they use.
+    assert torch.rand(1, generator=views[0].generator("teco")).item() != draws[0]
+
+
+def test_the_runs_seed_does_not_follow_from_what_a_defender_sees(
+    stand: Callable[..., Stand],
+) -> None:
+    """Seeds are small: who can compute what follows from a seed tries them all."""
+    made = stand()
+    entropies = {view.entropy for view in made.views}
+    test = made.subject.workshop.data.test
+    first = made.views[0].holdout.images[:5]
+    keys = [("defense", 2, number) for number in (0, 1)] + [("defense", "view", 0)]
+    for seed in {*range(2000), SEED}:
+        streams = Streams(seed)
+        assert entropies.isdisjoint(streams.integer(*key) for key in keys)  # type: ignore[arg-type]
+        for key in (0, "held-out images"):
+            order = torch.randperm(len(test), generator=streams.generator("defense", key))
+            assert not torch.equal(test.images[order[:5]], first)
+
+
+class Vandal(Toy, InputScorer):
+    """Paints over what it is given, the ``level``-th thing of it."""
+
+    name = "vandal"
+
+    def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
+        victim = next(view.victim.parameters()).detach()
+        things = (images, view.holdout.images, view.distilled.batch.images, victim)
+        things[self.options.level].numpy()[:] = 7  # type: ignore[attr-defined]
+        return torch.zeros(len(images))
+
+    def threshold(self, view: DefenderView) -> None:
+        return None
+
+
+@pytest.mark.parametrize("level", range(4))
+def test_what_one_defense_changes_the_next_does_not_see(
+    stand: Callable[..., Stand], level: int
+) -> None:
+    made = stand()
+    before = made.bench.outcome(Corner(Options()), "quick").metrics
+    zero = made.bench.outcome(Nothing(Options()), "quick").metrics
+    outcome = made.bench.outcome(Vandal(Options(level=level)), "quick")
+    assert outcome.status == "error"
+    assert "vandal changed tensors that other defenses see" in (outcome.reason or "")
+    assert made.bench.outcome(Corner(Options()), "quick").metrics == before
+    assert made.bench.outcome(Nothing(Options()), "quick").metrics == zero
+
+
+class Shift(Toy, Repairer):
+    """Adds ``level`` to the bias of class 0: the larger, the more images it takes."""
+
+    name = "shift"
+    grid = ({"level": 0}, {"level": 1}, {"level": 1000})
+
+    def repair(self, view: DefenderView) -> nn.Module:
+        network = view.trainable_victim()
+        with torch.no_grad():
+            network.head.bias[0] += self.options.level / 10  # type: ignore[attr-defined,index,operator,union-attr]
+        return network.requires_grad_(False)
+
+
+def test_a_tuned_defender_chooses_by_held_out_accuracy_alone(stand: Callable[..., Stand]) -> None:
+    made = stand()
+    outcome = made.bench.outcome(Shift(Options()), "tuned")
+    assert outcome.status == "done" and outcome.options == {"level": 3}  # what was asked for
+    assert outcome.tuning.keys() == {"attacked", "twin"}
+    for tried in outcome.tuning.values():
+        assert [each.options["level"] for each in tried] == [0, 1, 1000]
+        least = (tried[0].accuracy or 0) - 0.02  # level 0 is the victim itself
+        wanted = max(n for n, each in enumerate(tried) if (each.accuracy or 0) >= least)
+        assert [each.chosen for each in tried] == [n == wanted for n in range(3)]
+    few = stand(holdout=19).bench.outcome(Shift(Options()), "tuned")
+    assert few.caution == "too few held-out images to choose settings by"
+    assert few.tuning == {"attacked": [], "twin": []}
+    assert made.bench.outcome(Shift(Options()), "paper").tuning == {}
 
 
 def test_a_quick_budget_measures_fewer_images() -> None:

@@ -95,7 +95,7 @@ def test_a_suite_ends_in_a_table_and_a_heat_map(
     suite: Callable[..., Path], cli: Cli, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    done = cli("benchmark", suite(), "--out", out, "--jobs", 1, "--json")
+    done = cli("benchmark", suite(calibration=1), "--out", out, "--jobs", 1, "--json")
     assert done.exit_code == 0, done.stderr
     found = Benchmark.model_validate(json.loads(done.stdout))
     assert found == Benchmark.model_validate_json((out / "table.json").read_text())
@@ -107,7 +107,12 @@ def test_a_suite_ends_in_a_table_and_a_heat_map(
     none, bright, needy = found.chosen(attack="naive")
     assert none.seeds == bright.seeds == [0, 1] and bright.cells == {"done": 2}
     assert needy.cells == {"not applicable": 2} and needy.reason == "it needs more"
-    assert {"set_auroc", "set_alarm_calibrated", "control_set_statistic"} <= bright.metrics.keys()
+    assert {"set_auroc", "control_set_statistic"} <= bright.metrics.keys()
+    assert bright.clean_sets == 1 and needy.clean_sets == 0  # needy has no statistic of sets
+    assert "set_alarm_calibrated" not in bright.metrics  # two clean sets calibrate nothing
+    reference = read_record(out / "tiny" / "seed-1000" / "clean-defended" / "record.json")
+    assert "attack" not in reference.config and reference.status == "done"
+    assert list(reference.defenses) == names[1:2]
     for seed in (0, 1):
         place = out / "tiny" / f"seed-{seed}"
         attacked, defended = (
@@ -118,7 +123,8 @@ def test_a_suite_ends_in_a_table_and_a_heat_map(
             defended.metrics["clean_test_accuracy"].mean
             == none.metrics["clean_test_accuracy"].values[seed]
         )
-    assert len(list((out / "victims").iterdir())) == 2 * 3  # a twin and two attacks for each seed
+    # A twin and two attacks for each seed, and the set for calibration.
+    assert len(list((out / "victims").iterdir())) == 2 * 3 + 1
     text = (out / "table.md").read_text()
     assert "# a tiny suite" in text and "not applicable: it needs more" in text
     assert (out / "heatmap.png").read_bytes()[:4] == b"\x89PNG"
@@ -240,12 +246,20 @@ def test_sets_are_judged_against_those_of_other_seeds() -> None:
     def outcome(ours: float, clean: float) -> dict[str, Any]:
         return {"set_statistic": summarise([ours]), "control_set_statistic": summarise([clean])}
 
-    found = against_twins.of_sets([outcome(5, 1), outcome(2, 2), outcome(9, 3)])
+    pairs = [outcome(5, 1), outcome(2, 2), outcome(9, 3)]
+    found = against_twins.of_sets(pairs)
     # Pairs above: 5 beats all three, 2 beats one and ties one, 9 beats all three.
     assert found["set_auroc"].mean == pytest.approx((3 + 1.5 + 3) / 9)
-    assert found["set_alarm_calibrated"].values == (1, 0, 1)  # limits 3, 3, 2
-    assert found["control_set_alarm_calibrated"].values == (0, 0, 1)
+    assert found["set_auroc"].ci95 is not None
+    assert found.keys() == {"set_auroc"}  # three clean sets calibrate nothing
     assert against_twins.of_sets([outcome(5, 1)]) == {}
+    made = [{"set_statistic": summarise([value / 10])} for value in range(1, 20)]
+    assert found.keys() < against_twins.of_sets(pairs, made).keys()
+    calibrated = against_twins.of_sets(pairs, made)
+    # 19 clean sets and two twins: the second largest statistic is the limit, 2, 1.9 and 1.9.
+    assert calibrated["set_alarm_calibrated"].values == (1, 1, 1)
+    assert calibrated["control_set_alarm_calibrated"].values == (0, 1, 1)
+    assert "set_alarm_calibrated" not in against_twins.of_sets(pairs, made[:17])
 
 
 def test_models_are_judged_one_by_one_against_those_of_other_seeds() -> None:
@@ -266,12 +280,18 @@ def test_models_are_judged_one_by_one_against_those_of_other_seeds() -> None:
     ours, clean = [5, 1, 4, 6, 9, 9], [1, 0, 3, 0, 2, 2]
     pairs = [(a > b) + 0.5 * (a == b) for a in ours for b in clean]
     assert found["model_auroc"].mean == pytest.approx(sum(pairs) / 36)
-    assert found["alarm_calibrated"].values == (0.5, 1, 1)  # limits 3, 2, 3
-    assert found["control_alarm_calibrated"].values == (0, 0.5, 0)
-    assert found["target_found_calibrated"].values == (0.5, 0.5, 0.5)
+    assert found.keys() == {"model_auroc"}
+    clean_models = [{"model_statistic": summarise([0.0, 4.5])}]
+    clean_models += [{"model_statistic": summarise([0.0, 0.5])}] * 16
+    assert against_twins.of_models(told, clean_models).keys() == found.keys()  # 17 and 2 sets
+    clean_models += [{"model_statistic": summarise([4.5, 4.5])}]
+    found = against_twins.of_models(told, clean_models)  # 40 models of 20 sets: limits 4.5
+    assert found["alarm_calibrated"].values == (0.5, 0.5, 1)
+    assert found["control_alarm_calibrated"].values == (0, 0, 0)
+    assert found["target_found_calibrated"].values == (0.5, 0, 0.5)
     assert against_twins.of_models(told[:1]) == {}
     nameless = [{k: v for k, v in each.items() if k != "target_suspected"} for each in told]
-    assert "target_found_calibrated" not in against_twins.of_models(nameless)
+    assert "target_found_calibrated" not in against_twins.of_models(nameless, clean_models)
     assert against_twins.of_models([{"model_statistic": summarise([1.0])}] * 3) == {}
 
 
@@ -281,8 +301,9 @@ def test_models_are_judged_one_by_one_against_those_of_other_seeds() -> None:
         ({"row_auroc": 0.95, "auroc": 0.1}, True),
         ({"auroc": 0.89}, False),
         ({"model_auroc": 0.95}, True),
-        ({"model_auroc": 0.95, "target_found_calibrated": 0.7}, False),
-        ({"model_auroc": 0.7, "target_found_calibrated": 0.8}, True),
+        ({"model_auroc": 0.95, "target_suspected": 0.7}, True),
+        ({"model_auroc": 0.7, "target_suspected": 0.8}, True),
+        ({"model_auroc": 0.7, "target_suspected": 0.7}, False),
         ({"attack_success_rate": 0.05, "clean_test_accuracy": 0.86}, True),
         ({"attack_success_rate": 0.05, "clean_test_accuracy": 0.84}, False),
         ({"attack_success_rate": 0.11, "clean_test_accuracy": 0.9}, False),
@@ -300,13 +321,27 @@ def test_what_it_takes_to_hold(metrics: dict[str, float], holds: bool | None) ->
 
 def test_an_outcome_that_some_seeds_lack_is_counted() -> None:
     done = Outcome(
-        family="input scores", status="done", budget="quick", metrics={"auroc": summarise([0.95])}
+        family="input scores", status="done", budget="paper", metrics={"auroc": summarise([0.95])}
     )
-    failed = Outcome(family="input scores", status="error", reason="no", budget="quick")
+    failed = Outcome(family="input scores", status="error", reason="no", budget="paper")
     where = {"setting": "s", "attack": "a", "network": "n"}
-    row: Row = benchmark_table._row(where, "x", {0: done, 2: failed}, 3, {})
+    row: Row = benchmark_table._row(where, "x", {0: done, 2: failed}, {}, 3, {})
     assert row.cells == {"missing": 1, "done": 1, "error": 1} and row.seeds == [0]
     assert row.reason == "no" and row.holds is True
+
+
+def test_less_work_than_published_and_few_sets_give_no_verdict() -> None:
+    def row(count: int, budget: Any, **metrics: Any) -> Row:
+        given = {name: summarise(values) for name, values in metrics.items()}
+        one = Outcome(family="set scores", status="done", budget=budget, metrics=given)
+        where = {"setting": "s", "attack": "a", "network": "n"}
+        return benchmark_table._row(where, "x", dict.fromkeys(range(count), one), {}, count, {})
+
+    sets = {"set_statistic": [2.0], "control_set_statistic": [1.0]}
+    assert [row(count, "paper", **sets).holds for count in (9, 10)] == [None, True]
+    assert row(10, "quick", **sets).holds is None
+    models = {"model_statistic": [2.0, 3.0], "control_model_statistic": [1.0, 1.0]}
+    assert [row(count, "tuned", **models).holds for count in (4, 5)] == [None, True]
 
 
 def test_a_heat_maps_cell_is_how_good_it_is_for_the_defender() -> None:

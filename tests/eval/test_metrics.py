@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from distillsec.attacks import TestCase
 from distillsec.distill.types import Batch
-from distillsec.eval.metrics import Summary, collect, over_seeds, rates, stealth, summarise
+from distillsec.eval.metrics import (
+    Summary,
+    auroc_interval,
+    collect,
+    kind_of,
+    over_seeds,
+    rates,
+    stealth,
+    summarise,
+    wilson,
+)
 
 NOTHING = {"mean": None, "std": None, "ci95": None}
 
@@ -23,7 +33,7 @@ NOTHING = {"mean": None, "std": None, "ci95": None}
 # Summaries -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("values", [[0.1, 0.9], [0.5, 0.6, 0.55, 0.8, 0.2], [1.0] * 4])
+@pytest.mark.parametrize("values", [[0.1, 0.9, 0.4], [0.5, 0.6, 0.55, 0.8, 0.2], [1.0] * 4])
 def test_a_summary_is_students_interval(values: list[float]) -> None:
     found = summarise(values)
     assert found.mean == pytest.approx(np.mean(values), rel=1e-12)
@@ -47,6 +57,47 @@ def test_five_values_by_hand() -> None:
 def test_one_value_has_no_deviation() -> None:
     found = summarise([0.25])
     assert (found.mean, found.std, found.ci95) == (0.25, None, None)
+
+
+def test_two_values_have_no_interval() -> None:
+    """Student's interval of 0.55 and 0.75 would reach from -0.62 to 1.92."""
+    for kind in ("number", "rate", "share"):
+        found = summarise([0.55, 0.75], kind)
+        assert (found.mean, found.ci95) == (pytest.approx(0.65), None)
+
+
+def test_a_rates_interval_stays_within_0_and_1() -> None:
+    values = [0.9, 1.0, 1.0]
+    free, cut = summarise(values).ci95, summarise(values, "rate").ci95
+    assert free is not None and cut is not None and free[1] > 1
+    assert cut == (free[0], 1.0)
+    gain = summarise([-0.2, 0.1, -0.1], kind_of("backdoor_gain")).ci95
+    assert gain is not None and gain[0] < 0
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 5), (3, 10), (10, 10), (1, 3)])
+def test_a_shares_interval_is_wilsons(hits: int, count: int) -> None:
+    expected = stats.binomtest(hits, count).proportion_ci(method="wilson")
+    assert wilson(hits / count, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    values = [1.0] * hits + [0.0] * (count - hits)
+    found = summarise(values, kind_of("control_set_alarm"))
+    assert found.ci95 == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_an_aurocs_interval_covers_it_as_often_as_it_says() -> None:
+    """Ten attacked and ten clean statistics, normal, a deviation and a half apart: area 0.856."""
+    generator, truth = np.random.default_rng(3), float(stats.norm.cdf(1.5 / math.sqrt(2)))
+    covered = []
+    for _ in range(600):
+        ours, clean = generator.normal(1.5, 1, 10), generator.normal(0, 1, 10)
+        area = float((ours[:, None] > clean).mean())
+        interval = auroc_interval(area, 10, 10)
+        assert interval is not None and 0 <= interval[0] <= area <= interval[1] <= 1
+        covered.append(interval[0] <= truth <= interval[1])
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.03)
+    certain = auroc_interval(1.0, 10, 10)
+    assert certain is not None and 0.7 < certain[0] < 0.9 and certain[1] == 1
+    assert auroc_interval(0.5, 2, 2) is None
 
 
 @pytest.mark.parametrize("values", [[], [None], [None, None]])
@@ -136,8 +187,8 @@ def test_gains_are_paired_by_victim() -> None:
         "control_attack_success_rate",
         "backdoor_gain",
     }
-    assert found["attack_success_rate"] == summarise(asr)
-    assert found["control_attack_success_rate"] == summarise(control)
+    assert found["attack_success_rate"] == summarise(asr, "rate")
+    assert found["control_attack_success_rate"] == summarise(control, "rate")
     assert found["control_clean_test_accuracy"].mean == pytest.approx(0.6)
     assert found["backdoor_gain"] == summarise([0.9 - 0.1, 0.5 - 0.2, 0.7 - 0.3, None])
 
@@ -159,7 +210,7 @@ def test_seeds_count_one_each_whatever_their_victims() -> None:
     assert set(found) == {"asr", "cta"}
     assert found["asr"].values == pytest.approx((0.6, 0.1, None))
     assert found["asr"].mean == pytest.approx(0.35)
-    assert found["cta"] == summarise([0.9, 0.8, 0.7])
+    assert found["cta"] == summarise([0.9, 0.8, 0.7], "rate")
     assert isinstance(found["cta"], Summary)
     partial = over_seeds([seeds[2], seeds[0]])
     assert "extra" not in partial

@@ -398,14 +398,14 @@ def test_csv_is_no_formula_and_has_the_comparison(cli: Cli, make_run: Make, tmp_
 
 def test_markdown_and_latex(cli: Cli, make_sweep: Make, tmp_path: Path) -> None:
     point = (("a_b", "x|y & 5 % of $"),)
-    sweep = make_sweep(tmp_path / "s", {point: {0: 0.5, 1: 0.7}}, labels=[UNBOUNDED])
+    sweep = make_sweep(tmp_path / "s", {point: {0: 0.5, 1: 0.7, 3: 0.6}}, labels=[UNBOUNDED])
     text = cli("report", sweep, "--format", "md").stdout
     (line,) = [line for line in text.splitlines() if line.startswith("| x")]
     assert (
         len(re.split(r"(?<!\\)\|", line))
         == len(text.split("| a_b")[1].split("\n")[0].split("|")) + 1
     )
-    assert "0.600 [−0.671, 1.871]" in line and UNBOUNDED in line and "2/3" in line
+    assert "0.600 [0.352, 0.848]" in line and UNBOUNDED in line and "| 3 |" in line
     out = tmp_path / "t.tex"
     assert cli("report", sweep, "--format", "latex", "-o", out).exit_code == 0
     written = out.read_text()
