@@ -166,7 +166,7 @@ def as_markdown(found: Ablation) -> str:
     lines = [
         f"# {swept['description'] or 'Ablation'}",
         "",
-        "Figures: mean over distillation seeds [95 % t-interval]; each seed is the mean over its "
+        "Figures: mean over distillation seeds [95 % interval]; each seed is the mean over its "
         "victims.",
         "",
     ]

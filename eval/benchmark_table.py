@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..defenses.base import Budget, Family
 from .against_twins import of_models, of_sets
-from .defense_tables import COLUMNS, cell
+from .defense_tables import COLUMNS, budget_label, cell
 from .metrics import over_seeds
 from .record import Failure, Metrics, Outcome, Record, command_line, environment, read_record
 from .suite import Group, Suite, calibrated_defenses, calibration_groups, groups
@@ -258,19 +258,10 @@ def as_markdown(found: Benchmark) -> str:
     return "\n".join(lines) + "\n"
 
 
-_BUDGETS: Mapping[Budget, str] = {
-    "quick": "Budget quick: **less work than published**, so that nothing here is a verdict on a "
-    "defense.",
-    "paper": "Budget paper: the published settings.",
-    "tuned": "Budget tuned: of each defense's settings the strongest that keeps the accuracy on "
-    "held-out clean images within 2 points.",
-}
-
-
 def _legend(budget: Budget) -> list[str]:
     lines = [
-        f"{_BUDGETS[budget]} Figures: mean over distillation seeds [95 % interval] on attacked "
-        "sets (clean twin). Target most anomalous: the share of victims for which the target is "
+        f"{budget_label(budget).capitalize()}. Figures: mean over distillation seeds [95 % "
+        "interval] on attacked sets (clean twin). Target most anomalous: the share of victims for which the target is "
         "the class with the largest anomaly, alarm or not; chance is 1 / classes.",
     ]
     if budget != "quick":

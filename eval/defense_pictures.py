@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from .defense_tables import cell
+from .defense_tables import budget_label, cell
 from .page import BLUE, DPI, INK, SOFT, VERMILLION, save
 from .record import Outcome, Record
 
@@ -38,8 +38,8 @@ def defenses_picture(path: Path, record: Record) -> None:
     figure.suptitle(
         f"Defenses of {config['dataset']}, {config['backend']}, "
         f"{config.get('attack') or 'no attack known'}: "
-        f"budget {bench['budget']}, {bench['holdout']} held-out images, "
-        f"{config['victims']} victims",
+        f"{bench['holdout']} held-out images, {config['victims']} victims\n"
+        f"{budget_label(bench['budget'])}",
         fontsize=11,
         fontweight="bold",
         x=0.01,

@@ -45,6 +45,18 @@ COLUMNS: Mapping[Family, Mapping[str, str]] = {
 }
 
 
+_BUDGETS: Mapping[str, str] = {
+    "quick": "budget quick: less work than published, no verdict on a defense",
+    "paper": "budget paper: published settings",
+    "tuned": "budget tuned: the strongest settings that keep the held-out accuracy",
+}
+
+
+def budget_label(budget: str) -> str:
+    """What must stand beside a budget's figures."""
+    return _BUDGETS.get(budget, f"budget {budget}")
+
+
 @final
 @dataclass(frozen=True)
 class Cell:
@@ -73,7 +85,8 @@ def defense_table(record: Record, folder: Path) -> str:
     lines = ["", f"defend: {config['dataset']} · {record.distilled.get('source')}"]
     lines += [f"  ! {label}" for label in record.labels]
     lines += [
-        f"  budget {bench['budget']} · holdout {bench['holdout']} clean images · "
+        f"  {budget_label(bench['budget'])}",
+        f"  holdout {bench['holdout']} clean images · "
         f"{config['victims']} victims · figures: attacked set (clean twin)",
         "",
         f"  no defense: CTA {cell(record.metrics, 'clean_test_accuracy')}, "

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from .benchmark_table import Benchmark, judged
 from .defense_pictures import DETECTORS
-from .defense_tables import cell
+from .defense_tables import budget_label, cell
 from .page import DPI, INK, save
 from .record import Metrics
 
@@ -28,9 +28,10 @@ _KINDS: Final = {
 def heatmap_picture(path: Path, found: Benchmark) -> None:
     """A suite at a look: defenses down, settings and attacks across.
 
-    Left the detectors, by the AUROC of rows, of inputs, of sets or of models; right the others, by
-    their effectiveness rating (DER), with what is left of ASR and CTA below it. Green is good for
-    the defender. A cell that gave no figure says why.
+    Left the detectors, by the AUROC of rows, of inputs, of sets or of models, with the share in
+    which the target is the most anomalous class where a detector compares classes; right the
+    others, by their effectiveness rating (DER), with what is left of ASR and CTA below it. Green is
+    good for the defender. A cell that gave no figure says why.
     """
     places = list(dict.fromkeys((row.setting, row.attack, row.network) for row in found.rows))
     members = dict.fromkeys((row.defense, row.family) for row in found.rows if row.family)
@@ -45,9 +46,8 @@ def heatmap_picture(path: Path, found: Benchmark) -> None:
         dpi=DPI,
         layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03),
     )
-    figure.suptitle(
-        found.suite["description"] or "benchmark", fontsize=11, fontweight="bold", x=0.01, ha="left"
-    )
+    title = f"{found.suite['description'] or 'benchmark'}\n{budget_label(found.suite['budget'])}"
+    figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
     titles = ("detection: AUROC", "answers: DER, below it ASR / CTA")
     for axes, names, title in zip(figure.subplots(1, 2), sides, titles, strict=True):
         axes.set_title(title, fontsize=9, loc="left")
@@ -84,9 +84,11 @@ def heat_cell(metrics: Metrics, states: Iterable[str]) -> tuple[float | None, st
     """
     detector = judged(metrics)
     if detector is not None:
-        value = metrics[detector].mean
-        kind = _KINDS[detector]
-        return (None, "–") if value is None else (value, f"{value:.2f}\n{kind}")
+        value, named = metrics[detector].mean, cell(metrics, "target_suspected").attacked
+        if value is None:
+            return None, "–"
+        below = _KINDS[detector] if named is None else f"target {named:.2f}"
+        return value, f"{value:.2f}\n{below}"
     left = cell(metrics, "attack_success_rate").attacked
     kept = cell(metrics, "clean_test_accuracy").attacked
     if left is None or kept is None:

@@ -114,6 +114,7 @@ def _of_record(path: Path) -> Source:
         rows=_rows_of(record, folders),
         shown=[shown_run(what, folder) for folder in folders[:1]],
         cells=len(folders),
+        budget=str(record.bench.get("budget") or ""),
         command=record.command,
         environment=record.environment,
         config=config,

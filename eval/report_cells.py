@@ -8,12 +8,14 @@ from typing import Any, Final, final
 
 from .ablation_table import COLUMNS
 from .benchmark_table import judged
+from .defense_tables import budget_label
 from .metrics import Summary
 from .record import Metrics
 from .report_compare import COMPARED, Change, Comparison, told_row
 from .report_model import Row, Source
 
 _ALARMS: Final = ("set_alarm", "alarm")
+_NAMED: Final = "target_suspected"
 _OF: Final = {
     "row_auroc": "rows",
     "auroc": "inputs",
@@ -97,12 +99,12 @@ def over(source: Source) -> str:
     """What the intervals of a source are over, as a sentence."""
     if all(row.conditional for row in source.rows) and source.rows:
         return (
-            "Intervals are 95 % t-intervals over the victims of this one distilled set: they say "
+            "Intervals are 95 % intervals over the victims of this one distilled set: they say "
             "nothing of another distillation."
         )
     return (
-        "Intervals are 95 % t-intervals over distillation seeds; each seed counts once, with the "
-        "mean over its victims."
+        "Intervals are 95 % intervals over distillation seeds (Student's t for rates, cut to "
+        "[0, 1]; Wilson's for shares); each seed counts once, with the mean over its victims."
     )
 
 
@@ -145,11 +147,14 @@ def defense_table(source: Source) -> Table:
     heads += [(title, True) for title in shown.values()]
     heads += [("AUROC", True)]
     heads += [("alarm", True), ("false alarm", True)] if alarms else []
+    named = any(_NAMED in row.metrics for row in rows)
+    heads += [("target most anomalous", True)] if named else []
     bar = any(row.holds is not None for row in rows)
     heads += [("holds", False)] if bar else []
     heads += [("seeds", True), ("note", False)]
     found = Table(
-        caption=f"{source.name}: after each defense",
+        caption=f"{source.name}: after each defense"
+        + (f", {budget_label(source.budget)}" if source.budget else ""),
         heads=heads,
         naming=naming,
         labels=[row.labels for row in rows],
@@ -161,6 +166,7 @@ def defense_table(source: Source) -> Table:
                 *(figure(row.metrics.get(key)) for key in shown),
                 _auroc(row.metrics),
                 *(_alarms(row.metrics) if alarms else ()),
+                *([figure(row.metrics.get(_NAMED))] if named else []),
                 *([_holds(row)] if bar else []),
                 _seeds(row),
                 _note(row),

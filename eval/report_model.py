@@ -64,8 +64,8 @@ class Source:
 
     kind: the record's or the table's. columns: the names in the rows' ``place``, in order. axes:
     what a sweep varies; one_at_a_time: whether each row leaves the base along one of them. cells:
-    how many runs the figures come from. config: the resolved configuration of a run, or the sweep
-    or suite as its file said.
+    how many runs the figures come from. budget: the defenses', where there are any. config: the
+    resolved configuration of a run, or the sweep or suite as its file said.
     """
 
     path: Path
@@ -80,6 +80,7 @@ class Source:
     rows: Sequence[Row] = ()
     shown: Sequence[Shown] = ()
     cells: int = 1
+    budget: str = ""
     failures: Sequence[Failure] = ()
     command: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)

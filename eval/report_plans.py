@@ -36,6 +36,7 @@ def of_sweep(path: Path, table: Ablation) -> Source:
             shown_run(told_place(row), row.folders[0]) for row in points.values() if row.folders
         ],
         cells=len({folder for row in rows for folder in row.folders}),
+        budget=str(table.sweep.get("budget") or ""),
         failures=table.failures,
         command=table.command,
         environment=table.environment,
@@ -107,6 +108,7 @@ def of_suite(path: Path, table: Benchmark) -> Source:
         rows=[_of_line(row, runs, labels) for row in table.rows],
         shown=list(shown.values()),
         cells=sum(len(folders) for folders in runs.values()),
+        budget=str(table.suite.get("budget") or ""),
         failures=table.failures,
         command=table.command,
         environment=table.environment,
