@@ -42,7 +42,7 @@ Make = Callable[..., Blended]
 
 
 def test_a_blend_is_the_published_formula() -> None:
-    """BackdoorBench's numbers for 0.2 of a pattern of 0, 1 and 0.5 on 0.5, 0 and 1."""
+    """BackdoorBench at f02e353 (utils/bd_img_transform/blended.py) gives the three numbers."""
     images = torch.tensor([0.5, 0.0, 1.0]).view(1, 1, 1, 3)
     trigger = PatchTrigger(
         pattern=torch.tensor([0.0, 1.0, 0.5]).view(1, 1, 3), mask=torch.full((1, 1, 3), 0.2)

@@ -60,10 +60,8 @@ def test_channels_are_normalised_apart_and_a_plain_one_is_not_divided() -> None:
 
 
 def test_certificates_are_the_authors() -> None:
-    """certify.py; even votes go to the smaller class number, in whose favour one vote more counts.
-
-    Where it differs by what comes second: a class before the winner needs one change less.
-    """
+    """certify.py: ties go to the smaller class number, so a smaller one than the winner's needs
+    one vote less."""
     votes = torch.tensor(
         [
             [5, 3, 2, 0],
@@ -102,7 +100,7 @@ def test_a_row_moves_one_network_only(badnets: Case) -> None:
         dpa.PartitionEnsemble(options).train(each)
         for each in (view, badnets.fresh(distilled=other))
     ]
-    first, second = (list(net.networks) for net in nets)  # type: ignore[union-attr, arg-type]
+    first, second = (list(net.networks) for net in nets)  # type: ignore[arg-type]
     same = [equal(one, two) for one, two in zip(first, second, strict=True)]
     assert same == [number != place for number in range(3)]
 
