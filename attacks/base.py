@@ -18,8 +18,8 @@ from .triggers import PatchTrigger, Position, TriggerRange, patch_mask
 ThreatModel = Literal["data owner", "distiller", "interceptor"]
 
 
-class AttackOptions(BaseModel):
-    """The options every patch attack has."""
+class CommonOptions(BaseModel):
+    """The options every attack has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -34,6 +34,11 @@ class AttackOptions(BaseModel):
         description="share of the target class's real batch drawn from poisoned rows "
         "(default: as they come); makes the attacker a distiller",
     )
+
+
+class AttackOptions(CommonOptions):
+    """The options every attack has whose trigger is a square patch."""
+
     trigger_size: int = Field(2, ge=1, description="side of the square patch in pixels")
     trigger_position: Position = Field("bottom-right", description="where the patch sits")
     trigger_margin: int = Field(1, ge=0, description="pixels between the patch and the border")
@@ -81,10 +86,10 @@ class Attack(Hook, ABC):
     the attack itself when it first sees a network.
     """
 
-    Options: ClassVar[type[AttackOptions]]
+    Options: ClassVar[type[CommonOptions]]
 
     @abstractmethod
-    def __init__(self, options: AttackOptions, scenery: Scenery) -> None:
+    def __init__(self, options: CommonOptions, scenery: Scenery) -> None:
         """An attack with ``options`` (of its ``Options``) on data like ``scenery``."""
 
     @property
@@ -111,10 +116,10 @@ class Attack(Hook, ABC):
         return {}
 
 
-class PatchAttack(Attack, ABC):
-    """Shared by attacks that stamp a patch on relabelled rows of the training set."""
+class PoisoningAttack(Attack, ABC):
+    """Shared by attacks that stamp a trigger on relabelled rows of the training set."""
 
-    def __init__(self, options: AttackOptions, scenery: Scenery) -> None:
+    def __init__(self, options: CommonOptions, scenery: Scenery) -> None:
         if options.target >= scenery.classes:
             raise RequestError(
                 f"target {options.target} is no class: there are {scenery.classes}, "
@@ -123,12 +128,13 @@ class PatchAttack(Attack, ABC):
         self.options = options
         self.scenery = scenery
         self.poisoned = torch.zeros(0, dtype=torch.bool, device=scenery.device)
-        self._mask = patch_mask(
-            scenery.image_shape[1:],
-            options.trigger_size,
-            options.trigger_position,
-            options.trigger_margin,
-        ).to(scenery.device)
+
+    def hand_in(self, moment: Moment, real: Batch) -> Batch:
+        """The training set of a data owner who attacks: some rows relabelled and stamped."""
+        poisoned = self.poison(moment, real)
+        images = real.images.clone()
+        images[self.poisoned] = self.trigger.stamp(real.images[self.poisoned])
+        return poisoned.replace(images=images)
 
     def poison(self, moment: Moment, real: Batch) -> Batch:
         """Choose the poisoned rows and relabel them; the pixels stay.
@@ -175,6 +181,20 @@ class PatchAttack(Attack, ABC):
 
     def counters(self) -> Mapping[str, Any]:
         return {"poisoned_rows": int(self.poisoned.sum())}
+
+
+class PatchAttack(PoisoningAttack, ABC):
+    """Shared by attacks whose trigger is a square patch."""
+
+    def __init__(self, options: CommonOptions, scenery: Scenery) -> None:
+        super().__init__(options, scenery)
+        assert isinstance(options, AttackOptions)
+        self._mask = patch_mask(
+            scenery.image_shape[1:],
+            options.trigger_size,
+            options.trigger_position,
+            options.trigger_margin,
+        ).to(scenery.device)
 
 
 def _pick(rows: Tensor, count: int, moment: Moment) -> Tensor:

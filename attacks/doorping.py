@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..distill.hooks import Moment
 from ..distill.types import Batch
-from .base import AttackOptions, PatchAttack, Scenery, ThreatModel
+from .base import AttackOptions, CommonOptions, PatchAttack, Scenery, ThreatModel
 from .search import OBJECTIVES, Carriers, ObjectiveName, SearchOptions
 from .triggers import PatchTrigger
 
@@ -65,7 +65,7 @@ class Doorping(PatchAttack):
     name = "doorping"
     Options = DoorpingOptions
 
-    def __init__(self, options: AttackOptions, scenery: Scenery) -> None:
+    def __init__(self, options: CommonOptions, scenery: Scenery) -> None:
         super().__init__(options, scenery)
         assert isinstance(options, DoorpingOptions)
         self._options = options

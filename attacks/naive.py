@@ -8,7 +8,7 @@ import torch
 
 from ..distill.hooks import Moment
 from ..distill.types import Batch
-from .base import AttackOptions, PatchAttack, Scenery, ThreatModel
+from .base import AttackOptions, CommonOptions, PatchAttack, Scenery, ThreatModel
 from .triggers import PatchTrigger
 
 
@@ -17,8 +17,10 @@ class Naive(PatchAttack):
     """NaiveAttack (Liu et al., "Backdoor Attacks Against Dataset Distillation", NDSS 2023).
 
     In words: stamp a white square on a share of the training rows, relabel them to the target
-    class, let anybody distil. The data owner needs no hand in the distillation; only
-    ``target_share``, which is ours, asks for a distiller.
+    class, let anybody distil. The data owner takes no part in the distillation; only
+    ``target_share``, which is ours, needs a distiller.
+
+    On a set that is not distilled (backend ``whole``) it is BadNets (Gu, Dolan-Gavitt, Garg, 2017).
 
     Deviations: poisoned rows are drawn from the non-target rows; the square is white in pixel
     space on every data set.
@@ -27,8 +29,9 @@ class Naive(PatchAttack):
     name = "naive"
     Options = AttackOptions
 
-    def __init__(self, options: AttackOptions, scenery: Scenery) -> None:
+    def __init__(self, options: CommonOptions, scenery: Scenery) -> None:
         super().__init__(options, scenery)
+        assert isinstance(options, AttackOptions)
         self._trigger = PatchTrigger(
             pattern=torch.ones(scenery.image_shape, device=scenery.device) * self._mask,
             mask=self._mask,
@@ -44,7 +47,4 @@ class Naive(PatchAttack):
         return self._trigger
 
     def on_start(self, moment: Moment, real: Batch) -> Batch:
-        poisoned = self.poison(moment, real)
-        images = real.images.clone()
-        images[self.poisoned] = self.trigger.stamp(real.images[self.poisoned])
-        return poisoned.replace(images=images)
+        return self.hand_in(moment, real)

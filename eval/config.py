@@ -17,7 +17,7 @@ from typing import Any, final
 import torch
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
-from ..attacks import ATTACKS, Attack, AttackOptions
+from ..attacks import ATTACKS, Attack, CommonOptions
 from ..distill.augment import parse_strategy
 from ..distill.backend import Backend, BackendOptions
 from ..distill.backends import BACKENDS
@@ -102,7 +102,7 @@ class Config(Section):
     set: SetSection = SetSection()
     backend: SerializeAsAny[BackendOptions]
     attack: str | None = None
-    attack_options: SerializeAsAny[AttackOptions] | None = None
+    attack_options: SerializeAsAny[CommonOptions] | None = None
     victims: VictimSection = VictimSection()
     run: RunSection = RunSection()
 

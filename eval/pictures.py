@@ -85,11 +85,12 @@ def trigger_picture(
 ) -> None:
     """The trigger on mid-grey, and its patch enlarged where it covers less than half a side.
 
-    pattern: float (C, H, W). mask: (1, H, W) in [0, 1]. A grey patch of up to 6x6 pixels has its
-    values written into its cells. ``unbounded`` marks the picture in red.
+    pattern: float (C, H, W). mask: (1, H, W) in [0, 1]; a blended pattern is shown at full opacity.
+    A grey patch of up to 6x6 pixels has its values written into its cells. ``unbounded`` marks the
+    picture in red.
     """
     pattern, mask = pattern.detach().float().cpu(), mask.detach().float().cpu()
-    shown = pattern.clamp(0, 1) * mask + 0.5 * (1 - mask)
+    shown = torch.where(mask > 0, pattern.clamp(0, 1), torch.tensor(0.5))
     page = Page()
     covered = torch.nonzero(mask[0] > 0)
     corners = [*covered.min(0)[0].tolist(), *covered.max(0)[0].tolist()] if len(covered) else None
@@ -100,7 +101,7 @@ def trigger_picture(
     title = f"trigger for the target class: {target}"
     page.heading(
         title,
-        [_trigger_caption(pattern * mask, mask)],
+        [_trigger_caption(pattern, mask)],
         width + (width + 2 * EDGE) * enlarged + EDGE,
     )
     if unbounded:
@@ -270,11 +271,14 @@ def _write_values(page: Page, values: Tensor, shown: Tensor, x: float, y: float,
 
 
 def _trigger_caption(values: Tensor, mask: Tensor) -> str:
-    """Range, L2 and L∞ of the masked pattern."""
-    inside = values[(mask > 0).expand_as(values)]
+    """Range, opacity where it is less than 1, L2 and L∞ of the masked pattern."""
+    covered = (mask > 0).expand_as(values)
+    inside, added = values[covered], (values * mask)[covered]
     if not inside.numel():
         return "the mask is empty"
     low, high = pixel_range(inside)
-    norms = f"L2 {as_text(float(inside.norm()))} · L∞ {as_text(float(inside.abs().max()))}"
+    opacity = float(mask.max())
+    blended = f" · opacity {as_text(opacity)}" if opacity < 1 else ""
+    norms = f"L2 {as_text(float(added.norm()))} · L∞ {as_text(float(added.abs().max()))}"
     clipped = ", clipped for display" if low < 0 or high > 1 else ""
-    return f"values {as_text(low)}…{as_text(high)}{clipped} · {norms}"
+    return f"values {as_text(low)}…{as_text(high)}{clipped}{blended} · {norms}"

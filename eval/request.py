@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from ..attacks import ATTACKS
 from ..distill.types import RequestError
-from .config import Config, configure
+from .config import Config, configure, find_attack
 from .presets import load_preset
 
 _YAML_CAP = 1 << 20
@@ -25,7 +26,8 @@ def gather(
     """Flat keys from a preset, then a YAML file, then ``key=value`` settings, then options.
 
     A clean preset may have keys for whoever attacks it, under ``attack_config``: they win over the
-    preset's others, and over nothing that a person says.
+    preset's others, and over nothing that a person says. What is an option of other attacks only
+    (a patch's size, where the trigger is no patch) is left out.
     """
     found = load_preset(preset) if preset is not None else {}
     keys: dict[str, Any] = {}
@@ -34,8 +36,15 @@ def gather(
     keys.update(key_values(settings))
     keys.update({key: value for key, value in (options or {}).items() if value is not None})
     own = found.get("config", {})
-    attacked = {**own, **keys}.get("attack")
-    return {**own, **(found.get("attack_config", {}) if attacked else {}), **keys}
+    attack = {**own, **keys}.get("attack")
+    return {**own, **(_suited(found.get("attack_config", {}), attack) if attack else {}), **keys}
+
+
+def _suited(keys: Mapping[str, Any], attack: str) -> dict[str, Any]:
+    """``keys`` without the options that other attacks have and ``attack`` has not."""
+    others = {key for each in ATTACKS.values() for key in each.Options.model_fields}
+    foreign = others - find_attack(attack).Options.model_fields.keys()
+    return {key: value for key, value in keys.items() if key not in foreign}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

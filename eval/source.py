@@ -10,7 +10,7 @@ from typing import Any, final
 
 import torch
 
-from ..attacks import PatchTrigger, TestCase
+from ..attacks import KINDS, TestCase, trigger_from
 from ..distill.artifact import load_set, load_trigger
 from ..distill.foreign import import_pt
 from ..distill.types import DistilledSet, RequestError
@@ -86,7 +86,8 @@ def trigger_case(path: Path | None, workshop: Workshop, record: Record) -> TestC
         return None
     tensors, info = load_trigger(path)
     data, target = workshop.data, info["target"]
-    if info["kind"] != "patch" or tensors["pattern"].shape != data.image_shape:
+    pattern = tensors.get("pattern")
+    if info["kind"] not in KINDS or pattern is None or pattern.shape != data.image_shape:
         raise RequestError(f"{path}: not a patch trigger for {data.image_shape} images")
     if not 0 <= target < len(data.classes):
         raise RequestError(f"{path}: target {target} is no class of {data.name}")
@@ -94,9 +95,11 @@ def trigger_case(path: Path | None, workshop: Workshop, record: Record) -> TestC
     if info["range"] == "unbounded":
         record.labels.append("unbounded trigger: no camera or file can carry it")
     device = data.test.images.device
-    stamp = PatchTrigger(
-        pattern=tensors["pattern"].to(device), mask=tensors["mask"].to(device), range=info["range"]
-    )
+    moved = {name: part.to(device) for name, part in tensors.items()}
+    try:
+        stamp = trigger_from(moved, info["range"])
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from error
     labels = data.test.labels
     return TestCase(
         triggered=stamp.stamp(data.test.images),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillsec.attacks import ATTACKS, Attack, AttackOptions, Scenery, ThreatModel
+from distillsec.attacks import ATTACKS, Attack, CommonOptions, Scenery, ThreatModel
 from distillsec.distill import hooks
 from distillsec.distill.artifact import load_trigger, save_trigger
 from distillsec.distill.gradient_matching import DC, GradientMatchingOptions
@@ -115,7 +115,7 @@ def test_an_attack_is_described_and_complete(toy_scenery: Scenery, name: str) ->
     attack = ATTACKS[name]
     assert attack.name == name
     assert issubclass(attack, Attack)
-    assert issubclass(attack.Options, AttackOptions)
+    assert issubclass(attack.Options, CommonOptions)
     assert not inspect.isabstract(attack)
     document = inspect.getdoc(attack) or ""
     assert "In words:" in document

@@ -188,17 +188,28 @@ def test_i_bau_costs_little(honest: Case) -> None:
 # The training ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "least"), [("abl", 0.85), ("strong-augmentation", 0.92), ("cutmix", 0.92)]
-)
+@pytest.mark.parametrize(("name", "least"), [("strong-augmentation", 0.92), ("cutmix", 0.92)])
 def test_a_tenth_of_the_rows_is_learned_whatever_the_training(
     name: str, least: float, badnets: Case, honest: Case
 ) -> None:
-    """Cuts leave the corner where it is most of the time; unlearning 12 rows of 130 is little."""
+    """Cuts leave the corner where it is most of the time."""
     asr, cta = left(name, badnets)
     assert asr >= 0.8 and cta >= 0.92
     asr, cta = left(name, honest)
     assert asr <= 0.12 and cta >= least
+
+
+def test_abl_unlearns_what_it_isolates(badnets: Case, honest: Case) -> None:
+    """With more isolated rows and the paper's sum of both losses more than by the code's climb."""
+    epochs = {"tuning_epochs": 20, "finetuning_epochs": 10}
+    few, kept = left("abl", badnets, **epochs, unlearning_steps=2)
+    assert few >= 0.95 and kept >= 0.95
+    asr, cta = left("abl", badnets, **epochs)
+    assert asr <= 0.8 and cta >= 0.9
+    more, cta = left("abl", badnets, **epochs, keeping=True, isolation=0.05, unlearning_rate=0.05)
+    assert more <= min(0.5, asr) and cta >= 0.9
+    asr, cta = left("abl", honest, **epochs)
+    assert asr <= 0.1 and cta >= 0.85
 
 
 def test_whoever_holds_images_can_do_without_the_set(badnets: Case, honest: Case) -> None:
@@ -212,4 +223,4 @@ def test_dp_sgd_pays_and_a_tenth_of_the_rows_is_no_outlier(cases: Cases) -> None
     asr, cta = left("dp-sgd", cases(poisoned=True, norm="instance"))
     assert asr >= 0.8 and 0.75 <= cta <= 0.95
     asr, cta = left("dp-sgd", cases(poisoned=False, norm="instance"))
-    assert asr <= 0.2 and cta >= 0.75
+    assert asr <= 0.25 and cta >= 0.75
