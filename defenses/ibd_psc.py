@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import final
 
 import torch
@@ -30,16 +31,20 @@ class IbdPsc(InputScorer):
     """IBD-PSC (Hou, Feng, Hua, Luo, Zhang, Li, "IBD-PSC: Input-level Backdoor Detection via
     Parameter-oriented Scaling Consistency", ICML 2024).
 
-    In words: multiply scale and shift of the last k batch norms by 1.5, k the smallest number that
-    makes the network err on 60 % of clean images; go on to k + 1, … for five networks. A triggered
-    input's confidence in its first prediction stays: the score is its mean over the networks.
+    In words: let k be the smallest number of batch norms, counted from the last one, whose scale
+    and shift times 1.5 make the network err on more than 60 % of clean images. Make five networks
+    with the last k + 1, …, k + 5 amplified. A triggered input's confidence in its first prediction
+    stays: the score is its mean over the networks.
 
-    Needs batch norms (five and more to be what the paper has) and labelled held-out images.
+    Needs batch norms and labelled held-out images. The paper's networks have 20 batch norms and
+    more; few of them seldom reach the error, see the caution.
 
-    Deviations: where all batch norms together don't reach the error, the five numbers are the
-    highest there are (the official code has no answer there); where there are fewer than k + 4
-    batch norms the networks are fewer. The official code amplifies one batch norm more than the k
-    that it finds; here it is the paper's k.
+    As in the authors' code (BackdoorBox, ``IBD_PSC.py``), which amplifies one batch norm more than
+    the k that it finds (the paper's formula begins with k itself), looks for k below the number L
+    of batch norms, and takes all L where k + 1, … would be more than there are.
+
+    Deviations: where no k below L reaches the error the code stops with an exception; here all five
+    networks have all batch norms amplified, as if k were L.
     """
 
     name = "ibd-psc"
@@ -56,40 +61,49 @@ class IbdPsc(InputScorer):
 
     def caution(self, view: DefenderView) -> str | None:
         total = len(batch_norm_layers(view.victim))
-        errors = [self._error(view, count) for count in range(1, total + 1)]
-        if max(errors) > self.options.error:
+        if self._enough(view) is not None:
             return None
         return (
-            f"all {total} batch norms amplified make the network err on {max(errors):.0%} of clean "
-            f"images; it wants {self.options.error:.0%}, as deep networks do"
+            f"fewer than all {total} batch norms amplified never make the network err on more than "
+            f"{self.options.error:.0%} of clean images, as deep networks do; the published code "
+            "has no answer here"
         )
 
     def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
         predicted = view.logits(images).argmax(dim=1, keepdim=True)
-        confidences = [
-            in_pieces(network, images).double().softmax(dim=1).gather(1, predicted)[:, 0]
-            for network in self._amplified(view)
-        ]
-        return torch.stack(confidences).mean(dim=0)
+        total = len(batch_norm_layers(view.victim))
+        total_confidence = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+        counts = amplified_counts(self._enough(view), total, self.options.models)
+        for count, times in sorted(Counter(counts).items()):
+            network = amplify(view.victim, count, self.options.scale)
+            confidence = in_pieces(network, images).double().softmax(dim=1).gather(1, predicted)
+            total_confidence += times * confidence[:, 0]
+        return total_confidence / len(counts)
 
     def threshold(self, view: DefenderView) -> float:
         return self.options.threshold
 
-    def _amplified(self, view: DefenderView) -> list[nn.Module]:
-        options, total = self.options, len(batch_norm_layers(view.victim))
-        first = max(1, total - options.models + 1)
-        for count in range(1, total + 1):
-            if self._error(view, count) > options.error:
-                first = count
-                break
-        last = min(total, first + options.models - 1)
-        return [amplify(view.victim, count, options.scale) for count in range(first, last + 1)]
+    def _enough(self, view: DefenderView) -> int | None:
+        """The smallest number of amplified batch norms, short of all, that makes the network err
+        often enough; ``None`` where there is none."""
+        total = len(batch_norm_layers(view.victim))
+        for count in range(1, total):
+            if self._error(view, count) > self.options.error:
+                return count
+        return None
 
     def _error(self, view: DefenderView, count: int) -> float:
         """Share of the held-out images that are wrong with ``count`` batch norms amplified."""
         network = amplify(view.victim, count, self.options.scale)
         answers = in_pieces(network, view.holdout.images).argmax(dim=1)
         return float((answers != view.holdout.labels).double().mean())
+
+
+def amplified_counts(enough: int | None, total: int, models: int) -> list[int]:
+    """How many of ``total`` batch norms each of ``models`` networks has amplified: one more than
+    ``enough`` in the first, then one more in each, never more than there are."""
+    first = total if enough is None else enough + 1
+    return [min(total, first + number) for number in range(models)]
 
 
 def amplify(network: nn.Module, count: int, scale: float) -> nn.Module:
