@@ -1,170 +1,228 @@
-"""Common corruptions of images in five severities, for small images.
+"""Common corruptions of images in five severities.
 
 Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", ICLR 2019, with the severities of CIFAR-10-C. Frost is left out: it needs
-photographs of frost.
+Perturbations", ICLR 2019, as the package imagecorruptions (Michaelis et al., 2019) has them: the
+severities of ImageNet-C for images of any size. Frost is left out: it needs photographs of frost,
+which come with that package only.
 
 Each corruption is a function of images ``(N, C, H, W)`` in [0, 1], a severity 1 to 5 and a
 generator (CPU), and gives images of the same shape in [0, 1]. The generator's numbers make one
-field for all images, so an image comes out the same whatever it is corrupted together with.
+random field for all images, so an image comes out the same whatever it is corrupted together with.
 
-Deviations from CIFAR-10-C: noise fields are shared by images; shot noise is normal with a Poisson's
-variance; glass blur moves the pixels of all images alike; motion blur and snow fall at one angle
-for all; fog is a sum of random fields of halved sizes, not of diamond squares; lengths that
-CIFAR-10-C gives in pixels of 32 are scaled to the image's side, at least one pixel.
+Deviations from imagecorruptions: images share their random numbers; images are not rounded to 8
+bits inside a corruption; the package refuses images below 32 × 32 pixels, here lengths in pixels
+are scaled down for them as if 32 were their shorter side; it makes three equal channels of a grey
+image, here a grey image keeps one, and noise its full strength.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from kornia.color import hsv_to_rgb, rgb_to_hsv
-from kornia.filters import filter2d, gaussian_blur2d, motion_blur
+from kornia.filters import filter2d, gaussian_blur2d
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample, interpolate
+from torch.nn.functional import grid_sample, interpolate
 
 from .codec import through_jpeg
 
 Corruption = Callable[[Tensor, int, torch.Generator], Tensor]
-_PUBLISHED_SIDE = 32
+_LEAST_SIDE = 32  # of the published severities
 SEVERITIES = 5
+_GREY = (0.299, 0.587, 0.114)
 
 
-def _noise(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal, ``(1, C, H, W)``."""
-    return torch.randn(1, *images.shape[1:], generator=generator).to(images.device)
+def _scale(images: Tensor) -> float:
+    """What lengths in pixels are multiplied by: 1 from 32 pixels on."""
+    return min(1.0, min(images.shape[-2:]) / _LEAST_SIDE)
 
 
-def _pixels(images: Tensor, published: float) -> float:
-    """A length that is published for sides of 32 pixels."""
-    return published * min(images.shape[-2:]) / _PUBLISHED_SIDE
+def _drawn(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform in [0, 1), ``(1, C, H, W)``."""
+    return torch.rand(1, *images.shape[1:], generator=generator).to(images.device)
 
 
-def _blurred(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur; the kernel is what three deviations ask for and the image holds."""
-    half = max(1, min(math.ceil(3 * sigma), (min(images.shape[-2:]) - 1) // 2))
-    return gaussian_blur2d(images, 2 * half + 1, (sigma, sigma), border_type="replicate")
+def _blurred(images: Tensor, sigma: float, reach: float, border: str) -> Tensor:
+    """Gaussian blur; the kernel ends ``reach`` deviations from its middle."""
+    half = int(reach * sigma + 0.5)
+    return gaussian_blur2d(images, 2 * half + 1, (sigma, sigma), border_type=border)
 
 
 def gaussian_noise(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Normal noise."""
-    scale = (0.04, 0.06, 0.08, 0.09, 0.10)[severity - 1]
-    return (images + scale * _noise(images, generator)).clamp(0, 1)
+    scale = (0.08, 0.12, 0.18, 0.26, 0.38)[severity - 1]
+    noise = torch.randn(1, *images.shape[1:], generator=generator).to(images.device)
+    return (images + scale * noise).clamp(0, 1)
 
 
 def shot_noise(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Noise that grows with the light."""
-    photons = (500, 250, 100, 75, 50)[severity - 1]
-    return (images + (images / photons).sqrt() * _noise(images, generator)).clamp(0, 1)
+    """Poisson noise: each pixel the quantile of its own distribution at a number that all images
+    share."""
+    photons = (60, 25, 12, 5, 3)[severity - 1]
+    drawn, rate = _drawn(images, generator), images * photons
+    counted = torch.zeros_like(images)
+    chance = (-rate).exp()
+    below = chance.clone()
+    for count in range(1, photons + 1):  # more photons than that are white
+        counted += drawn > below
+        chance *= rate / count
+        below += chance
+    return (counted / photons).clamp(0, 1)
 
 
 def impulse_noise(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Salt and pepper."""
-    share = (0.01, 0.02, 0.03, 0.05, 0.07)[severity - 1]
-    drawn = torch.rand(1, *images.shape[1:], generator=generator).to(images.device)
+    share = (0.03, 0.06, 0.09, 0.17, 0.27)[severity - 1]
+    drawn = _drawn(images, generator)
     salted = torch.where(drawn < share / 2, 1.0, images)
     return torch.where(drawn > 1 - share / 2, 0.0, salted)
 
 
 def defocus_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """A disk in place of each pixel, its edge softened."""
-    radius, soft = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))[severity - 1]
-    axis = torch.arange(-2, 3, dtype=images.dtype, device=images.device)
-    disk = (axis.square()[:, None] + axis.square() <= radius**2).to(images.dtype)
-    kernel = _blurred(disk[None, None], soft)[0]
-    return filter2d(images, kernel, border_type="replicate", normalized=True).clamp(0, 1)
+    radius, soft = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
+    scale = _scale(images)
+    half = math.ceil(max(8, radius) * scale)
+    axis = torch.arange(-half, half + 1, dtype=images.dtype, device=images.device)
+    disk = (axis.square()[:, None] + axis.square() <= (radius * scale) ** 2).to(images.dtype)
+    size = 3 if radius <= 8 else 5
+    kernel = gaussian_blur2d((disk / disk.sum())[None, None], size, (soft, soft))[0]
+    return filter2d(images, kernel, border_type="reflect").clamp(0, 1)
 
 
 def glass_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Neighbouring pixels change places, between two blurs."""
-    sigma, rounds = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))[severity - 1]
+    """Pixels become copies of pixels nearby, between two blurs.
+
+    Meant to change places; the published code loses one of the two, and so does this one.
+    """
+    sigma, far, rounds = ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[
+        severity - 1
+    ]
+    scale = _scale(images)
+    sigma, far = max(0.1, sigma * scale), max(1, round(far * scale))
     height, width = images.shape[-2:]
-    places = torch.arange(height * width).view(height, width)
+    places = np.arange(height * width).reshape(height, width)
     for _ in range(rounds):
-        moves = torch.randint(-1, 2, (height, width, 2), generator=generator).tolist()
-        for row in range(height - 2, 0, -1):
-            for column in range(width - 2, 0, -1):
-                down, right = moves[row][column]
-                there = (row + down, column + right)
-                here = places[row, column].clone()
-                places[row, column] = places[there]
-                places[there] = here
-    moved = _blurred(images, sigma).flatten(2)[:, :, places.flatten().to(images.device)]
-    return _blurred(moved.view_as(images), sigma).clamp(0, 1)
+        moves = torch.randint(-far, far, (height, width, 2), generator=generator).numpy()
+        for row in range(height - far, far, -1):
+            for column in range(width - far, far, -1):
+                down, right = moves[row, column]
+                places[row, column] = places[row + down, column + right]
+    order = torch.from_numpy(places.flatten()).to(images.device)
+    moved = _blurred(images, sigma, 4, "replicate").flatten(2)[:, :, order].view_as(images)
+    return _blurred(moved, sigma, 4, "replicate").clamp(0, 1)
 
 
-def _streaked(images: Tensor, radius: float, angle: float) -> Tensor:
-    size = 2 * max(1, round(_pixels(images, radius) / 2)) + 1
-    return motion_blur(images, size, angle, 0.0, border_type="replicate")
+def streaked(images: Tensor, radius: int, sigma: float, angle: float, scale: float) -> Tensor:
+    """A trail of a half Gaussian from each pixel; what would leave the image is lost."""
+    length = 2 * max(1, round(radius * scale)) + 1
+    steps = np.arange(length)
+    weights = np.exp(-0.5 * (steps / (sigma * scale)) ** 2)
+    weights /= weights.sum()
+    height, width = images.shape[-2:]
+    rows, columns = torch.arange(height), torch.arange(width)
+    total = torch.zeros_like(images)
+    for step, weight in zip(steps, weights, strict=True):
+        up = math.ceil(step * math.sin(math.radians(angle)) - 0.5)
+        left = math.ceil(step * math.cos(math.radians(angle)) - 0.5)
+        if abs(up) >= height or abs(left) >= width:
+            break
+        from_rows = (rows + up).clamp(0, height - 1).to(images.device)
+        from_columns = (columns + left).clamp(0, width - 1).to(images.device)
+        total += float(weight) * images[:, :, from_rows[:, None], from_columns]
+    return total
 
 
-def motion_blur_(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+def motion_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """The camera moves, at an angle of up to 45 degrees."""
-    radius = (6, 6.5, 7, 8, 9)[severity - 1]
+    radius, sigma = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[severity - 1]
     angle = float(torch.rand((), generator=generator) * 90 - 45)
-    return _streaked(images, radius, angle).clamp(0, 1)
+    return streaked(images, radius, sigma, angle, _scale(images)).clamp(0, 1)
+
+
+def _zoomed(images: Tensor, factor: float) -> Tensor:
+    """The middle of ``images`` ``factor`` times as large, from its upper left corner on."""
+    height, width = images.shape[-2:]
+    kept = [math.ceil(side / factor) for side in (height, width)]
+    top, left = (height - kept[0]) // 2, (width - kept[1]) // 2
+    middle = images[:, :, top : top + kept[0], left : left + kept[1]]
+    size = [round(side * factor) for side in kept]
+    large = interpolate(middle, size, mode="bilinear", align_corners=True)
+    return large[:, :, :height, :width]
 
 
 def zoom_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """The camera comes nearer: the mean over growing zooms."""
-    most = (0.06, 0.11, 0.16, 0.21, 0.26)[severity - 1]
-    factors = torch.arange(0, most, 0.01) + 1
-    total = images + sum(_zoomed(images, float(factor)) for factor in factors)
+    most, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[
+        severity - 1
+    ]
+    factors = np.arange(1, most, step)
+    total = images.clone()
+    for factor in factors:
+        total += _zoomed(images, float(factor))
     return (total / (len(factors) + 1)).clamp(0, 1)
-
-
-def _zoomed(images: Tensor, factor: float) -> Tensor:
-    """The middle of ``images``, ``factor`` times as large."""
-    theta = torch.tensor([[1 / factor, 0, 0], [0, 1 / factor, 0]], device=images.device)
-    return _sampled(
-        images, torch.nn.functional.affine_grid(theta[None], [1, 1, *images.shape[2:]], False)
-    )
-
-
-def _sampled(images: Tensor, grid: Tensor) -> Tensor:
-    """``images`` at the places of one ``grid`` (1, H, W, 2)."""
-    places = grid.expand(len(images), -1, -1, -1)
-    return grid_sample(images, places, padding_mode="reflection", align_corners=False)
 
 
 def snow(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Flakes that fall, in whitened light."""
-    mean, spread, zoom, cut, radius, kept = (
-        (0.1, 0.2, 1, 0.6, 8, 0.95),
-        (0.1, 0.2, 1, 0.5, 10, 0.9),
-        (0.15, 0.3, 1.75, 0.55, 10, 0.9),
-        (0.25, 0.3, 2.25, 0.6, 12, 0.85),
-        (0.3, 0.3, 1.25, 0.65, 14, 0.8),
+    mean, spread, zoom, cut, radius, sigma, kept = (
+        (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+        (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+        (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+        (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+        (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
     )[severity - 1]
     field = torch.randn(1, 1, *images.shape[2:], generator=generator).to(images.device)
     flakes = _zoomed(mean + spread * field, zoom)
     flakes = torch.where(flakes < cut, 0.0, flakes).clamp(0, 1)
-    flakes = _streaked(flakes, radius, float(torch.rand((), generator=generator) * 90 - 135))
-    grey = images.mean(dim=1, keepdim=True) * 1.5 + 0.5
-    whitened = kept * images + (1 - kept) * torch.maximum(images, grey)
+    angle = float(torch.rand((), generator=generator) * 90 - 135)
+    flakes = streaked(flakes, radius, sigma, angle, _scale(images))
+    colours = torch.tensor(_GREY, device=images.device) if images.shape[1] == 3 else None
+    grey = images.mean(dim=1) if colours is None else torch.einsum("nchw,c->nhw", images, colours)
+    whitened = kept * images + (1 - kept) * torch.maximum(images, grey[:, None] * 1.5 + 0.5)
     return (whitened + flakes + flakes.rot90(2, (2, 3))).clamp(0, 1)
 
 
+def _plasma(side: int, decay: float, generator: torch.Generator) -> Tensor:
+    """A random landscape ``(side, side)`` in [0, 1] by diamonds and squares; ``side`` is a power
+    of two."""
+    field, step, wide = torch.zeros(side, side), side, 100.0
+    while step >= 2:
+        half = step // 2
+
+        def about(total: Tensor, wide: float = wide) -> Tensor:
+            drawn = 2 * torch.rand(total.shape, generator=generator) - 1
+            return total / 4 + wide**2 * drawn
+
+        corners = field[::step, ::step].clone()
+        pairs = corners + corners.roll(-1, 0)
+        field[half::step, half::step] = about(pairs + pairs.roll(-1, 1))
+        middles = field[half::step, half::step].clone()
+        across = middles + middles.roll(1, 0) + corners + corners.roll(-1, 1)
+        field[::step, half::step] = about(across)
+        field[half::step, ::step] = about(middles + middles.roll(1, 1) + pairs)
+        step, wide = half, wide / decay
+    field -= field.min()
+    return field / field.max().clamp(min=1e-6)
+
+
 def fog(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """A haze of random fields, each half as large as the last and ``decay`` times as faint."""
-    thick, decay = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))[severity - 1]
-    side = images.shape[2:]
-    haze = torch.zeros(1, 1, *side)
-    cells, weight = 2, 1.0
-    while cells <= max(side):
-        field = torch.rand(1, 1, cells, cells, generator=generator)
-        haze += weight * interpolate(field, side, mode="bilinear", align_corners=True)
-        cells, weight = 2 * cells, weight / decay
-    haze = ((haze - haze.min()) / (haze.max() - haze.min()).clamp(min=1e-6)).to(images.device)
+    """A haze of a random landscape."""
+    thick, decay = ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))[severity - 1]
+    height, width = images.shape[2:]
+    haze = _plasma(1 << (max(height, width) - 1).bit_length(), decay, generator)
+    haze = haze[:height, :width].to(images.device)
     brightest = images.amax(dim=(1, 2, 3), keepdim=True)
     return ((images + thick * haze) * brightest / (brightest + thick)).clamp(0, 1)
 
 
 def brightness(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """More light: a higher value in HSV."""
-    more = (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1]
+    more = (0.1, 0.2, 0.3, 0.4, 0.5)[severity - 1]
     if images.shape[1] != 3:
         return (images + more).clamp(0, 1)
     colours = rgb_to_hsv(images)
@@ -173,41 +231,47 @@ def brightness(images: Tensor, severity: int, generator: torch.Generator) -> Ten
 
 def contrast(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Nearer to the image's mean."""
-    kept = (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1]
+    kept = (0.4, 0.3, 0.2, 0.1, 0.05)[severity - 1]
     mean = images.mean(dim=(2, 3), keepdim=True)
     return ((images - mean) * kept + mean).clamp(0, 1)
 
 
 def elastic_transform(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """The image is a little askew, and its pixels wander, neighbours together."""
-    far, smooth, askew = (
-        (0.0, 0.0, 0.08),
-        (0.05, 0.2, 0.07),
-        (0.08, 0.06, 0.06),
-        (0.1, 0.04, 0.05),
-        (0.1, 0.03, 0.03),
-    )[severity - 1]
-    side = images.shape[2:]
-    # Lengths are shares of a side, which grid_sample's coordinates go twice over.
-    corners = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]) * 2 / 3
-    moved = corners + 2 * askew * (2 * torch.rand(3, 2, generator=generator) - 1)
-    theta = moved.T @ torch.linalg.inv(torch.cat([corners.T, torch.ones(1, 3)]))
-    field = 2 * torch.rand(1, 2, *side, generator=generator) - 1
-    wandering = 2 * far * _blurred(field, max(0.3, smooth * min(side)))
-    grid = affine_grid(theta[None], [1, 1, *side], False) + wandering.permute(0, 2, 3, 1)
-    return _sampled(images, grid.to(images.device)).clamp(0, 1)
+    """Pixels wander, neighbours a little together."""
+    strength = 250 * (0.05, 0.065, 0.085, 0.1, 0.12)[severity - 1]
+    height, width = images.shape[2:]
+    drawn = 2 * torch.rand(1, 2, height, width, generator=generator) - 1
+    smooth = 0.01 * min(height, width)
+    field = drawn if smooth < 1 / 6 else _blurred(drawn, smooth, 3, "replicate")
+    far = 0.005 * height * strength * field  # pixels; published for the height in both directions
+    rows = torch.arange(height)[:, None] + far[0, 0]
+    columns = torch.arange(width) + far[0, 1]
+    places = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)
+    grid = places[None].expand(len(images), -1, -1, -1).to(images.device, images.dtype)
+    return grid_sample(images, grid, padding_mode="reflection", align_corners=False).clamp(0, 1)
+
+
+def _boxes(side: int, small: int) -> Tensor:
+    """``(small, side)``: the means of neighbouring pixels that PIL's box filter takes."""
+    edges = [int(number * side / small + 0.5) for number in range(small + 1)]
+    means = torch.zeros(small, side)
+    for row, (start, end) in enumerate(itertools.pairwise(edges)):
+        means[row, start:end] = 1 / (end - start)
+    return means
 
 
 def pixelate(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Smaller, and large again."""
-    factor = (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1]
-    small = [max(1, int(side * factor)) for side in images.shape[2:]]
-    return interpolate(interpolate(images, small, mode="area"), images.shape[2:], mode="nearest")
+    factor = (0.6, 0.5, 0.4, 0.3, 0.25)[severity - 1]
+    height, width = images.shape[2:]
+    down = _boxes(height, max(1, int(height * factor))).to(images.device)
+    across = _boxes(width, max(1, int(width * factor))).to(images.device)
+    return interpolate(down @ images @ across.T, (height, width), mode="nearest-exact")
 
 
 def jpeg_compression(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """JPEG's own artefacts."""
-    return through_jpeg(images, (80, 65, 58, 50, 40)[severity - 1])
+    return through_jpeg(images, (25, 18, 15, 10, 7)[severity - 1])
 
 
 CORRUPTIONS: Mapping[str, Corruption] = {
@@ -216,7 +280,7 @@ CORRUPTIONS: Mapping[str, Corruption] = {
     "impulse-noise": impulse_noise,
     "defocus-blur": defocus_blur,
     "glass-blur": glass_blur,
-    "motion-blur": motion_blur_,
+    "motion-blur": motion_blur,
     "zoom-blur": zoom_blur,
     "snow": snow,
     "fog": fog,
