@@ -21,6 +21,7 @@ Array = npt.NDArray[np.float64]
 
 _LEAST = 20
 _KNOWN = 100  # held-out images that set the boundary, at most
+_REAL = 1e-6  # an imaginary part below this is rounding
 _BIN = 0.02  # the width of the bins whose highest points the boundary is fitted to
 
 
@@ -40,19 +41,22 @@ class Sentinet(InputScorer):
     In words: find the region that the prediction rests on (a class activation map), lay it over
     held-out images and count how many are now answered like the input; fill the same region with
     noise and take the mean confidence. Clean regions fool few images, or hide so much that
-    confidence falls; the score is how far the fooled share lies above what clean images reach at
-    the same confidence.
+    confidence falls; the score is the distance to the parabola through what clean images reach at
+    the most, negative below it. The threshold is the mean distance of the clean images below it.
 
     Needs held-out images, at least 20: one part is laid under the regions, the other sets the
     boundary. Needs a network with feature maps, and a trigger in one place.
 
-    Deviations: gradients are not averaged over places as in Grad-CAM, which is the same where the
-    network averages its maps and right where it does not; the mask is the most salient 15 % of the
-    pixels, since the maps of small networks are so coarse that 15 % of the highest saliency (the
-    paper's) covers nearly all; one mask, for the predicted class, without those of other proposed
-    classes taken out; distances to the boundary (a parabola through the highest points of the clean
-    images, as in the paper) are vertical, and the threshold is the clean images' mean distance
-    below it.
+    Deviations: there is no official code; where the paper leaves something open this follows the
+    public port in backdoor-toolbox. Gradients are not averaged over places as in Grad-CAM, which is
+    the same where the network averages its maps and right where it does not; the mask is the most
+    salient 15 % of the pixels, as in the port, since the maps of small networks are so coarse that
+    15 % of the highest saliency (the paper's) covers nearly all; one mask, for the predicted class,
+    without those of other proposed classes taken out; an input's noise is the same whatever the
+    input. The port fits its parabola through the middles of all bins, empty ones counted as 0; here
+    empty bins are left out. (It also gives triggered inputs their true trigger as a mask, which no
+    defender has, and sets the threshold by the tested clean images. BackdoorBench's port keeps the
+    region and fills the rest with noise, and looks at the confidence alone.)
     """
 
     name = "sentinet"
@@ -76,40 +80,54 @@ class Sentinet(InputScorer):
     def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
         fooled, confidence = self._points(view, images)
         curve = upper_parabola(*self._known_points(view))
-        return torch.from_numpy(fooled - np.polyval(curve, confidence)).to(images.device)
+        return torch.from_numpy(distances(curve, confidence, fooled)).to(images.device)
 
     def threshold(self, view: DefenderView) -> float:
         confidence, fooled = self._known_points(view)
-        below = np.polyval(upper_parabola(confidence, fooled), confidence) - fooled
-        return float(below[below > 0].mean()) if bool((below > 0).any()) else 0.0
+        known = distances(upper_parabola(confidence, fooled), confidence, fooled)
+        return float(-known[known < 0].mean()) if bool((known < 0).any()) else 0.0
 
     def _parts(self, view: DefenderView) -> tuple[Tensor, Tensor]:
         """The held-out images that lie under regions, and those that set the boundary."""
         held = view.holdout.images
-        order = torch.randperm(len(held), generator=view.generator(self.name, "overlays")).to(held.device)
+        order = torch.randperm(len(held), generator=view.generator(self.name, "overlays"))
+        order = order.to(held.device)
         count = min(self.options.overlays, len(held) // 2)
         return held[order[:count]], held[order[count : count + _KNOWN]]
 
     def _known_points(self, view: DefenderView) -> tuple[Array, Array]:
         """Mean confidence and fooled share of the clean images that set the boundary."""
-        _, known = self._parts(view)
-        fooled, confidence = self._points(view, known)
-        return confidence, fooled
+
+        def make() -> tuple[Array, Array]:
+            fooled, confidence = self._points(view, self._parts(view)[1])
+            return confidence, fooled
+
+        return view.once((self.name, "known points", self.options), make)
 
     def _points(self, view: DefenderView, images: Tensor) -> tuple[Array, Array]:
         """Each image's fooled share and mean confidence, ``(N,)`` both."""
         under, _ = self._parts(view)
         predicted = view.logits(images).argmax(dim=1)
         masks = salient(saliency(view.victim, images, predicted), self.options.share)
-        shape = under.shape
-        inert = torch.rand(shape, generator=view.generator(self.name, "inert")).to(images.device)
+        inert = torch.rand(under.shape, generator=view.generator(self.name, "inert"))
+        inert = inert.to(images.device)
         fooled, confidence = [], []
-        for image, mask, label in zip(images, masks, predicted, strict=True):
-            stamped = in_pieces(view.victim, torch.where(mask, image, under))
-            hidden = in_pieces(view.victim, torch.where(mask, inert, under))
-            fooled.append(float((stamped.argmax(dim=1) == label).double().mean()))
-            confidence.append(float(hidden.softmax(dim=1).amax(dim=1).mean()))
-        return np.array(fooled), np.array(confidence)
+        together = max(1, micro_batch(images.device) // len(under))
+        for some, mask, label in zip(
+            images.split(together), masks.split(together), predicted.split(together), strict=True
+        ):
+            answered = over_each(view.victim, mask, some.unsqueeze(1), under).argmax(dim=2)
+            hidden = over_each(view.victim, mask, inert, under).softmax(dim=2)
+            fooled.append((answered == label[:, None]).double().mean(dim=1))
+            confidence.append(hidden.amax(dim=2).double().mean(dim=1))
+        return torch.cat(fooled).cpu().numpy(), torch.cat(confidence).cpu().numpy()
+
+
+def over_each(network: nn.Module, masks: Tensor, filling: Tensor, under: Tensor) -> Tensor:
+    """Logits ``(N, M, classes)`` of each of ``under`` (M, C, H, W) with each of ``masks``
+    (N, 1, H, W) filled from ``filling``, which expands to ``(N, M, C, H, W)``."""
+    filled = torch.where(masks.unsqueeze(1), filling, under)
+    return in_pieces(network, filled.flatten(0, 1)).unflatten(0, filled.shape[:2])
 
 
 def saliency(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -155,3 +173,18 @@ def upper_parabola(x: Array, y: Array) -> Array:
     degree = min(2, len(tops) - 1)
     found: Array = np.polyfit(x[tops], y[tops], degree)
     return found
+
+
+def distances(curve: Array, x: Array, y: Array) -> Array:
+    """How far each point ``(x, y)`` (N,) lies from the polynomial ``curve`` of degree 2 at most;
+    negative below it."""
+    a, b, c = (0.0,) * (3 - len(curve)) + tuple(float(each) for each in curve)
+    found = []
+    for left, up in zip(x.tolist(), y.tolist(), strict=True):
+        # Where the squared distance to (t, a t² + b t + c) has no slope.
+        slope = (2 * a * a, 3 * a * b, b * b + 2 * a * (c - up) + 1, b * (c - up) - left)
+        turns = np.roots(slope)
+        places = turns.real[np.abs(turns.imag) < _REAL]
+        found.append(np.hypot(places - left, np.polyval(curve, places) - up).min())
+    signs = np.where(y < np.polyval(curve, x), -1.0, 1.0)
+    return signs * np.array(found)
