@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, final
 
 from kornia.filters import gaussian_blur2d
 from pydantic import Field, field_validator
@@ -43,6 +44,13 @@ class GaussianBlur(Purifier):
     name = "gaussian-blur"
     Options = BlurOptions
     needs = "nothing but the model"
+    grid: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"sigma": 0.5},
+        {},
+        {"kernel": 5, "sigma": 1.0},
+        {"kernel": 7, "sigma": 1.5},
+        {"kernel": 9, "sigma": 2.0},
+    )
 
     def __init__(self, options: BlurOptions) -> None:
         self.options: BlurOptions = options

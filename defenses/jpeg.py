@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, final
 
 from pydantic import Field
 from torch import Tensor
@@ -36,6 +37,14 @@ class Jpeg(Purifier):
     name = "jpeg"
     Options = JpegOptions
     needs = "grey or colour images"
+    grid: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"quality": 90},
+        {},
+        {"quality": 50},
+        {"quality": 30},
+        {"quality": 15},
+        {"quality": 7},
+    )
 
     def __init__(self, options: JpegOptions) -> None:
         self.options: JpegOptions = options

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 
 import torch
@@ -31,15 +31,25 @@ class RandomizedSmoothing(Purifier):
 
     Needs nothing but the model. A trigger whose pixels are far from the image's outweighs noise.
 
+    The paper's deviations for CIFAR-10 are 0.12, 0.25, 0.5 and 1.0 in pixels of [0, 1], and a
+    hundred copies choose the class (100,000 then certify it).
+
     Deviations: the victim is not trained with noise, since it is the given one; there is no
     abstention and no certificate; the noise is drawn once and serves all inputs, so that an answer
-    does not depend on its company.
+    does not depend on the other inputs.
     """
 
     name = "randomized-smoothing"
     Options = RandomizedSmoothingOptions
     needs = "nothing but the model"
     quick: ClassVar[Mapping[str, Any]] = {"copies": 20}
+    grid: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"sigma": 0.06},
+        {},
+        {"sigma": 0.25},
+        {"sigma": 0.5},
+        {"sigma": 1.0},
+    )
 
     def __init__(self, options: RandomizedSmoothingOptions) -> None:
         self.options: RandomizedSmoothingOptions = options

@@ -36,9 +36,13 @@ class ScaleUp(InputScorer):
     Needs nothing but the model's answers; the data-limited variant (``limited``) held-out images,
     by which each predicted class's consistencies are normalised.
 
+    The multipliers, the threshold and the clipping are those of the authors' BackdoorBox
+    (``SCALE_UP.py``); their other repository (JunfengGo/SCALE-UP) counts all of 1 to 11.
+
     Deviations: in the data-limited variant a class that the holdout lacks takes mean and deviation
-    of all classes, and a deviation of 0 counts as 1. (A public port normalises by those of all
-    classes throughout.)
+    of all classes, and a deviation of 0 counts as 1. BackdoorBox normalises by mean and deviation
+    of all held-out images, compared with their true labels, which changes no order; here it is by
+    predicted class, as the paper says.
     """
 
     name = "scale-up"
