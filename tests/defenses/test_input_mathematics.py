@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
@@ -126,21 +126,23 @@ def test_severities_grow(name: str) -> None:
         seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
         found = [CORRUPTIONS[name](images, severity, seed) for seed in seeds]
         far.append(float(torch.stack([(each - images).abs().mean() for each in found]).mean()))
-    # The mildest elastic transform is all askew, and hardly wanders.
-    assert far[0] > 0 and (far[0] < far[1] or name == "elastic-transform")
+    assert 0 < far[0] < far[1]
 
 
 def test_noise_has_its_published_strength() -> None:
+    """The severities of ImageNet-C; shot noise is Poisson's, with its mean and variance."""
     grey = torch.full((1, 1, 200, 200), 0.5)
     generator = torch.Generator().manual_seed(0)
-    assert float(CORRUPTIONS["gaussian-noise"](grey, 3, generator).std()) == pytest.approx(
-        0.08, rel=0.03
-    )
-    assert float(CORRUPTIONS["shot-noise"](grey, 3, generator).std()) == pytest.approx(
-        (0.5 / 100) ** 0.5, rel=0.03
-    )
+    noisy = CORRUPTIONS["gaussian-noise"](grey, 2, generator)
+    assert float(noisy.std()) == pytest.approx(0.12, rel=0.03)
+    shot = CORRUPTIONS["shot-noise"](grey, 3, generator)  # 12 photons
+    counts = (12 * shot).round()
+    assert torch.allclose(counts, 12 * shot, atol=1e-5)
+    for count in (0, 3, 6, 9):
+        expected = stats.poisson.pmf(count, 6)
+        assert float((counts == count).double().mean()) == pytest.approx(expected, abs=0.006)
     struck = CORRUPTIONS["impulse-noise"](grey, 5, generator)
-    assert float((struck != 0.5).double().mean()) == pytest.approx(0.07, rel=0.1)
+    assert float((struck != 0.5).double().mean()) == pytest.approx(0.27, rel=0.05)
 
 
 # SentiNet ----------------------------------------------------------------------------------------
@@ -276,14 +278,15 @@ def test_quantised_pixels_lie_on_levels() -> None:
     assert torch.allclose(quantised(some(), 16), some(), atol=1e-4)
 
 
-def test_an_autoencoder_learns_its_images() -> None:
+@pytest.mark.parametrize("network", ["convolutional", "dense"])
+def test_an_autoencoder_learns_its_images(network: Literal["convolutional", "dense"]) -> None:
     """Images of two numbers: what it draws of a new one is nearer than the mean image."""
     angle, size = torch.rand(2, 120, generator=torch.Generator().manual_seed(0))
     grid = torch.linspace(0, 1, 8)
     images = (
         (size[:, None] * grid + angle[:, None]).clamp(0, 1)[:, None, :, None].expand(-1, 1, 8, 8)
     )
-    options = AutoencoderOptions(hidden=32, code=4, epochs=60)
+    options = AutoencoderOptions(network=network, code=4, epochs=30, lr=4e-3)
     coder = train_autoencoder(images[:100], options, torch.Generator().manual_seed(1))
     with torch.no_grad():
         error = (coder(images[100:]) - images[100:]).square().mean()
