@@ -127,7 +127,7 @@ def over_each(network: nn.Module, masks: Tensor, filling: Tensor, under: Tensor)
     """Logits ``(N, M, classes)`` of each of ``under`` (M, C, H, W) with each of ``masks``
     (N, 1, H, W) filled from ``filling``, which expands to ``(N, M, C, H, W)``."""
     filled = torch.where(masks.unsqueeze(1), filling, under)
-    return in_pieces(network, filled.flatten(0, 1)).unflatten(0, filled.shape[:2])
+    return in_pieces(network, filled.flatten(0, 1)).view(*filled.shape[:2], -1)
 
 
 def saliency(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -186,5 +186,5 @@ def distances(curve: Array, x: Array, y: Array) -> Array:
         turns = np.roots(slope)
         places = turns.real[np.abs(turns.imag) < _REAL]
         found.append(np.hypot(places - left, np.polyval(curve, places) - up).min())
-    signs = np.where(y < np.polyval(curve, x), -1.0, 1.0)
-    return signs * np.array(found)
+    signed: Array = np.where(y < np.polyval(curve, x), -1.0, 1.0) * np.array(found)
+    return signed
