@@ -161,13 +161,12 @@ def test_scale_up_finds_triggers_that_scaling_leaves_alone(badnets: Case, honest
     assert triggered.mean() > 0.9 > clean.mean() > 0.5
 
 
-def test_teco_sees_triggers_that_stand_everything(badnets: Case) -> None:
-    """It expects triggers to give way to some corruptions and not to others; a white square gives
-    way to none, and its deviation is the lowest there is."""
+def test_teco_sees_that_triggers_give_way_to_some_corruptions_only(
+    badnets: Case, honest: Case
+) -> None:
     defense = made("teco")
-    assert inputs_area(defense, badnets)[0] <= 0.5
-    triggered = defense.score_inputs(badnets.view, badnets.triggered)
-    assert (triggered <= defense.score_inputs(badnets.view, badnets.clean.images).median()).any()
+    assert inputs_area(defense, badnets)[0] >= 0.65  # in the quick budget's few corruptions
+    assert inputs_area(defense, honest)[0] <= 0.6
     assert defense.threshold(badnets.view) is None
 
 
@@ -229,10 +228,11 @@ def test_the_case_is_plain(badnets: Case, honest: Case) -> None:
 
 
 def test_an_autoencoder_redraws_the_input_without_its_trigger(badnets: Case, honest: Case) -> None:
-    defense = made("autoencoder", epochs=300)
+    """The dense network that was the default: BackdoorBox's convolutions copy an 8×8 patch."""
+    defense = made("autoencoder", network="dense", noise=0.1, epochs=300)
     asr, cta = answers(defense, badnets)
-    assert asr <= 0.4 and cta >= 0.93
-    assert answers(defense, honest)[1] >= 0.93
+    assert asr <= 0.4 and cta >= 0.92
+    assert answers(defense, honest)[1] >= 0.92
 
 
 def test_shrinkpad_moves_the_trigger_away_and_costs_accuracy(badnets: Case, honest: Case) -> None:
