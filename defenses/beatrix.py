@@ -9,11 +9,20 @@ from typing import Any, ClassVar, final
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..distill.networks import Network
+from ..distill.training import in_pieces
 from .base import DefenderView, DefenseOptions, SetScorer, SetScores
-from .by_class import anomaly_index, classes_of, fewest_held_out, held_out_needed, rows_needed
-from .maps import feature_map
+from .by_class import (
+    anomaly_index,
+    classes_needed,
+    classes_of,
+    fewest_held_out,
+    held_out_needed,
+    rows_needed,
+)
+from .maps import at_the_last_maps, feature_map
 
 _FOLDS = 5
 _PUBLISHED = 30
@@ -36,19 +45,25 @@ class Beatrix(SetScorer):
     """Beatrix (Ma, Wang, Sun, Nie, Tian, Wang, Ni, "The 'Beatrix' Resurrections: Robust Backdoor
     Detection via Gram Matrices", NDSS 2023).
 
-    In words: of a row's last feature maps take Gram matrices of powers 1 to 8; against the range of
-    its class's clean images (median ± 10 MAD) add up how far entries lie outside. Rows above the
-    clean images' own 95 % quantile are one group, the others another, and a kernel two-sample
-    statistic between both says how contaminated the class is; one whose statistic stands out
-    (anomaly index above exp(2)) raises the alarm.
+    In words: of a row's feature maps take Gram matrices of powers 1 to 8; against the range of its class's clean images (median ± 10 MAD) add up how far entries lie
+    outside. Rows above the clean images' own 95 % quantile are one group, the others another, and a
+    kernel two-sample statistic between both says how contaminated the class is; one whose statistic
+    stands out (anomaly index above exp(2)) raises the alarm.
 
     Needs five held-out images of every class (the paper has 30), and two rows in a class.
     A row's score is its deviation above its class's threshold.
 
-    Deviations: the anomaly index is one-sided (the official code's is not); maps are those of the
-    last convolution, since the networks here have no fourth stage; a network without maps is taken
-    as one pixel of as many channels as features. At most 500 rows of a group enter the two-sample
-    test, as many as the official code looks at.
+    As in the official code (wanlunsec/Beatrix, ``defenses/Beatrix/Beatrix.py``), the medians of
+    Gram features and of distances are torch's, of an even count the lower of the two middle values
+    (its anomaly index, by numpy, takes their mean); the quantile is the sorted deviations' entry at
+    0.95 times their number, without interpolation; the maps are what enters a ResNet's last stage.
+
+    Deviations: the anomaly index is one-sided (the official code's is not); in networks without
+    residual blocks the maps are those of the last convolution, since they have no stages, and a
+    network without maps is taken as one pixel of as many channels as features. Clean images are grouped by their true label (the
+    official code: by the predicted one). At most 500 rows of a group, drawn at random, enter the
+    two-sample test (the official code looks at 500 clean and 500 triggered images of a class).
+    Powers are taken in double precision.
     """
 
     name = "beatrix"
@@ -60,7 +75,8 @@ class Beatrix(SetScorer):
         self.options: BeatrixOptions = options
 
     def objection(self, view: DefenderView) -> str | None:
-        return held_out_needed(view, _FOLDS) or rows_needed(view, 2)
+        few = held_out_needed(view, _FOLDS) or rows_needed(view, 2)
+        return classes_needed(view) or few
 
     def caution(self, view: DefenderView) -> str | None:
         fewest = fewest_held_out(view)
@@ -73,8 +89,8 @@ class Beatrix(SetScorer):
     def score_set(self, view: DefenderView) -> SetScores:
         options = self.options
         orders = range(1, options.orders + 1)
-        clean = feature_map(view.victim, view.holdout.images)
-        maps = feature_map(view.victim, view.distilled.batch.images)
+        clean = maps_before_last_stage(view.victim, view.holdout.images)
+        maps = maps_before_last_stage(view.victim, view.distilled.batch.images)
         rows = torch.zeros(len(maps), dtype=torch.float64, device=maps.device)
         contaminated = torch.zeros(view.classes, dtype=torch.float64)
         for label, members in classes_of(view.labels):
@@ -130,7 +146,7 @@ def fit_range(clean: Tensor, orders: Sequence[int], width: float) -> Range:
     low, high = [], []
     for order in orders:
         found = gram(clean, order)
-        median = found.median(dim=0).values
+        median = found.median(dim=0).values  # the lower of two, as in the official code
         spread = width * (found - median).abs().median(dim=0).values
         low.append(median - spread)
         high.append(median + spread)
@@ -139,25 +155,30 @@ def fit_range(clean: Tensor, orders: Sequence[int], width: float) -> Range:
 
 def deviations(maps: Tensor, usual: Range, orders: Sequence[int]) -> Tensor:
     """How far ``maps`` (n, C, H, W) lie out of the ``usual`` range, relative to its ends: ``(n,)``,
-    the mean over Gram features and orders."""
+    the sum over Gram features over C² / 2, and the mean over orders."""
     total = torch.zeros(len(maps), dtype=torch.float64, device=maps.device)
     for order, low, high in zip(orders, usual.low, usual.high, strict=True):
         for first in range(0, len(maps), 1024):
             some = gram(maps[first : first + 1024], order)
             below = (low - some).clamp(min=0) / (low + _SMALL).abs()
             above = (some - high).clamp(min=0) / (high + _SMALL).abs()
-            total[first : first + 1024] += (below + above).mean(dim=1)
-    return total / len(orders)
+            total[first : first + 1024] += (below + above).sum(dim=1)
+    return total / (maps.shape[1] ** 2 / 2) / len(orders)
 
 
 def clean_threshold(clean: Tensor, orders: Sequence[int], width: float, quantile: float) -> float:
-    """The ``quantile`` of clean images' deviations from the range of the others, five-fold."""
-    folds = torch.arange(len(clean), device=clean.device) % _FOLDS
-    found = [
-        deviations(clean[folds == fold], fit_range(clean[folds != fold], orders, width), orders)
-        for fold in range(_FOLDS)
-    ]
-    return float(torch.quantile(torch.cat(found), quantile))
+    """The ``quantile`` of clean images' deviations from the range of the others, five-fold.
+
+    The folds are a fifth of the images each, rounded down; what is left over is in none of them.
+    """
+    size = len(clean) // _FOLDS
+    found = []
+    for first in range(0, _FOLDS * size, size):
+        others = torch.cat([clean[:first], clean[first + size :]])
+        usual = fit_range(others, orders, width)
+        found.append(deviations(clean[first : first + size], usual, orders))
+    ordered = torch.cat(found).sort().values
+    return float(ordered[int(len(ordered) * quantile)])
 
 
 def two_sample(first: Tensor, second: Tensor) -> float:
@@ -165,9 +186,32 @@ def two_sample(first: Tensor, second: Tensor) -> float:
     Gaussian kernels around the median distance, times n m / (n + m)."""
     both = torch.cat([first, second])
     distances = torch.cdist(both, both).square()
+    # The median over all pairs, each twice and each row with itself: the lower of two.
     bandwidth = distances.median().clamp(min=1e-12)
     kernel = sum((-distances / (bandwidth * scale)).exp() for scale in (0.5, 1.0))
     assert isinstance(kernel, Tensor)
     n, m = len(first), len(second)
     gap = kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
     return float(gap * n * m / (n + m))
+
+
+def maps_before_last_stage(network: nn.Module, images: Tensor) -> Tensor:
+    """The maps ``(N, C, H, W)`` that enter a residual network's last stage, which begins at the
+    last block with a stride; the last maps of other networks."""
+    halves = at_the_last_maps(network)
+    layers = [] if halves is None else list(halves.maps)
+    strided = [number for number, layer in enumerate(layers) if _strides(layer)]
+    if not strided or not strided[-1] or not isinstance(network, Network):
+        return feature_map(network, images)
+    normalise, before = network.normalise, nn.Sequential(*layers[: strided[-1]])
+
+    def answer(some: Tensor) -> Tensor:
+        found: Tensor = before(normalise(some))
+        return found
+
+    return in_pieces(answer, images)
+
+
+def _strides(layer: nn.Module) -> bool:
+    parts = (part for part in layer.modules() if isinstance(part, nn.Conv2d))
+    return any(max(part.stride) > 1 for part in parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -14,15 +14,26 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from .base import DefenderView, DefenseOptions, SetScorer, SetScores
-from .by_class import anomaly_index, classes_of, held_out_needed, rows_needed, smallest_class
+from .by_class import (
+    anomaly_index,
+    classes_needed,
+    classes_of,
+    held_out_needed,
+    rows_needed,
+    smallest_class,
+)
 
-_TOLERANCE, _MOST_STEPS = 1e-5, 100
+_TOLERANCE, _MOST_STEPS = 1e-2, 100
+Ratio = Literal["paper", "code"]
 
 
 @final
 class ScanOptions(DefenseOptions):
-    """The paper's threshold."""
+    """The paper's threshold and likelihood ratio."""
 
+    ratio: Ratio = Field(
+        "paper", description="likelihood ratio: the paper's, or as the published code computes it"
+    )
     threshold: float = Field(math.exp(2), gt=0, description="anomaly index that raises the alarm")
     dimensions: int = Field(
         64, ge=1, description="most dimensions; two held-out images for each are wanted"
@@ -45,10 +56,20 @@ class Scan(SetScorer):
     A row's score is ours: the difference of its squared distances, under the variation, to the
     means of the clean and of the other group. The set's statistic: the highest anomaly index.
 
+    The published code (TDteach/Demon-in-the-Variant, ``pysrc/SCAn.py``, ``calc_test``; the same in
+    Matlab, BackdoorBench and backdoor-toolbox) computes another ratio than the paper's. With one
+    group, a class's identity is ``Su (n Su + Se)⁻¹ Σx``, as in its own ``build_global_model``; in
+    the test the factor ``Su Se⁻¹`` is missing, which leaves ``Se (n Su + Se)⁻¹ Σx``: nearly 0.
+    Its ratio then measures how far a class lies from the mean of all classes rather than how much
+    better two groups explain it. The default is the paper's, ``ratio="code"`` the other.
+
     Deviations: activations are reduced by PCA to half as many dimensions as there are held-out
-    images beyond one a class (64 at most), since fewer could not estimate the covariances; the
-    division is scikit-learn's 2-means on whitened activations, which is the official code's
-    iteration with better starts; the anomaly index is one-sided (the official code's is not).
+    images beyond one a class, since fewer could not estimate the covariances, and to 64 at most, as
+    many as the published code's networks have; the division is scikit-learn's 2-means on whitened
+    activations, which is the official code's iteration with ten starts in place of one; the set's
+    rows alone are divided (BackdoorBench adds the clean images); the anomaly index is one-sided
+    (the official code's is not). The Matlab code subtracts a class's first coordinate from all
+    coordinates where it takes the variation; here it is the Python code's.
     """
 
     name = "scan"
@@ -59,7 +80,7 @@ class Scan(SetScorer):
         self.options: ScanOptions = options
 
     def objection(self, view: DefenderView) -> str | None:
-        return held_out_needed(view, 2) or rows_needed(view, 3)
+        return classes_needed(view) or held_out_needed(view, 2) or rows_needed(view, 3)
 
     def caution(self, view: DefenderView) -> str | None:
         found = smallest_class(view)
@@ -81,7 +102,8 @@ class Scan(SetScorer):
             own, known = centred[members], (clean - mean)[view.holdout.labels == label]
             division = divide(own @ whitening, known @ whitening, state)
             rows[members], second[members] = division.scores, division.second
-            ratios[label] = likelihood_ratio(own, division.second, between, within)
+            found = likelihood_ratio(own, division.second, between, within, self.options.ratio)
+            ratios[label] = found
         index = anomaly_index(ratios)
         contaminated = index > self.options.threshold
         alarm = bool(contaminated.any())
@@ -101,8 +123,8 @@ class Scan(SetScorer):
         count = max(1, min(self.options.dimensions, wanted, features.shape[1], len(features)))
         state = view.seed(self.name, "projection")
         projection = PCA(count, random_state=state).fit(features.cpu().numpy())
-        told = (projection.transform(each.cpu().numpy()) for each in (clean, features))
-        first, then = (torch.from_numpy(each).to(features.device) for each in told)
+        reduced = (projection.transform(each.cpu().numpy()) for each in (clean, features))
+        first, then = (torch.from_numpy(each).to(features.device) for each in reduced)
         return first, then
 
 
@@ -167,14 +189,20 @@ def divide(whitened: Tensor, clean: Tensor, state: int) -> Division:
     return Division(second=scores > 0, scores=scores)
 
 
-def likelihood_ratio(features: Tensor, second: Tensor, between: Tensor, within: Tensor) -> float:
+def likelihood_ratio(
+    features: Tensor, second: Tensor, between: Tensor, within: Tensor, ratio: Ratio = "paper"
+) -> float:
     """How much better two means explain ``features`` (n, F) than one: mean difference of squared
-    Mahalanobis distances under ``within``; 0 where all are in one group."""
+    Mahalanobis distances under ``within``; 0 where all are in one group.
+
+    ratio: the one mean is ``Su (n Su + Se)⁻¹ Σx`` (paper) or ``Se (n Su + Se)⁻¹ Σx`` (code), Su
+    the covariance ``between`` identities and Se the one ``within`` classes.
+    """
     if bool(second.all()) or not bool(second.any()):
         return 0.0
     count = len(features)
     mixed = torch.linalg.pinv(count * between + within, hermitian=True)
-    alone = between @ mixed @ features.sum(dim=0)
+    alone = (between if ratio == "paper" else within) @ mixed @ features.sum(dim=0)
     pair = torch.stack([features[~second].mean(dim=0), features[second].mean(dim=0)])
     root = _inverse_root(within)
     one = ((features - alone) @ root).square().sum(dim=1)

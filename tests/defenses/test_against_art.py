@@ -15,6 +15,7 @@ the difference is said here:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,13 +108,33 @@ def test_activation_clustering(sparse: Case, monkeypatch: pytest.MonkeyPatch) ->
     assert np.array_equal(np.flatnonzero(flagged.numpy()), rows)
 
 
+def test_activation_clustering_by_ica(sparse: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's reduction, with the toolbox's stopping rule, which ICA's default is not."""
+    from art.defences.detector.poison.activation_defence import reduce_dimensionality
+    from sklearn import decomposition
+
+    monkeypatch.setattr(
+        "sklearn.decomposition.FastICA",
+        partial(decomposition.FastICA, random_state=0, whiten_solver="eigh"),
+    )
+    features = sparse.view.features(sparse.view.distilled.batch.images).double().numpy()
+    for _, members in list(classes_of(sparse.view.labels))[2:4]:
+        own = features[members.numpy()]
+        theirs = reduce_dimensionality(own, 10, "FastICA")
+        ours = reduce(own, "ica", 10, 0)
+        assert np.allclose(ours, theirs, atol=1e-8)
+        first, second = divide(ours, 0), divide(theirs, 0)
+        assert np.array_equal(first[0], second[0])
+        assert first[2] == pytest.approx(second[2], abs=1e-8)
+
+
 def test_strip(badnets: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     from art.estimators.poison_mitigation.strip.strip import STRIPMixin
 
     copies, view = 20, badnets.view
     options = StripOptions(copies=copies, image_weight=0.5, overlay_weight=0.5)
     strip = Strip(options)
-    rows = torch.randint(len(view.holdout), (copies,), generator=view.generator(0)).numpy()
+    rows = torch.randint(len(view.holdout), (copies,), generator=view.generator("strip")).numpy()
     monkeypatch.setattr(np.random, "choice", lambda values, count: rows)
 
     class Classifier:

