@@ -45,10 +45,11 @@ class Beatrix(SetScorer):
     """Beatrix (Ma, Wang, Sun, Nie, Tian, Wang, Ni, "The 'Beatrix' Resurrections: Robust Backdoor
     Detection via Gram Matrices", NDSS 2023).
 
-    In words: of a row's feature maps take Gram matrices of powers 1 to 8; against the range of its class's clean images (median ± 10 MAD) add up how far entries lie
-    outside. Rows above the clean images' own 95 % quantile are one group, the others another, and a
-    kernel two-sample statistic between both says how contaminated the class is; one whose statistic
-    stands out (anomaly index above exp(2)) raises the alarm.
+    In words: of a row's feature maps take Gram matrices of powers 1 to 8. Add up how far their
+    entries lie outside of the range of the clean images of its class (median ± 10 MAD). Rows above
+    the clean images' own 95 % quantile are one group, the others another, and a kernel two-sample
+    statistic between both says how contaminated the class is. A class whose statistic stands out
+    (anomaly index above exp(2)) raises the alarm.
 
     Needs five held-out images of every class (the paper has 30), and two rows in a class.
     A row's score is its deviation above its class's threshold.
@@ -60,10 +61,10 @@ class Beatrix(SetScorer):
 
     Deviations: the anomaly index is one-sided (the official code's is not); in networks without
     residual blocks the maps are those of the last convolution, since they have no stages, and a
-    network without maps is taken as one pixel of as many channels as features. Clean images are grouped by their true label (the
-    official code: by the predicted one). At most 500 rows of a group, drawn at random, enter the
-    two-sample test (the official code looks at 500 clean and 500 triggered images of a class).
-    Powers are taken in double precision.
+    network without maps is taken as one pixel of as many channels as features. Clean images are
+    grouped by their true label (the official code: by the predicted one). At most 500 rows of a
+    group, drawn at random, enter the two-sample test (the official code looks at 500 clean and 500
+    triggered images of a class). Powers are taken in double precision.
     """
 
     name = "beatrix"

@@ -261,8 +261,9 @@ def as_markdown(found: Benchmark) -> str:
 def _legend(budget: Budget) -> list[str]:
     lines = [
         f"{budget_label(budget).capitalize()}. Figures: mean over distillation seeds [95 % "
-        "interval] on attacked sets (clean twin). Target most anomalous: the share of victims for which the target is "
-        "the class with the largest anomaly, alarm or not; chance is 1 / classes.",
+        "interval] on attacked sets (clean twin). Target most anomalous: the share of victims for "
+        "which the target is the class with the largest anomaly, alarm or not; chance is "
+        "1 / classes.",
     ]
     if budget != "quick":
         lines[0] += (
