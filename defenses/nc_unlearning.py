@@ -61,13 +61,15 @@ class NcUnlearning(Repairer):
         "images": 100,
         "search_batch": 50,
     }
-    # The last ones unlearn every class whose patch is smaller than the median, flagged or not.
+    # The third is BackdoorBench's; the last two unlearn every class whose patch is smaller than the
+    # median, flagged or not.
     grid: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"lr": 0.01},
         {},
+        {"steps": 1000, "lr": 0.01},
         {"steps": 1000},
-        {"steps": 1000, "threshold": 1.0},
+        {"steps": 1000, "lr": 0.01, "threshold": 0.0},
         {"steps": 1000, "threshold": 0.0},
-        {"steps": 1000, "threshold": 0.0, "share": 0.5},
     )
 
     def __init__(self, options: NcUnlearningOptions) -> None:
