@@ -5,12 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, final
 
+import numpy as np
 from pydantic import Field
 
 from .base import DefenderView, Inspection, Inspector
-from .by_class import anomaly_index
+from .by_class import anomaly_index, classes_needed
 from .held_out import known_images, rows_in_their_place
 from .trigger_inversion import InversionOptions, Patches, invert_triggers
+
+# Classes, and the share of clean models with a class beyond 2 if the norms are Gaussian.
+_CHANCE = {
+    3: 0.234,
+    4: 0.209,
+    5: 0.278,
+    6: 0.270,
+    7: 0.303,
+    8: 0.304,
+    9: 0.327,
+    10: 0.333,
+    12: 0.359,
+    15: 0.396,
+    20: 0.446,
+    30: 0.542,
+    43: 0.637,
+    50: 0.681,
+    100: 0.878,
+    200: 0.982,
+    1000: 1.0,
+}
 
 
 @final
@@ -27,13 +49,19 @@ class NeuralCleanse(Inspector):
 
     In words: for each class find the smallest patch that sends every image there; a target class
     has a far smaller one than the others. A class's anomaly is how many deviations (MAD) the L1
-    norm of its mask lies below the median, and 2 is an alarm.
+    norm of its mask lies below the median, and above 2 is an alarm.
 
-    Needs a hundred held-out images; with none it searches on the received rows. With ten classes
-    the median absolute deviation rests on few numbers, and alarms on clean models are common.
+    Needs a hundred held-out images; with none it searches on the received rows. Needs three
+    classes: of two, the index is always 0.67. With ten classes a third of clean models are flagged
+    by chance if their norms are Gaussian.
 
-    Deviations: all classes are searched at once, on whole passes over the images (the code draws
-    1,000 at random for each); classes without any patch count with the mask they ended with.
+    The options are those of the published experiment (``gtsrb_visualize_example.py``), which
+    differ from the defaults of its ``visualizer.py`` in ``patience``, ``factor`` and the early
+    stop. Classes without any patch count with the mask that they ended with, as in the code.
+
+    Deviations: all classes are searched at once, on the same mini-batches; few held-out images
+    come several times in a pass. The code stores masks as 8-bit images and takes the norms of
+    those, here they are as found. Where the MAD is 0, the mean absolute deviation stands in.
     """
 
     name = "neural-cleanse"
@@ -44,8 +72,13 @@ class NeuralCleanse(Inspector):
     def __init__(self, options: NeuralCleanseOptions) -> None:
         self.options: NeuralCleanseOptions = options
 
+    def objection(self, view: DefenderView) -> str | None:
+        return classes_needed(view)
+
     def caution(self, view: DefenderView) -> str | None:
-        return rows_in_their_place(view)
+        return cautions(
+            rows_in_their_place(view), flagged_by_chance(view.classes, self.options.threshold)
+        )
 
     def inspect(self, view: DefenderView) -> Inspection:
         anomaly = anomaly_index(-cleanse(view, self.options).sizes)
@@ -63,3 +96,23 @@ def cleanse(view: DefenderView, options: InversionOptions) -> Patches:
             view.victim, known_images(view), view.classes, options, view.generator("neural-cleanse")
         ),
     )
+
+
+def chance_of_alarm(classes: int) -> float:
+    """The share of clean models of which a class lies beyond 2, if their norms are Gaussian."""
+    return float(np.interp(classes, list(_CHANCE), list(_CHANCE.values())))
+
+
+def flagged_by_chance(classes: int, threshold: float) -> str | None:
+    """The caution of a defense that flags the outliers among ``classes`` by their MAD index.
+
+    Only at the published threshold of 2, where the share is known.
+    """
+    if threshold != 2:
+        return None
+    return f"with {classes} classes {chance_of_alarm(classes):.0%} of clean models pass 2 by chance"
+
+
+def cautions(*found: str | None) -> str | None:
+    """Several cautions as one."""
+    return "; ".join(part for part in found if part) or None

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from ..distill.makers import NetworkMaker
 from ..distill.training import fit
 from ..distill.types import Batch, Recipe
 from .base import DefenseOptions
+from .tuning import descend, mini_batches
 
 _SIZES = (2, 3, 4, 5)  # sides of patches; one in five covers the whole image
 _BACKDOORED = "zoo.backdoored"
@@ -25,12 +26,17 @@ _BACKDOORED = "zoo.backdoored"
 
 @final
 class ShadowOptions(DefenseOptions):
-    """The jumbo learning of the paper's code."""
+    """The jumbo learning of the paper's code.
+
+    optimiser: ``adam`` trains without augmentation, as the code does; ``sgd`` trains as the set's
+    recipe does, at its own epochs, batch and rate.
+    """
 
     pairs: int = Field(2304, ge=2, description="clean shadows, and as many backdoored ones")
     epochs: int = Field(100, ge=1, description="epochs that a shadow trains")
     batch: int = Field(100, ge=2, description="images in a mini-batch")
-    lr: float = Field(0.01, gt=0, description="SGD's learning rate")
+    lr: float = Field(1e-3, gt=0, description="learning rate")
+    optimiser: Literal["adam", "sgd"] = Field("adam", description="what a shadow is trained by")
 
 
 @final
@@ -106,19 +112,20 @@ def grow_zoo(
 ) -> Zoo:
     """Train ``options.pairs`` clean shadows on ``clean``, and as many with backdoors (jumbo).
 
-    A shadow trains on the images by the recipe's normalisation and augmentation; a backdoored one
-    on poisoned copies besides, with a trigger drawn for it alone. draw: the generator (CPU) of the
-    shadow with this number, which is all its randomness; so a zoo that was ``begun`` with fewer
-    pairs grows into the one that it would have been. tell: is told how many are done, of how many.
+    A shadow trains on the images, a backdoored one on poisoned copies besides, with a trigger drawn
+    for it alone; ``recipe`` says how if ``options.optimiser`` is ``sgd``. draw: the generator (CPU)
+    of the shadow with this number, which is all its randomness; so a zoo that was ``begun`` with
+    fewer pairs grows into the one that it would have been. tell: gets how many are done, of how
+    many.
     """
-    lessons = recipe.by_epochs(epochs=options.epochs, batch_size=options.batch, lr=options.lr)
     states: list[Mapping[str, Tensor]] = []
     total, first = 2 * options.pairs, len(begun) if begun else 0
     for number in range(first, total):
         generator = draw(number)
         seed = int(torch.randint(2**31 - 1, (), generator=generator))
         taught = poisoned(clean, network.classes, generator) if number % 2 else clean
-        states.append(fit(network(seed), taught, lessons, generator).state_dict())
+        shadow = _trained(network(seed), taught, recipe, options, generator)
+        states.append(shadow.state_dict())
         tell(number + 1, total)
     grown = {
         name: torch.stack([state[name] for state in states]) for name in network(0).state_dict()
@@ -127,6 +134,25 @@ def grow_zoo(
         grown = {name: torch.cat([begun.states[name], value]) for name, value in grown.items()}
     backdoored = torch.arange(total, device=clean.labels.device) % 2 == 1
     return Zoo(grown, backdoored, describe_zoo(network, clean, options))
+
+
+def _trained(
+    network: nn.Module,
+    batch: Batch,
+    recipe: Recipe,
+    options: ShadowOptions,
+    generator: torch.Generator,
+) -> nn.Module:
+    """``network`` trained in place on ``batch``, in evaluation mode."""
+    if options.optimiser == "sgd":
+        lessons = recipe.by_epochs(epochs=options.epochs, batch_size=options.batch, lr=options.lr)
+        return fit(network, batch, lessons, generator)
+    optimiser, device = torch.optim.Adam(network.parameters(), lr=options.lr), batch.labels.device
+    network.train()
+    for _ in range(options.epochs):
+        for rows in mini_batches(len(batch), options.batch, generator, device):
+            descend(network, optimiser, batch.images[rows], batch.labels[rows])
+    return network.eval()
 
 
 def describe_zoo(network: NetworkMaker, clean: Batch, options: ShadowOptions) -> dict[str, Any]:
@@ -151,26 +177,41 @@ def poisoned(clean: Batch, classes: int, generator: torch.Generator) -> Batch:
 def random_trigger(shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A jumbo trigger for images ``(C, H, W)``: its opacity ``(1, H, W)`` and pattern ``shape``.
 
-    A square of 2 to 5 pixels a side, as opaque as 0.2 to 0.5 or wholly, anywhere; or, one time in
-    five, the whole image at 0.05 to 0.2. Grey patterns are black and white, others any colour.
+    A square of 2 to 5 pixels a side, as opaque as 0.2 to 0.5 or wholly, anywhere but at the last
+    row and column (as in the code); or, one time in five, the whole image at 0.05 to 0.2. Grey
+    patterns are black and white, with at least one pixel of each; others any colour.
     """
     channels, height, width = shape
-    sizes = [size for size in _SIZES if size < min(height, width)]
+    sizes = [(size, size) for size in _SIZES if size < min(height, width)]
     choice = int(torch.randint(len(sizes) + 1, (), generator=generator))
-    mask = torch.zeros(1, height, width)
-    if choice < len(sizes):
-        size = sizes[choice]
-        opacity = _between(0.2, 0.6, generator)
-        top = int(torch.randint(height - size + 1, (), generator=generator))
-        left = int(torch.randint(width - size + 1, (), generator=generator))
-        mask[:, top : top + size, left : left + size] = 1.0 if opacity > 0.5 else opacity
-    else:
-        mask[:] = _between(0.05, 0.2, generator)
-    pattern = torch.rand(shape, generator=generator)
-    if channels == 1:
-        lit = _between(0.0, 1.0, generator)
-        pattern = (pattern < lit).float()
+    patch = choice < len(sizes)
+    tall, wide = sizes[choice] if patch else (height, width)
+    opacity = _between(0.2, 0.6, generator) if patch else _between(0.05, 0.2, generator)
+    opacity = 1.0 if opacity > 0.5 else opacity
+    top = int(torch.randint(max(1, height - tall), (), generator=generator))
+    left = int(torch.randint(max(1, width - wide), (), generator=generator))
+    mask, pattern = torch.zeros(1, height, width), torch.zeros(shape)
+    mask[:, top : top + tall, left : left + wide] = opacity
+    drawn = (
+        _lit(tall, wide, generator) if channels == 1 else _coloured(channels, tall, wide, generator)
+    )
+    pattern[:, top : top + tall, left : left + wide] = drawn
     return mask, pattern
+
+
+def _lit(tall: int, wide: int, generator: torch.Generator) -> Tensor:
+    """Black with 1 to all but one of the pixels white, any number and any of them alike."""
+    many = int(torch.randint(1, tall * wide, (), generator=generator))
+    flat = torch.zeros(tall * wide)
+    flat[torch.randperm(tall * wide, generator=generator)[:many]] = 1
+    return flat.view(1, tall, wide)
+
+
+def _coloured(channels: int, tall: int, wide: int, generator: torch.Generator) -> Tensor:
+    """Uniform noise, clipped to [0, 1] from a range that is up to three times as wide."""
+    beyond = _between(0.0, 1.0, generator)
+    noise = torch.rand(channels, tall, wide, generator=generator)
+    return ((1 + 2 * beyond) * noise - beyond).clamp(0, 1)
 
 
 def _between(low: float, high: float, generator: torch.Generator) -> float:

@@ -12,8 +12,9 @@ from torch import Tensor
 from ..distill.training import predict
 from ..distill.types import Batch
 from .base import DefenderView, Inspection, Inspector
-from .by_class import anomaly_index
+from .by_class import anomaly_index, classes_needed
 from .held_out import known_images, rows_in_their_place
+from .neural_cleanse import cautions, flagged_by_chance
 from .trigger_inversion import Draft, InversionOptions, Patches, invert_triggers, stamped
 
 _LEAST = 1e-3  # keeps logarithms finite
@@ -21,12 +22,19 @@ _LEAST = 1e-3  # keeps logarithms finite
 
 @final
 class TaborOptions(InversionOptions):
-    """The search's are Neural Cleanse's; the weights stand in relation to the mask's size."""
+    """The search's are Neural Cleanse's; the weights are those of the public codes.
 
-    outside: float = Field(1.0, ge=0, description="weight of what the pattern has outside the mask")
-    scattered: float = Field(0.1, ge=0, description="weight of roughness, of mask and pattern")
-    blocking: float = Field(1.0, ge=0, description="weight of images that the mask spoils")
-    overlaying: float = Field(1.0, ge=0, description="weight of a pattern that fails alone")
+    They are for patterns in [0, 1] and sums over the image. ``cost`` multiplies all of them: at 1
+    they are what the codes have.
+    """
+
+    cost: float = Field(1.0, gt=0, description="first common factor of the weights")
+    size: float = Field(1e-6, ge=0, description="weight of the mask's size")
+    outside: float = Field(1e-5, ge=0, description="weight of the pattern outside the mask")
+    scattered: float = Field(1e-7, ge=0, description="weight of the mask's roughness")
+    scattered_outside: float = Field(1e-8, ge=0, description="weight of roughness outside the mask")
+    blocking: float = Field(0.0, ge=0, description="weight of images that the mask spoils")
+    overlaying: float = Field(1e-2, ge=0, description="weight of a pattern that fails alone")
     threshold: float = Field(2.0, gt=0, description="anomaly index from which a class is flagged")
 
 
@@ -40,12 +48,17 @@ class Tabor(Inspector):
     don't work alone (overlaying). A class is judged by size, smoothness and how well its patch
     works, in logarithms, and the MAD index over the classes.
 
-    Needs a hundred held-out images; with none it searches on the received rows.
+    Needs a hundred held-out images; with none it searches on the received rows. Needs three
+    classes: of two, the index is always 0.67.
 
-    Deviations: the published weights are for patterns of 0 to 255 and one size of image; here they
-    are relative to the mask's size, and the weight of all together moves as Neural Cleanse's does
-    (the paper's appendix moves each). The paper's score has a term from an explanation method;
-    here it is the probability of the class that the patch reaches alone.
+    The authors published no code. The weights are those of two public codes, UsmannK/TABOR and
+    ain-soph/trojanzoo, which name the same six; blocking counts nothing with them. The first
+    applies them to patterns of 0 to 255, the second to patterns in [0, 1], as here.
+
+    Deviations: all weights move together, from 0 on, by Neural Cleanse's rules (the paper's
+    appendix moves each, the first code none). The paper's score has a term from an explanation
+    method; here it is the probability of the class that the patch reaches alone. In the score the
+    mask counts as it is, not as pixels on and off.
     """
 
     name = "tabor"
@@ -56,8 +69,13 @@ class Tabor(Inspector):
     def __init__(self, options: TaborOptions) -> None:
         self.options: TaborOptions = options
 
+    def objection(self, view: DefenderView) -> str | None:
+        return classes_needed(view)
+
     def caution(self, view: DefenderView) -> str | None:
-        return rows_in_their_place(view)
+        return cautions(
+            rows_in_their_place(view), flagged_by_chance(view.classes, self.options.threshold)
+        )
 
     def inspect(self, view: DefenderView) -> Inspection:
         known = known_images(view)
@@ -77,14 +95,19 @@ class Tabor(Inspector):
 
 
 def penalties(draft: Draft, options: TaborOptions) -> Tensor:
-    """The four penalties of each patch, weighted, ``(A,)``; elastic nets are L1 plus L2 squared."""
+    """The penalties of each patch, weighted, ``(A,)``; elastic nets are L1 plus L2 squared."""
     masks, outside = draft.masks, (1 - draft.masks) * draft.patterns
-    size = _elastic(masks) + options.outside * _elastic(outside)
-    rough = options.scattered * (variation(masks) + variation(outside))
-    bare = (1 - masks[:, None]) * draft.images
-    blocked, _ = draft.losses(bare, draft.labels.expand(len(masks), -1))
-    alone, _ = draft.losses((masks * draft.patterns)[:, None], draft.numbers[:, None])
-    return size + rough + options.blocking * blocked + options.overlaying * alone
+    total = options.size * _elastic(masks) + options.outside * _elastic(outside)
+    total = total + options.scattered * variation(masks)
+    total = total + options.scattered_outside * variation(outside)
+    if options.blocking:
+        bare = (1 - masks[:, None]) * draft.images
+        blocked, _ = draft.losses(bare, draft.labels.expand(len(masks), -1))
+        total = total + options.blocking * blocked
+    if options.overlaying:
+        alone, _ = draft.losses((masks * draft.patterns)[:, None], draft.numbers[:, None])
+        total = total + options.overlaying * alone
+    return total
 
 
 def variation(values: Tensor) -> Tensor:

@@ -71,13 +71,15 @@ def test_the_target_is_the_most_suspicious_class(name: str, ahead: float, badnet
 
 def test_tabor_tells_the_poisoned_model_from_the_clean_one(badnets: Case, honest: Case) -> None:
     found, clean = seen("tabor", badnets), seen("tabor", honest)
-    assert found.alarm and found.statistic > 3 * clean.statistic and clean.suspect != TARGET
+    assert found.alarm and found.statistic > 2 * clean.statistic and not clean.alarm
 
 
-def test_ten_classes_are_few_to_be_an_outlier_among(badnets: Case) -> None:
-    """The published threshold misses the poisoned model, whose target has the smallest trigger."""
-    found = seen("neural-cleanse", badnets)
-    assert found.suspect == TARGET and not found.alarm
+def test_neural_cleanse_flags_the_poisoned_model_and_not_the_clean_one(
+    badnets: Case, honest: Case
+) -> None:
+    found, clean = seen("neural-cleanse", badnets), seen("neural-cleanse", honest)
+    assert found.suspect == TARGET and found.alarm
+    assert not clean.alarm and found.statistic > 2 * clean.statistic
 
 
 def test_abs_finds_no_neuron_in_a_narrow_network(badnets: Case, honest: Case) -> None:
@@ -173,11 +175,11 @@ def test_clp_can_prune_nothing_among_a_few_channels(badnets: Case) -> None:
     assert pruned.nonzero().flatten().tolist() == [5]
 
 
-def test_unlearning_needs_a_class_that_is_flagged(badnets: Case) -> None:
-    before = rates(badnets.view.victim, badnets)
-    assert left("nc-unlearning", badnets) == before  # Neural Cleanse flags none here
-    asr, cta = left("nc-unlearning", badnets, threshold=1.2, steps=300)
-    assert asr <= 0.4 <= before[0] and cta >= 0.93
+def test_unlearning_needs_a_class_that_is_flagged(badnets: Case, honest: Case) -> None:
+    asr, cta = left("nc-unlearning", badnets)
+    assert asr <= 0.15 and cta >= 0.93
+    before = rates(honest.view.victim, honest)
+    assert left("nc-unlearning", honest) == before  # Neural Cleanse flags none here
 
 
 def test_i_bau_costs_little(honest: Case) -> None:

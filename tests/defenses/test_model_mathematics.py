@@ -309,7 +309,8 @@ def test_margins_of_a_linear_network_are_climbed_to_the_corner() -> None:
 
 def test_a_margin_is_to_the_next_class() -> None:
     logits = torch.tensor([[[3.0, 1.0, 2.0]], [[3.0, 1.0, 2.0]]])
-    assert mm_bd.margin(logits, torch.tensor([0, 1])).tolist() == [[1.0], [-2.0]]
+    own, other = mm_bd.own_and_next(logits, torch.tensor([0, 1]))
+    assert (own - other).tolist() == [[1.0], [-2.0]]
 
 
 def test_the_p_value_is_that_of_the_largest_of_a_gamma() -> None:
