@@ -168,12 +168,12 @@ class Inspection:
     """What a defense says of a model.
 
     statistic: one number for the model, larger is more suspicious. alarm: whether the paper would
-    call it backdoored. anomaly: ``float (classes,)``, larger is more suspicious; ``None`` where
-    the defense knows no classes.
+    call it backdoored; ``None`` where the method names a class but raises no alarm. anomaly:
+    ``float (classes,)``, larger is more suspicious; ``None`` where the defense knows no classes.
     """
 
     statistic: float
-    alarm: bool
+    alarm: bool | None
     anomaly: Tensor | None = None
 
     @property
