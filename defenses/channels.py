@@ -13,7 +13,8 @@ from torch.func import functional_call
 from ..distill.training import accuracy
 from ..distill.types import Batch
 
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+_NORMS = (BATCH_NORM, nn.GroupNorm, nn.LayerNorm)
 
 
 @final
@@ -43,6 +44,16 @@ def convolutions(network: nn.Module) -> list[Channels]:
         for layer in channels(network)
         if isinstance(network.get_submodule(layer.source), nn.Conv2d)
     ]
+
+
+def batch_norm_needed(network: nn.Module) -> str | None:
+    """The objection of a defense that perturbs or masks a batch norm's scale, or a layer's own
+    weight where there is no norm: behind any other norm neither is defined."""
+    for layer in channels(network):
+        norm = network.get_submodule(layer.layer)
+        if layer.layer != layer.source and not isinstance(norm, BATCH_NORM):
+            return f"needs batch norm or no norm, the network has {type(norm).__name__}"
+    return None
 
 
 def _channels(network: nn.Module) -> Iterator[Channels]:
@@ -106,15 +117,9 @@ def prune_in_order(
             return
 
 
-def by_mask(masks: Mapping[str, Tensor], threshold: float) -> list[tuple[str, int]]:
-    """The channels whose mask is at most ``threshold``, the lowest mask first."""
-    ranked = [
-        (float(value), layer, number)
-        for layer, mask in masks.items()
-        for number, value in enumerate(mask)
-        if float(value) <= threshold
-    ]
-    return [(layer, number) for _, layer, number in sorted(ranked)]
+def below(masks: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
+    """The channels whose mask is at most ``threshold``, ``bool (count,)`` by layer."""
+    return {layer: mask <= threshold for layer, mask in masks.items()}
 
 
 @torch.no_grad()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, final
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from .base import DefenderView, DefenseOptions, Repairer
-from .channels import Channels, convolutions, silence
-
-_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+from .channels import BATCH_NORM, Channels, convolutions, silence
 
 
 @final
@@ -30,16 +29,20 @@ class Clp(Repairer):
     scale of the batch norm behind it; prune channels more than three deviations above their layer's
     mean.
 
-    Needs batch norm, whose running deviation makes the scale a constant; no image. A layer of n
-    channels has none more than (n − 1) / √n deviations above its mean: eight channels can't be
-    pruned at three.
+    Needs batch norm, whose running deviation makes the scale a constant; no image. The deviation
+    is the unbiased one, as in the official code. A layer of n channels has none more than
+    (n − 1) / √n of them above its mean: eight channels can't be pruned at three.
 
-    Deviations: a convolution without any norm behind it counts with its own kernel.
+    Deviations: a convolution without any norm behind it counts with its own kernel, as the paper
+    defines the bound (the official code looks at convolutions before a batch norm only).
     """
 
     name = "clp"
     Options = ClpOptions
     needs = "batch norm (or no norm at all)"
+    grid: ClassVar[Sequence[Mapping[str, Any]]] = tuple(
+        {"deviations": value} for value in (5.0, 4.0, 3.0, 2.0, 1.5, 1.0)
+    )
 
     def __init__(self, options: ClpOptions) -> None:
         self.options: ClpOptions = options
@@ -77,15 +80,16 @@ def lipschitz(network: nn.Module, layer: Channels) -> Tensor | None:
     """An upper bound of each channel's Lipschitz constant, ``(count,)``; ``None`` behind a norm
     that divides by each image's own deviation.
 
-    The spectral norm of the channel's kernel as a matrix (input channels, kernel pixels).
+    The spectral norm of the channel's kernel as a matrix (input channels, kernel pixels), times
+    the norm's scale over its running deviation. As in the official code no epsilon is added.
     """
     kernel: Any = network.get_submodule(layer.source).weight
     norms: Tensor = torch.linalg.matrix_norm(kernel.detach().flatten(2).double(), ord=2)
     if layer.layer == layer.source:
         return norms
     norm: Any = network.get_submodule(layer.layer)
-    if not isinstance(norm, _BATCH_NORM):
+    if not isinstance(norm, BATCH_NORM):
         return None
     assert norm.running_var is not None
-    scale: Tensor = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+    scale: Tensor = norm.weight.detach().double() / norm.running_var.double().sqrt()
     return norms * scale.abs()

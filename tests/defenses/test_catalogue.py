@@ -43,9 +43,9 @@ TINY: dict[str, dict[str, Any]] = {
     "neural-cleanse": {"steps": 3, "images": 50},
     "tabor": {"steps": 3, "images": 50},
     "nc-unlearning": {"passes": 3, "images": 50, "steps": 4, "threshold": -1e9},
-    "abs": {"steps": 5, "agreement": 0.3},
+    "abs": {"steps": 5, "missing": 20},
     "mm-bd": {"starts": 2, "steps": 10},
-    "bti-dbf": {"mask_epochs": 2, "drawing_epochs": 2, "epochs": 2, "width": 4},
+    "bti-dbf": {"mask_steps": 2, "copy_steps": 2, "steps": 2, "width": 4},
     "mntd": {"pairs": 2, "shadow_epochs": 1, "epochs": 3},
     "fine-tuning": {"steps": 4},
     "holdout-only": {"steps": 4},
@@ -74,7 +74,8 @@ def answer(defense: Defense, view: DefenderView, images: Tensor) -> Tensor:
         seen = defense.inspect(view)
         anomaly = torch.zeros(0) if seen.anomaly is None else seen.anomaly
         assert seen.anomaly is None or anomaly.shape == (view.classes,)
-        return torch.cat([anomaly, torch.tensor([seen.statistic, float(seen.alarm)])])
+        alarm = -1.0 if seen.alarm is None else float(seen.alarm)
+        return torch.cat([anomaly, torch.tensor([seen.statistic, alarm])])
     if isinstance(defense, Sanitiser):
         return defense.sanitise(view).batch.images
     if isinstance(defense, Trainer):

@@ -96,11 +96,11 @@ def test_abs_finds_the_neuron_in_a_wide_network(cases: Cases) -> None:
     assert found.statistic > clean.statistic
 
 
-def test_bti_dbf_moves_the_images_of_clean_models_too(badnets: Case, honest: Case) -> None:
-    """Its bound on pixels is wide enough for digits to become other digits."""
+def test_bti_dbf_names_a_class_and_raises_no_alarm(badnets: Case, honest: Case) -> None:
     for case in (badnets, honest):
-        found = seen("bti-dbf", case, drawing_epochs=20, epochs=20)
-        assert found.alarm and found.statistic >= 0.9
+        found = seen("bti-dbf", case, mask_steps=10, copy_steps=10, steps=10)
+        assert found.alarm is None and found.suspect is not None and found.anomaly is not None
+        assert float(found.anomaly.sum()) == pytest.approx(1)
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_a_wide_network_is_repaired(name: str, most: float, cases: Cases) -> Non
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("fine-tuning", {"steps": 300, "augment": "none"}), ("anp", {"iterations": 100}), ("rnp", {})],
+    [("fine-tuning", {"steps": 300, "augment": "none"}), ("anp", {"iterations": 100})],
 )
 def test_what_keeps_the_accuracy_keeps_the_patch(
     name: str, options: dict[str, Any], badnets: Case, honest: Case
@@ -159,6 +159,15 @@ def test_what_keeps_the_accuracy_keeps_the_patch(
     assert asr >= 0.4 and cta >= 0.93
     asr, cta = left(name, honest, **options)
     assert asr <= 0.1 and cta >= 0.92
+
+
+def test_rnp_leaves_a_narrow_network_neither_its_backdoor_nor_its_accuracy(
+    badnets: Case, honest: Case
+) -> None:
+    """Its masks are low for most of 32 channels; official networks have thousands."""
+    asr, cta = left("rnp", badnets)
+    assert asr <= 0.4 and cta <= 0.5
+    assert left("rnp", honest)[1] <= 0.5
 
 
 def test_clp_can_prune_nothing_among_a_few_channels(badnets: Case) -> None:
