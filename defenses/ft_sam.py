@@ -63,8 +63,8 @@ class FtSam(Repairer):
         {"rho": 0.5},
         {},
         {"rho": 4.0},
-        {"rho": 8.0, "smoothing": 0.0},
         {"lr": 0.03},
+        {"rho": 8.0, "smoothing": 0.0},
     )
 
     def __init__(self, options: FtSamOptions) -> None:

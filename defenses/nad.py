@@ -26,7 +26,10 @@ class NadOptions(SgdOptions):
 
     Its 20 epochs of 2,500 images (5 % of the training set) in mini-batches of 64 are 40
     mini-batches each: two epochs at 0.1 are 80 steps, 18 more at 0.01 are 720. The teacher takes
-    10 epochs (the README says 5 to 10) by the same code without attention.
+    10 epochs (the README says 5 to 10) by the same code without attention. Its weights, 500, 1000
+    and 1000, are for mean squared differences of maps of 32x32, 16x16 and 8x8 pixels. Maps have
+    unit norm, so that such a mean is smaller the more pixels there are: here the weights are for
+    squared distances, which is the same on those maps and as strong on any others.
     """
 
     steps: int = Field(800, ge=1, description="mini-batches of held-out images")
@@ -40,7 +43,9 @@ class NadOptions(SgdOptions):
     weight_decay: float = Field(1e-4, ge=0, description="SGD's weight decay")
     teacher_steps: int = Field(400, ge=1, description="steps that the teacher is fine-tuned")
     weights: tuple[float, ...] = Field(
-        (500.0, 1000.0, 1000.0), min_length=1, description="weights of attention, last groups'"
+        (500 / 1024, 1000 / 256, 1000 / 64),
+        min_length=1,
+        description="weights of squared distances of attention maps, of the last groups",
     )
     power: float = Field(2.0, gt=0, description="power of activations in an attention map")
 
@@ -78,7 +83,7 @@ class Nad(Repairer):
         {"lr": 0.03},
         {"lr": 0.05, "late": 1.0},
         {},
-        {"weights": (2500.0, 5000.0, 5000.0)},
+        {"weights": (2500 / 1024, 5000 / 256, 5000 / 64)},
         {"lr": 0.1, "late": 1.0},
     )
 
@@ -115,10 +120,11 @@ class Nad(Repairer):
 def apart_in_attention(
     mine: Sequence[Tensor], theirs: Sequence[Tensor], weights: Sequence[float]
 ) -> Tensor:
-    """Mean squared differences of attention maps ``(N, 1, H, W)``, the last ones by ``weights``."""
+    """Squared distances of attention maps ``(N, 1, H, W)``, mean over images, the last ones by
+    ``weights``."""
     count = min(len(mine), len(weights))
     terms = zip(mine[-count:], theirs[-count:], weights[-count:], strict=True)
-    return torch.stack([weight * functional.mse_loss(a, b) for a, b, weight in terms]).sum()
+    return torch.stack([w * (a - b).square().sum() / len(a) for a, b, w in terms]).sum()
 
 
 def groups(maps: Sequence[Tensor]) -> list[Tensor]:

@@ -56,7 +56,7 @@ def options_of(name: str, **changes: Any) -> Any:
         ("ft-sam", {"steps": 1000, "lr": 0.01, "batch": 256, "rho": 2.0, "smoothing": 0.1}),
         # bboylyg/NAD, config.py: 20 epochs of ⌈2500 / 64⌉ = 40 mini-batches.
         ("nad", {"steps": 800, "lr": 0.1, "batch": 64, "weight_decay": 1e-4, "nesterov": True}),
-        ("nad", {"weights": (500.0, 1000.0, 1000.0), "power": 2.0, "early": 80}),
+        ("nad", {"teacher_steps": 400, "power": 2.0, "early": 80, "late": 0.1}),
         # YiZeng623/I-BAU, defense.py; the radius is the notebooks'.
         ("i-bau", {"rounds": 5, "steps": 50, "iterations": 5, "lr": 1e-3, "batch": 100}),
         ("i-bau", {"climb": 10.0, "map_step": 0.1, "penalty": 1e-3, "share": 0.01, "radius": 10.0}),
@@ -191,29 +191,26 @@ def test_three_steps_of_ft_sam_are_the_official_ones() -> None:
 @pytest.mark.parametrize(
     ("power", "wanted"),
     [
-        (2.0, [2.95439789647227, 35.524062743651946, 1.7740405318217963e-09]),
-        (1.0, [1.870206948992831, 16.414557712161287, 2.4820061834495987e-10]),
+        (2.0, [0.1369826634307088, 0.014290137923663281, 1.074492921167055]),
+        (1.0, [0.07951553946558806, 0.10844098107860178, 0.7542557755162453]),
     ],
 )
 def test_attention_loss_is_the_official_one(power: float, wanted: list[float]) -> None:
-    """bboylyg/NAD (f17b713), at.py, AT.forward, times its weights: maps of 4, 2 and 1 pixels."""
+    """bboylyg/NAD (f17b713), at.py, AT.forward, times 500, 1000 and 1000 (config.py): two images,
+    maps of its wide residual network's 32, 16 and 8 pixels."""
     weights = options_of("nad").weights
     mine, theirs = [], []
-    for number, (count, side) in enumerate(((2, 4), (3, 2), (2, 1))):
-        shape = (2, count, side, side)
-        size = 2 * count * side * side
+    for number, side in enumerate((32, 16, 8)):
+        shape, size = (2, 2, side, side), 4 * side * side
         mine.append(nad.attention(wave(size, 1.3, number).view(shape), power))
         theirs.append(nad.attention(wave(size, 0.7, number + 0.5).view(shape), power))
     found = nad.apart_in_attention(mine, theirs, weights)
     assert float(found) == pytest.approx(sum(wanted), rel=1e-9)
-    for number in range(3):
-        alone = nad.apart_in_attention(
-            mine[number : number + 1], theirs[number : number + 1], [weights[number]]
-        )
-        assert float(alone) == pytest.approx(wanted[number], rel=1e-5)
+    for one, two, weight, value in zip(mine, theirs, weights, wanted, strict=True):
+        assert float(nad.apart_in_attention([one], [two], [weight])) == pytest.approx(value)
     # Fewer maps than weights: the last weights.
-    fewer = nad.apart_in_attention(mine[:2], theirs[:2], weights)
-    assert float(fewer) == pytest.approx(2 * wanted[0] + wanted[1], rel=1e-9)
+    fewer = nad.apart_in_attention(mine[1:], theirs[1:], weights)
+    assert float(fewer) == pytest.approx(wanted[1] + wanted[2], rel=1e-9)
 
 
 @pytest.mark.parametrize(
