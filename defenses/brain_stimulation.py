@@ -85,7 +85,7 @@ class Abs(Inspector):
     name = "abs"
     Options = AbsOptions
     needs = "5 held-out images of each class, or else the received rows; convolutions"
-    quick: ClassVar[Mapping[str, Any]] = {"steps": 100, "candidates": 6}
+    quick: ClassVar[Mapping[str, Any]] = {"steps": 300}
 
     def __init__(self, options: AbsOptions) -> None:
         self.options: AbsOptions = options
