@@ -126,7 +126,7 @@ class ActivationClustering(SetScorer):
             flagged=flagged,
             statistic=max(lopsided.values(), default=-1.0),
             alarm=bool(accused),
-            suspect=max(accused, key=lambda label: lopsided[label], default=None),
+            suspect=max(lopsided, key=lambda label: lopsided[label], default=None),
         )
 
 

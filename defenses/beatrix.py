@@ -107,7 +107,7 @@ class Beatrix(SetScorer):
             flagged=(rows > 0) & (index > options.threshold).to(rows.device)[view.labels],
             statistic=float(index.max()),
             alarm=alarm,
-            suspect=int(index.argmax()) if alarm else None,
+            suspect=int(index.argmax()),
         )
 
     def _contamination(

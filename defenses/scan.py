@@ -112,7 +112,7 @@ class Scan(SetScorer):
             flagged=second & contaminated.to(second.device)[view.labels],
             statistic=float(index.max()),
             alarm=alarm,
-            suspect=int(index.argmax()) if alarm else None,
+            suspect=int(index.argmax()),
         )
 
     def _reduced(self, view: DefenderView) -> tuple[Tensor, Tensor]:

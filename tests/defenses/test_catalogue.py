@@ -67,12 +67,13 @@ def answer(defense: Defense, view: DefenderView, images: Tensor) -> Tensor:
     """What a defense of any family says, as one tensor."""
     if isinstance(defense, SetScorer):
         found = defense.score_set(view)
-        return torch.cat([found.rows, found.flagged.double(), torch.tensor([found.statistic])])
+        rows = torch.stack([found.rows.double(), found.flagged.double()]).flatten().cpu()
+        return torch.cat([rows, torch.tensor([found.statistic])])
     if isinstance(defense, InputScorer):
         return defense.score_inputs(view, images)
     if isinstance(defense, Inspector):
         seen = defense.inspect(view)
-        anomaly = torch.zeros(0) if seen.anomaly is None else seen.anomaly
+        anomaly = torch.zeros(0) if seen.anomaly is None else seen.anomaly.cpu()
         assert seen.anomaly is None or anomaly.shape == (view.classes,)
         alarm = -1.0 if seen.alarm is None else float(seen.alarm)
         return torch.cat([anomaly, torch.tensor([seen.statistic, alarm])])
@@ -143,7 +144,10 @@ def test_it_works_where_the_set_lies(name: str, badnets: Case, cases: Callable[.
         holdout=view.holdout.to("cuda"),
     )
     defense = quick(name)
-    assert "at this budget" in (defense.objection(moved) or "at this budget")
+    objection = defense.objection(moved) or "at this budget"
+    if "needs opacus" in objection:
+        pytest.skip(objection)
+    assert "at this budget" in objection
     found = answer(defense, moved, case.clean.images[:40].to("cuda"))
     assert bool(found.double().isfinite().all())
 
