@@ -17,7 +17,7 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from ..distill.training import fit, predict
-from .base import DefenderView, DefenseOptions, SetScorer, SetScores
+from .base import DefenderView, DefenseOptions, SetScorer, SetScores, single_largest
 from .by_class import classes_of, rows_needed, smallest_class
 
 _SILHOUETTE_ROWS = 20_000  # it looks at all pairs of rows
@@ -113,7 +113,7 @@ class ActivationClustering(SetScorer):
             smaller, nearness, silhouette = divide(reduced, state)
             rows[members] = silhouette * torch.from_numpy(nearness).to(rows.device)
             if is_lopsided(smaller, options.size):
-                lopsided[label] = silhouette
+                lopsided[label] = round(silhouette, 4)  # as the toolbox compares it
                 if options.analysis == "size" or is_divided(silhouette, options.silhouette):
                     accused[label] = members[torch.from_numpy(smaller).to(rows.device)]
         if options.reclassification and accused:
@@ -121,12 +121,13 @@ class ActivationClustering(SetScorer):
         flagged = torch.zeros_like(rows, dtype=torch.bool)
         for some in accused.values():
             flagged[some] = True
+        divided = torch.tensor([lopsided.get(label, -1.0) for label in range(view.classes)])
         return SetScores(
             rows=rows,
             flagged=flagged,
-            statistic=max(lopsided.values(), default=-1.0),
+            statistic=float(divided.max()),
             alarm=bool(accused),
-            suspect=max(lopsided, key=lambda label: lopsided[label], default=None),
+            suspect=single_largest(divided),
         )
 
 

@@ -160,7 +160,7 @@ class SetScores:
     rows: ``float (N,)``, finite. flagged: ``bool (N,)``, the rows it would remove at the paper's
     threshold. statistic: one number for the set. alarm: whether the paper would call the set
     poisoned; ``None`` where it removes a fixed share and has no alarm. suspect: the most anomalous
-    class, alarm or not; ``None`` for none.
+    class, alarm or not; ``None`` where there is no single one.
     """
 
     rows: Tensor
@@ -186,8 +186,15 @@ class Inspection:
 
     @property
     def suspect(self) -> int | None:
-        """The class with the largest anomaly."""
-        return None if self.anomaly is None else int(self.anomaly.argmax())
+        """The class with the largest anomaly; ``None`` where several share it, as where nothing was
+        found for any class."""
+        return None if self.anomaly is None else single_largest(self.anomaly)
+
+
+def single_largest(values: Tensor) -> int | None:
+    """The place of the largest of ``values`` (N,); ``None`` where several are as large."""
+    largest = values == values.max()
+    return int(values.argmax()) if int(largest.sum()) == 1 else None
 
 
 class SetScorer(Defense, ABC):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..distill.networks import Network
 from ..distill.training import in_pieces
-from .base import DefenderView, DefenseOptions, SetScorer, SetScores
+from .base import DefenderView, DefenseOptions, SetScorer, SetScores, single_largest
 from .by_class import (
     anomaly_index,
     classes_needed,
@@ -107,7 +107,7 @@ class Beatrix(SetScorer):
             flagged=(rows > 0) & (index > options.threshold).to(rows.device)[view.labels],
             statistic=float(index.max()),
             alarm=alarm,
-            suspect=int(index.argmax()),
+            suspect=single_largest(index),
         )
 
     def _contamination(

@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from .base import DefenderView, DefenseOptions, SetScorer, SetScores
+from .base import DefenderView, DefenseOptions, SetScorer, SetScores, single_largest
 from .by_class import (
     anomaly_index,
     classes_needed,
@@ -112,7 +112,7 @@ class Scan(SetScorer):
             flagged=second & contaminated.to(second.device)[view.labels],
             statistic=float(index.max()),
             alarm=alarm,
-            suspect=int(index.argmax()),
+            suspect=single_largest(index),
         )
 
     def _reduced(self, view: DefenderView) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .base import DefenderView, DefenseOptions, SetScorer, SetScores
+from .base import DefenderView, DefenseOptions, SetScorer, SetScores, single_largest
 from .by_class import LEAST_CLASSES, anomaly_index, classes_of, rows_needed, smallest_class
 
 Formula = Literal["paper", "code"]
@@ -86,7 +86,7 @@ class SpectralSignatures(SetScorer):
             flagged=flagged,
             statistic=float(index.max()),
             alarm=None,
-            suspect=int(index.argmax()) if several else None,
+            suspect=single_largest(index) if several else None,
         )
 
 
