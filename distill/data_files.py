@@ -228,15 +228,19 @@ def _store(path: Path, images: NDArray[np.uint8]) -> None:
 def load_folder(request: Request) -> RawSet:
     """``folder:PATH``: ``PATH/CLASS/*`` or ``PATH/train/CLASS/*`` with ``PATH/test/CLASS/*``.
 
-    Classes are the sub-folders in alphabetical order. Without train/ and test/ a fixed stratified
+    A relative PATH is looked for in the working directory, then in the folders for data. Classes
+    are the sub-folders in alphabetical order. Without train/ and test/ a fixed stratified
     fifth of the images is the test set. Nothing is written below PATH.
 
     Raises RequestError: no such folder, fewer than 2 classes, a class without images, other
     classes in test than in train, and whatever ``decode_files`` refuses.
     """
-    top = Path(request.path).expanduser()
-    if not top.is_dir():
-        raise RequestError(f"{top}: no such folder")
+    given = Path(request.path).expanduser()
+    places = [given, *(root / given for root in request.roots)]  # an absolute path stays as it is
+    top = next((place for place in places if place.is_dir()), None)
+    if top is None:
+        looked = ", ".join(dict.fromkeys(map(str, places)))
+        raise RequestError(f"{given}: no such folder (looked for {looked})")
     # A folder named "train" is a split only if it has folders of its own: it may be a class.
     splits = [s for s in ("train", "test") if any(p.is_dir() for p in (top / s).glob("*"))]
     if len(splits) == 1:

@@ -184,7 +184,7 @@ def test_clp_can_prune_nothing_among_a_few_channels(badnets: Case) -> None:
 
 def test_unlearning_needs_a_class_that_is_flagged(badnets: Case, honest: Case) -> None:
     asr, cta = left("nc-unlearning", badnets)
-    assert asr <= 0.15 and cta >= 0.93
+    assert asr <= 0.2 and cta >= 0.93
     before = rates(honest.view.victim, honest)
     assert left("nc-unlearning", honest) == before  # Neural Cleanse flags none here
 

@@ -59,6 +59,19 @@ def test_folder_with_a_split(check_pixels: CheckPixels, mode: str, tmp_path: Pat
     assert data.std == pytest.approx((train / 255).std(axis=(0, 2, 3)), abs=1e-6)
 
 
+def test_a_relative_folder_is_looked_for_here_and_among_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree(tmp_path / "data" / "mine" / "train", 3)
+    tree(tmp_path / "data" / "mine" / "test", 1)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert len(load_dataset("folder:mine", data_dir=tmp_path / "data").train) == 6
+    tree(tmp_path / "here" / "mine" / "train", 2)
+    tree(tmp_path / "here" / "mine" / "test", 1)
+    assert len(load_dataset("folder:mine", data_dir=tmp_path / "data").train) == 4
+
+
 def test_folder_without_a_split(tmp_path: Path) -> None:
     top = tmp_path / "tree"
     pool = tree(top, 10)
