@@ -1,10 +1,11 @@
 """A benchmark's ``table.json`` as the compact tables of docs/defenses.md.
 
-    python benchmarks/defense_tables.py benchmarks/results/defenses-classic.json
+    python benchmarks/defense_tables.py benchmarks/results/classic-standard.json
 
-A detector's cell: AUROC (of rows, of inputs, of sets or models over the seeds), with false alarms
-on the clean twin at the paper's threshold | at a calibrated one; for models the share in which the
-target was found at the calibrated one goes before. What answers: ASR / CTA.
+A detector's cell: AUROC (of rows, of inputs, of sets or models over the seeds), then in brackets
+false alarms on the clean twin at the paper's threshold | at a calibrated one; where a detector
+compares classes, the share in which the target is the most anomalous one follows, with the twin's.
+What answers: ASR / CTA.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ def cell(row: Row) -> str:
     else:
         alarms = " \\| ".join(mean(row.metrics, name) for name in ALARMS[detector])
         told = f"{mean(row.metrics, detector)} ({alarms})"
-        if "target_found_calibrated" in row.metrics:
-            told = f"{mean(row.metrics, 'target_found_calibrated')}, {told}"
+        if "target_suspected" in row.metrics:
+            named = [mean(row.metrics, f"{side}target_suspected") for side in ("", "control_")]
+            told = f"{told}, names {named[0]} ({named[1]})"
     return f"**{told}**" if row.holds else told
 
 

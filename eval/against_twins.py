@@ -3,7 +3,7 @@
 Calibrated: an alarm is raised above the 95 % quantile of clean sets' statistics, those of the other
 seeds' twins and of sets that were made for calibration alone. A receiver with clean sets of the
 same kind can do the same. With fewer than twenty clean sets nothing is calibrated: the largest of
-eight, say, is passed by one clean set in nine and tells little.
+eight, say, is passed by one clean set in nine and says little.
 """
 
 from __future__ import annotations

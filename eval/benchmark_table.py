@@ -182,7 +182,8 @@ def _judged_by(outcomes: Sequence[Outcome], metrics: Metrics) -> bool:
         return len(outcomes) >= FEWEST_JUDGED
     if detector == "model_auroc":
         models = [len(outcome.metrics["model_statistic"].values) for outcome in outcomes]
-        return sum(models) >= FEWEST_JUDGED
+        # A method that raises no alarm (BTI-DBF) gives no verdict either.
+        return sum(models) >= FEWEST_JUDGED and "alarm" in metrics
     return True
 
 

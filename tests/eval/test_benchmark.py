@@ -341,6 +341,8 @@ def test_less_work_than_published_and_few_sets_give_no_verdict() -> None:
     assert [row(count, "paper", **sets).holds for count in (9, 10)] == [None, True]
     assert row(10, "quick", **sets).holds is None
     models = {"model_statistic": [2.0, 3.0], "control_model_statistic": [1.0, 1.0]}
+    assert row(5, "paper", **models).holds is None  # it raises no alarm
+    models["alarm"] = [1.0, 1.0]
     assert [row(count, "tuned", **models).holds for count in (4, 5)] == [None, True]
 
 
