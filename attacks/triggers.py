@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..distill.types import RequestError
 
+_ROUNDING = 1e-6
 Position = Literal["bottom-right", "bottom-left", "top-right", "top-left", "center"]
 TriggerRange = Literal["pixel", "unbounded"]
 KINDS = ("patch", "blend")
@@ -81,7 +82,7 @@ def trigger_from(tensors: Mapping[str, Tensor], range: TriggerRange) -> PatchTri
     missing = [name for name in ("pattern", "mask") if name not in tensors]
     if missing:
         raise RequestError(f"the trigger lacks its {' and its '.join(missing)}")
-    pattern, mask = tensors["pattern"], tensors["mask"]
+    pattern, mask = tensors["pattern"].float(), tensors["mask"].float()
     if mask.shape != (1, *pattern.shape[1:]):
         raise RequestError(
             f"the trigger's mask has the shape {tuple(mask.shape)}, expected (1, H, W) for the "
@@ -92,7 +93,13 @@ def trigger_from(tensors: Mapping[str, Tensor], range: TriggerRange) -> PatchTri
             f"the trigger's mask holds values from {mask.min().item():.3g} to "
             f"{mask.max().item():.3g}, expected opacities in [0, 1]"
         )
-    return PatchTrigger(pattern=pattern, mask=mask.float(), range=range)
+    low, high = pattern.min().item(), pattern.max().item()
+    if range == "pixel" and not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+        raise RequestError(
+            f"the trigger's range is pixel, and its pattern holds values from {low:.3g} to "
+            f"{high:.3g}"
+        )
+    return PatchTrigger(pattern=pattern, mask=mask, range=range)
 
 
 def patch_mask(size: tuple[int, int], side: int, position: Position, margin: int) -> Tensor:

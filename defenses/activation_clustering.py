@@ -83,6 +83,7 @@ class ActivationClustering(SetScorer):
     """
 
     name = "activation-clustering"
+    names_class = True
     Options = ActivationClusteringOptions
     needs = "3 rows in every class; means something from about 50 on"
 

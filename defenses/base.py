@@ -198,9 +198,13 @@ def single_largest(values: Tensor) -> int | None:
 
 
 class SetScorer(Defense, ABC):
-    """The set: which rows are suspicious, and is the set?"""
+    """The set: which rows are suspicious, and is the set?
+
+    names_class: whether its scores point at a class (``SetScores.suspect``).
+    """
 
     family = "set scores"
+    names_class: ClassVar[bool] = False
 
     @abstractmethod
     def score_set(self, view: DefenderView) -> SetScores:

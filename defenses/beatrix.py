@@ -68,6 +68,7 @@ class Beatrix(SetScorer):
     """
 
     name = "beatrix"
+    names_class = True
     Options = BeatrixOptions
     needs = f"{_FOLDS} held-out images of every class ({_PUBLISHED} in the paper), 2 rows in each"
     quick: ClassVar[Mapping[str, Any]] = {"orders": 4}

@@ -73,6 +73,7 @@ class Scan(SetScorer):
     """
 
     name = "scan"
+    names_class = True
     Options = ScanOptions
     needs = "held-out images of every class (about 20 each), 3 rows in every class"
 

@@ -52,6 +52,7 @@ class SpectralSignatures(SetScorer):
     """
 
     name = "spectral-signatures"
+    names_class = True
     Options = SpectralSignaturesOptions
     needs = "2 rows in every class; means something from about 50 on"
 

@@ -67,6 +67,7 @@ class Spectre(SetScorer):
     """
 
     name = "spectre"
+    names_class = True
     Options = SpectreOptions
     needs = f"{_LEAST_ROWS} rows in every class; means something from about 50 on"
     quick: ClassVar[Mapping[str, Any]] = {"dimensions": 25, "tried": 4}

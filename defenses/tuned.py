@@ -5,8 +5,8 @@ Neither a trigger nor an attack success rate is known here, so none can be chose
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
 from typing import Any, final
 
@@ -36,35 +36,54 @@ class Tried:
     chosen: bool = False
 
 
-def candidates(defense: Defense) -> Iterator[Defense]:
-    """``defense`` with each setting of its grid, from the gentlest to the strongest."""
+@final
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What a tuned defender tried. least: the held-out accuracy that a setting had to keep,
+    ``None`` where nothing was compared. caution: why the choice means little."""
+
+    least: float | None = None
+    tried: list[Tried] = field(default_factory=list)
+    caution: str | None = None
+
+
+def candidates(defense: Defense) -> list[Defense]:
+    """``defense`` with each setting of its grid, from the gentlest to the strongest.
+
+    Options that were given stay as they are; settings that differ in nothing else are one.
+    """
+    given = defense.options.model_dump(include=defense.options.model_fields_set)
+    found: list[Defense] = []
     for changes in defense.grid:
-        options = type(defense.options).model_validate({**defense.options.model_dump(), **changes})
-        yield type(defense)(options)
+        options = type(defense.options).model_validate({**changes, **given})
+        if all(options != each.options for each in found):
+            found.append(type(defense)(options))
+    return found
 
 
-def tune_defense(defense: Defense, view: DefenderView) -> tuple[Defense, list[Tried]]:
+def tune_defense(defense: Defense, view: DefenderView) -> tuple[Defense, Tuning]:
     """The strongest setting in ``defense.grid`` that keeps the accuracy on clean images.
 
     Half of the held-out images are the defense's while settings are compared, the other half
     measure them. Of the settings within ``ALLOWED_LOSS`` of the victim's accuracy the last in the
-    grid is used; where none is, the most accurate one. Returns it with all that was tried; the
-    defense itself and an empty list where there is nothing to choose, or nothing to choose by.
+    grid is used; where none is, the most accurate one; where none gives an answer, or there are
+    fewer than ``LEAST_IMAGES`` held-out images, the defense as it is. Returns it with all that was
+    tried.
     """
-    if not defense.grid or len(view.holdout) < LEAST_IMAGES:
-        return defense, []
-    tuning, measuring = _halves(view)
+    if len(view.holdout) < LEAST_IMAGES:
+        return defense, Tuning(caution="too few held-out images to choose settings by")
+    mine, measuring = _halves(view)
     least = _accuracy(partial(predict, view.victim), measuring) - ALLOWED_LOSS
-    choices = list(candidates(defense))
-    tried = [_measured(choice, tuning, measuring) for choice in choices]
-    usable = [number for number, each in enumerate(tried) if each.accuracy is not None]
-    if not usable:
-        return defense, tried
-    accuracies = {number: tried[number].accuracy or 0.0 for number in usable}
-    accurate = [number for number in usable if accuracies[number] >= least]
-    best = accurate[-1] if accurate else max(usable, key=lambda number: accuracies[number])
+    choices = candidates(defense)
+    tried = [_measured(choice, mine, measuring) for choice in choices]
+    known = {n: each.accuracy for n, each in enumerate(tried) if each.accuracy is not None}
+    if not known:
+        return defense, Tuning(least=least, tried=tried, caution="no setting gave an answer")
+    accurate = [number for number, accuracy in known.items() if accuracy >= least]
+    best = accurate[-1] if accurate else max(known, key=lambda number: known[number])
     tried[best] = replace(tried[best], chosen=True)
-    return choices[best], tried
+    caution = None if accurate else f"no setting keeps the held-out accuracy ({least:.3f})"
+    return choices[best], Tuning(least=least, tried=tried, caution=caution)
 
 
 @singledispatch
@@ -114,7 +133,9 @@ def _measured(defense: Defense, view: DefenderView, clean: Batch) -> Tried:
     if reason is None:
         try:
             accuracy = _accuracy(predictor_of(defense, view), clean)
-        except DistillsecError as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (DistillsecError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
     return Tried(options=options, accuracy=accuracy, reason=reason)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ from .trial import (
     shuffle_inputs,
     undefended,
 )
-from .untouched import Untouched
+from .untouched import Untouched, same_network
 from .workshop import Workshop
 
 QUICK_IMAGES = 500
@@ -153,7 +154,8 @@ class Bench:
         """One defense over all trials; whatever keeps it from an answer is its outcome too."""
         if not isinstance(defense, MEASURED):
             raise RequestError(f"{defense.name}: {type(defense).__name__} is of no family")
-        began, view = time.monotonic(), self._trials[0][0].view
+        began, trials = time.monotonic(), self._handed_out()
+        view = trials[0][0].view
         told: dict[str, Any] = {
             "family": defense.family,
             "budget": budget,
@@ -164,12 +166,16 @@ class Bench:
             if objection:
                 return Outcome(status="not applicable", reason=objection, **told)
             told["caution"] = defense.caution(view)
-            metrics = self._measure(defense, budget, told)
-            self._check_untouched(defense)
-        except Exception as error:  # a user's defense runs here too; the others go on
+            metrics = self._measure(defense, budget, trials, told)
+            if self._restored(trials):
+                raise RunError(
+                    f"{defense.name} changed what other defenses see (images, labels or the "
+                    "victim): copy before changing"
+                )
+        except (Exception, SystemExit) as error:  # a user's defense runs here too; others go on
             if out_of_memory(error):
                 raise
-            self._restore()
+            self._restored(trials)
             text = str(error) if isinstance(error, DistillsecError) else repr(error)
             return Outcome(status="error", reason=" ".join(text.split()), **told)
         return Outcome(status="done", metrics=metrics, seconds=time.monotonic() - began, **told)
@@ -179,23 +185,25 @@ class Bench:
             return "no trigger is known: there are no triggered inputs to tell from clean ones"
         return None
 
-    def _measure(self, defense: Defense, budget: Budget, told: dict[str, Any]) -> Metrics:
-        """The defense's figures over all trials. A tuned defender chooses the settings on his own
-        first victim, of the attacked set as of its twin; what he tried goes into ``told``."""
-        total = sum(map(len, self._trials))
+    def _measure(
+        self, defense: Defense, budget: Budget, trials: list[list[Trial]], told: dict[str, Any]
+    ) -> Metrics:
+        """The defense's figures over all trials. A tuned defender chooses the settings on the first
+        victim, of the attacked set as of its twin; what was tried goes into ``told``."""
+        total, cautions = sum(map(len, trials)), [told["caution"]]
         measured: list[list[Measured]] = []
-        for name, side in zip(("attacked", "twin"), self._trials, strict=False):
+        for name, side in zip(("attacked", "twin"), trials, strict=False):
             used, found = defense, []
-            if budget == "tuned":
-                used, tried = tune_defense(defense, side[0].view)
-                told.setdefault("tuning", {})[name] = tried
-                if defense.grid and not tried:
-                    told["caution"] = "too few held-out images to choose settings by"
+            if budget == "tuned" and defense.grid:
+                used, tuning = tune_defense(defense, side[0].view)
+                told.setdefault("tuning", {})[name] = tuning
+                cautions.append(tuning.caution)
             for trial in side:
                 found.append(measure(used, trial))
                 done = sum(map(len, measured)) + len(found)
                 self._progress(defense.name, done, total)
             measured.append(found)
+        told["caution"] = "; ".join(dict.fromkeys(filter(None, cautions))) or None
         if len(measured) > 1:
             calibrated(measured[0], measured[1], self._subject.poisoned)
         numbers = [[each.numbers for each in side] for side in measured]
@@ -205,21 +213,29 @@ class Bench:
                 after["defense_effectiveness_rating"] = rating
         return collect(numbers[0], numbers[1] if len(numbers) > 1 else None)
 
-    def _restore(self) -> bool:
-        """Put back what a defense changed; whether it changed anything."""
-        changed = self._shared.restore()
-        if changed:
-            for side in self._trials:
-                for trial in side:
-                    trial.view.forget()
-        return changed
+    def _handed_out(self) -> list[list[Trial]]:
+        """The trials for one defense: each with a copy of its victim, all else shared."""
+        return [
+            [
+                replace(trial, view=replace(trial.view, victim=copy.deepcopy(trial.view.victim)))
+                for trial in side
+            ]
+            for side in self._trials
+        ]
 
-    def _check_untouched(self, defense: Defense) -> None:
-        if self._restore():
-            raise RunError(
-                f"{defense.name} changed tensors that other defenses see (images, labels or the "
-                "victim's weights): copy before changing"
-            )
+    def _restored(self, trials: list[list[Trial]]) -> bool:
+        """Put back what a defense changed in ``trials``; whether it changed anything."""
+        pairs = [
+            (given.view, own.view)
+            for givens, owns in zip(trials, self._trials, strict=True)
+            for given, own in zip(givens, owns, strict=True)
+        ]
+        changed = self._shared.restore()
+        changed |= not all(same_network(given.victim, own.victim) for given, own in pairs)
+        if changed:  # what is remembered may rest on it
+            for _, own in pairs:
+                own.forget()
+        return changed
 
     # Who sees what -----------------------------------------------------------------------------
 

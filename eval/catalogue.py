@@ -23,6 +23,7 @@ _TOLD = {
     "cost": "cost",
     "needs": "needs",
     "quick": "quick budget",
+    "grid": "tuned budget",
     "tried": "tried before",
 }
 
@@ -82,6 +83,7 @@ def _defenses() -> Rows:
     for name, defense in DEFENSES.items():
         rows[name] |= {"family": defense.family, "needs": defense.needs}
         rows[name]["quick"] = ", ".join(f"{k} {v}" for k, v in defense.quick.items())
+        rows[name]["grid"] = f"one of {len(defense.grid)} settings" if defense.grid else ""
         rows[name]["tried"] = "by the author of Doorping" if name in _TRIED else ""
     return rows
 

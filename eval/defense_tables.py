@@ -112,10 +112,24 @@ def _family(family: Family, members: Mapping[str, Outcome]) -> list[str]:
         if outcome.status != "done":
             notes[name] = f"{outcome.status}: {outcome.reason}"
             told = [outcome.status, *[""] * (len(shown) - 1)] if shown else []
-        elif outcome.caution:
-            notes[name] = outcome.caution
+        else:
+            parts = [*_tuned(outcome), *([outcome.caution] if outcome.caution else [])]
+            if parts:
+                notes[name] = "; ".join(parts)
         rows.append([name, *told])
     return ["", *_aligned(rows), *(f"    {name}: {note}" for name, note in notes.items())]
+
+
+def _tuned(outcome: Outcome) -> list[str]:
+    """Which settings a tuned defender chose, for the attacked set and for its twin."""
+    found = []
+    for side, tuning in outcome.tuning.items():
+        for each in tuning.tried:
+            if each.chosen:
+                changed = {k: v for k, v in each.options.items() if v != outcome.options.get(k)}
+                text = ", ".join(f"{key} {value}" for key, value in changed.items())
+                found.append(f"{side}: {text or 'published settings'}")
+    return found
 
 
 def _aligned(rows: Iterable[list[str]]) -> list[str]:

@@ -28,13 +28,19 @@ SHARES = frozenset(
     {"set_alarm", "alarm", "set_alarm_calibrated", "alarm_calibrated", "target_found"}
     | {"target_suspected", "target_found_calibrated"}
 )
-_NUMBERS = frozenset({"set_statistic", "model_statistic", "epsilon", "psnr", "backdoor_gain"})
+_RATES = frozenset(
+    {"clean_test_accuracy", "attack_success_rate", "attack_success_rate_all", "robust_accuracy"}
+    | {"rows_flagged", "rows_left", "auroc", "defense_effectiveness_rating", "ssim"}
+)
+_KINDS_OF_RATES = ("row_", "tpr_", "fpr_")
 
 
 def kind_of(name: str) -> Kind:
-    """The kind of the metric ``name``; a control's is that of its metric."""
+    """The kind of the metric ``name``; a control's is that of its metric. One that is not known is
+    a number."""
     base = name.removeprefix("control_")
-    return "share" if base in SHARES else "number" if base in _NUMBERS else "rate"
+    rate = base in _RATES or base.startswith(_KINDS_OF_RATES)
+    return "share" if base in SHARES else "rate" if rate else "number"
 
 
 @final

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..defenses.base import Budget, Family
-from ..defenses.tuned import Tried
+from ..defenses.tuned import Tuning
 from ..distill.files import read_json, write_json
 from ..distill.types import RequestError
 from .metrics import Summary
@@ -34,8 +34,7 @@ class Outcome(BaseModel):
 
     status: ``done``; ``not applicable`` or ``error`` with the reason. caution: why the figures mean
     little all the same. metrics: over victims, the clean twin's with the prefix ``control_``.
-    tuning: of the tuned budget, the settings tried on the attacked set and on its twin, with their
-    accuracy on held-out images.
+    tuning: of the tuned budget, what was tried on the attacked set and on its twin.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -48,7 +47,7 @@ class Outcome(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
     seconds: float = 0.0
     metrics: Metrics = Field(default_factory=dict)
-    tuning: dict[str, list[Tried]] = Field(default_factory=dict)
+    tuning: dict[str, Tuning] = Field(default_factory=dict)
 
 
 @final

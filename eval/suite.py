@@ -17,6 +17,7 @@ from .config import Config, Section, build_options, configure
 from .plan import Distillation, Piece, defended, in_sequence
 from .request import for_clean, gather, read_yaml
 
+_CLEAN = "clean"
 _CALIBRATION = 1000  # calibration's seeds start that far above the first seed
 
 
@@ -31,7 +32,9 @@ class Setting(Section):
     keys: dict[str, Any] = Field(default_factory=dict, description="keys of the configuration")
     attacks: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
     defenses: tuple[str, ...] | None = Field(None, description="default: the suite's")
-    seeds: int | None = Field(None, ge=1, description="distillation seeds (default: the suite's)")
+    seeds: int | None = Field(
+        None, ge=1, le=_CALIBRATION, description="distillation seeds (default: the suite's)"
+    )
     holdout: int | None = Field(None, ge=0, description="clean images (default: the suite's)")
     calibration: int | None = Field(None, ge=0, description="clean sets (default: the suite's)")
     images: int | None = Field(None, ge=1, description="test images (default: the suite's)")
@@ -48,7 +51,7 @@ class Suite(Section):
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     victim_networks: tuple[str, ...] = Field((), description="default: the distilling network")
     victims: int | None = Field(None, ge=1, description="victims (default: the budget's)")
-    seeds: int = Field(5, ge=1, description="distillation seeds, from first_seed")
+    seeds: int = Field(5, ge=1, le=_CALIBRATION, description="distillation seeds, from first_seed")
     first_seed: int = Field(0, ge=0)
     budget: Budget = "quick"
     holdout: int = Field(100, ge=0, description="clean images that the defender holds")
@@ -63,6 +66,8 @@ class Suite(Section):
         for name in value:
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
                 raise ValueError(f"{name!r} names a folder: letters, digits, - _ .")
+            if name == _CLEAN:
+                raise ValueError(f"{_CLEAN!r} is the folder of the clean twin: another name")
         return value
 
     def key(self) -> str:
@@ -209,7 +214,7 @@ def plan(suite: Suite) -> list[Piece]:
     """Each group's twin, its attacks, and for each of these the defenses against it."""
     found: list[Piece] = []
     for group in groups(suite):
-        clean = Distillation(place=group.place("clean"), config=twin(suite, group))
+        clean = Distillation(place=group.place(_CLEAN), config=twin(suite, group))
         found.append(clean)
         for attack, config in configurations(suite, group).items():
             attacked = Distillation(
@@ -233,10 +238,10 @@ def _calibration(suite: Suite) -> list[Piece]:
     for setting in suite.settings:
         chosen, bench = calibrated_defenses(suite, setting), suite.bench_of(setting)
         for group in calibration_groups(suite, setting) if chosen else ():
-            clean = Distillation(place=group.place("clean"), config=twin(suite, group))
+            clean = Distillation(place=group.place(_CLEAN), config=twin(suite, group))
             found.append(clean)
             found += [
-                defended(clean, group.defended("clean", network), network, chosen, bench)
+                defended(clean, group.defended(_CLEAN, network), network, chosen, bench)
                 for network in suite.networks()
             ]
     return found

@@ -106,6 +106,7 @@ def measure(defense: Defense, trial: Trial) -> Measured:
 @measure.register
 def _(defense: SetScorer, trial: Trial) -> Measured:
     answer = defense.score_set(trial.view)
+    _finite(defense, answer.statistic)
     rows, flagged = answer.rows.detach().double(), answer.flagged.bool()
     _promised(defense, rows, len(trial.view.labels))
     _promised(defense, flagged, len(trial.view.labels))
@@ -114,7 +115,8 @@ def _(defense: SetScorer, trial: Trial) -> Measured:
         "set_alarm": None if answer.alarm is None else float(answer.alarm),
         "rows_flagged": share(flagged),
     }
-    numbers |= _named(answer.suspect, answer.alarm, trial.case)
+    if defense.names_class:
+        numbers |= _named(answer.suspect, answer.alarm, trial.case)
     poisoned = trial.poisoned
     if poisoned is not None:
         numbers["row_auroc"] = auroc(rows, poisoned)
@@ -160,15 +162,17 @@ def _(defense: Repairer | Purifier, trial: Trial) -> Measured:
 @measure.register
 def _(defense: Trainer, trial: Trial) -> Measured:
     numbers = rates_of(predictor_of(defense, trial.view), trial.test, trial.case)
-    return Measured(numbers | dict(defense.figures(trial.view)))
+    figures = defense.figures(trial.view)
+    for value in figures.values():
+        _finite(defense, value)
+    return Measured(numbers | dict(figures))
 
 
 @measure.register
 def _(defense: Inspector, trial: Trial) -> Measured:
     answer = defense.inspect(trial.view)
     numbers: Numbers = {"model_statistic": answer.statistic}
-    if not math.isfinite(answer.statistic):
-        raise RunError(f"{defense.name}: its statistic is {answer.statistic}")
+    _finite(defense, answer.statistic)
     if answer.alarm is not None:
         numbers["alarm"] = float(answer.alarm)
     if answer.anomaly is not None:
@@ -183,11 +187,11 @@ def undefended(trial: Trial) -> Numbers:
 
 
 def shared_tensors(trial: Trial) -> list[Tensor]:
-    """All that a defense is given and must not change: the view's tensors and the images."""
+    """The tensors that a defense is given and must not change, but the victim's: of that one each
+    defense has a copy."""
     view, case, inputs = trial.view, trial.case, trial.inputs
     batches = (view.distilled.batch, view.holdout, trial.test)
     found = [tensor for batch in batches for tensor in (batch.images, batch.labels)]
-    found += view.victim.state_dict().values()
     found += [] if case is None else [case.triggered, case.targets, case.eligible]
     return found + ([] if inputs is None else [inputs.images, inputs.triggered])
 
@@ -243,6 +247,11 @@ def _promised(defense: Defense, values: Tensor, count: int) -> None:
             f"{defense.name}: expected {count} finite numbers, got shape {tuple(values.shape)}, "
             f"{int((~values.isfinite()).sum())} of them not finite"
         )
+
+
+def _finite(defense: Defense, value: float) -> None:
+    if not math.isfinite(value):
+        raise RunError(f"{defense.name}: one of its figures is {value}")
 
 
 def _named(suspect: int | None, alarm: bool | None, case: TestCase | None) -> Numbers:

@@ -1,4 +1,4 @@
-"""Tensors that many defenses share: what one of them changed is found, and put back."""
+"""What many defenses share: what one of them changed is found, and kept from the next."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @final
@@ -24,6 +24,22 @@ class Untouched:
         for now, then in changed:
             now.copy_(then)
         return bool(changed)
+
+
+def same_network(now: nn.Module, then: nn.Module) -> bool:
+    """Whether both have the same weights and buffers and the first is as victims are handed out:
+    in evaluation mode, frozen, without hooks."""
+    ours, theirs = now.state_dict(), then.state_dict()
+    if ours.keys() != theirs.keys() or any(p.requires_grad for p in now.parameters()):
+        return False
+    quiet = all(
+        not (part.training or part._forward_hooks or part._forward_pre_hooks)
+        for part in now.modules()
+    )
+    return quiet and all(
+        value.shape == theirs[name].shape and _same(value, theirs[name])
+        for name, value in ours.items()
+    )
 
 
 def _same(now: Tensor, then: Tensor) -> bool:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from distillsec.attacks.triggers import PatchTrigger, Position, patch_mask
+from distillsec.attacks.triggers import PatchTrigger, Position, patch_mask, trigger_from
 from distillsec.distill.types import RequestError
 
 # First row and column of a patch with side 3 and margin m on 8×10 images.
@@ -68,6 +68,16 @@ def test_unbounded_values_survive() -> None:
     trigger = PatchTrigger(pattern=mask * -33.5, mask=mask, range="unbounded")
     stamped = trigger.stamp(torch.rand(2, 1, 8, 8))
     assert torch.equal(stamped[:, :, 3:5, 3:5], torch.full((2, 1, 2, 2), -33.5))
+
+
+def test_a_file_that_calls_other_values_pixels_is_refused() -> None:
+    mask = torch.ones(1, 2, 2)
+    bright = {"pattern": torch.full((1, 2, 2), 5.0), "mask": mask}
+    with pytest.raises(RequestError, match="range is pixel, and its pattern holds values from 5"):
+        trigger_from(bright, "pixel")
+    assert trigger_from(bright, "unbounded").range == "unbounded"
+    half = {"pattern": torch.full((1, 2, 2), 0.5, dtype=torch.float64), "mask": mask.double()}
+    assert trigger_from(half, "pixel").stamp(torch.zeros(1, 1, 2, 2)).dtype == torch.float32
 
 
 def test_a_trigger_describes_the_pixels_under_its_mask() -> None:

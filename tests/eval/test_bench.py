@@ -69,6 +69,7 @@ class Watching(Toy, SetScorer):
     """Scores rows by their number, points at class 2, and remembers what it was shown."""
 
     name = "watching"
+    names_class = True
     views: list[DefenderView]
 
     def __init__(self, options: DefenseOptions) -> None:
@@ -580,31 +581,53 @@ def test_the_runs_seed_does_not_follow_from_what_a_defender_sees(
 
 
 class Vandal(Toy, InputScorer):
-    """Paints over what it is given, the ``level``-th thing of it."""
+    """Changes what it is given, the ``level``-th thing of it."""
 
     name = "vandal"
 
     def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
-        victim = next(view.victim.parameters()).detach()
-        things = (images, view.holdout.images, view.distilled.batch.images, victim)
-        things[self.options.level].numpy()[:] = 7  # type: ignore[attr-defined]
+        weights = next(view.victim.parameters())
+        things = (images, view.holdout.images, view.distilled.batch.images, weights.detach())
+        level = self.options.level  # type: ignore[attr-defined]
+        if level < len(things):
+            things[level].numpy()[:] = 7
+        elif level == 4:
+            for parameter in view.victim.parameters():
+                parameter.data = torch.zeros_like(parameter)
+        elif level == 5:
+            view.victim.register_forward_hook(lambda *_: torch.zeros(len(images), 10))
+        else:
+            view.victim.train()
+        view.logits(images)
         return torch.zeros(len(images))
 
     def threshold(self, view: DefenderView) -> None:
         return None
 
 
-@pytest.mark.parametrize("level", range(4))
+class Sees(Toy, InputScorer):
+    """Scores an input by the victim's logits."""
+
+    name = "sees"
+
+    def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
+        return view.logits(images)[:, 0]
+
+    def threshold(self, view: DefenderView) -> None:
+        return None
+
+
+@pytest.mark.parametrize("level", range(7))
 def test_what_one_defense_changes_the_next_does_not_see(
     stand: Callable[..., Stand], level: int
 ) -> None:
     made = stand()
-    before = made.bench.outcome(Corner(Options()), "quick").metrics
+    before = stand().bench.outcome(Sees(Options()), "quick").metrics
     zero = made.bench.outcome(Nothing(Options()), "quick").metrics
     outcome = made.bench.outcome(Vandal(Options(level=level)), "quick")
     assert outcome.status == "error"
-    assert "vandal changed tensors that other defenses see" in (outcome.reason or "")
-    assert made.bench.outcome(Corner(Options()), "quick").metrics == before
+    assert "vandal changed what other defenses see" in (outcome.reason or "")
+    assert made.bench.outcome(Sees(Options()), "quick").metrics == before
     assert made.bench.outcome(Nothing(Options()), "quick").metrics == zero
 
 
@@ -626,15 +649,89 @@ def test_a_tuned_defender_chooses_by_held_out_accuracy_alone(stand: Callable[...
     outcome = made.bench.outcome(Shift(Options()), "tuned")
     assert outcome.status == "done" and outcome.options == {"level": 3}  # what was asked for
     assert outcome.tuning.keys() == {"attacked", "twin"}
-    for tried in outcome.tuning.values():
+    for tuning in outcome.tuning.values():
+        tried = tuning.tried
         assert [each.options["level"] for each in tried] == [0, 1, 1000]
         least = (tried[0].accuracy or 0) - 0.02  # level 0 is the victim itself
+        assert tuning.least == pytest.approx(least) and tuning.caution is None
         wanted = max(n for n, each in enumerate(tried) if (each.accuracy or 0) >= least)
         assert [each.chosen for each in tried] == [n == wanted for n in range(3)]
     few = stand(holdout=19).bench.outcome(Shift(Options()), "tuned")
     assert few.caution == "too few held-out images to choose settings by"
-    assert few.tuning == {"attacked": [], "twin": []}
+    assert all(tuning.tried == [] for tuning in few.tuning.values())
     assert made.bench.outcome(Shift(Options()), "paper").tuning == {}
+    assert made.bench.outcome(Corner(Options()), "tuned").tuning == {}  # it has no grid
+
+
+def test_what_was_asked_for_is_not_tuned_away(stand: Callable[..., Stand]) -> None:
+    outcome = stand().bench.outcome(Shift(Options(level=1)), "tuned")
+    (tried,) = outcome.tuning["attacked"].tried  # the grid changes nothing else
+    assert tried.options == {"level": 1} and tried.chosen
+
+
+class Ruins(Shift):
+    """Gives a broken network, an error of PyTorch, or one of its own."""
+
+    name = "ruins"
+    grid = ({"level": 1000}, {"level": 2000})
+
+    def repair(self, view: DefenderView) -> nn.Module:
+        if self.options.level == 2000:  # type: ignore[attr-defined]
+            raise RuntimeError("no such\nkernel")
+        return super().repair(view)
+
+
+class Silent(Ruins):
+    name = "silent"
+    grid = ({"level": 2000},)
+
+    def caution(self, view: DefenderView) -> str:
+        return "of little use"
+
+
+def test_a_tuned_defense_says_where_no_setting_will_do(stand: Callable[..., Stand]) -> None:
+    made = stand()
+    outcome = made.bench.outcome(Ruins(Options()), "tuned")
+    tried = outcome.tuning["twin"].tried
+    assert outcome.status == "done" and [each.chosen for each in tried] == [True, False]
+    assert tried[1].accuracy is None and tried[1].reason == "no such kernel"
+    assert (outcome.caution or "").startswith("no setting keeps the held-out accuracy (0.")
+    silent = made.bench.outcome(Silent(Options()), "tuned")
+    assert silent.caution == "of little use; no setting gave an answer"
+    assert not any(each.chosen for each in silent.tuning["attacked"].tried)
+
+
+class Endless(Toy, SetScorer):
+    """Says that a set is infinitely suspicious."""
+
+    name = "endless"
+
+    def score_set(self, view: DefenderView) -> SetScores:
+        rows = torch.zeros(len(view.labels))
+        return SetScores(rows=rows, flagged=rows > 0, statistic=float("inf"), alarm=None)
+
+
+class Leaves(Corner):
+    name = "leaves"
+
+    def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
+        raise SystemExit(3)
+
+
+def test_figures_that_are_not_finite_and_exits_are_errors(stand: Callable[..., Stand]) -> None:
+    bench = stand().bench
+    endless = bench.outcome(Endless(Options()), "quick")
+    assert endless.reason == "endless: one of its figures is inf"
+    assert bench.outcome(Leaves(Options()), "quick").reason == "SystemExit(3)"
+
+
+def test_only_a_detector_that_names_classes_is_asked_for_the_target(
+    stand: Callable[..., Stand], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = stand().bench
+    assert "target_suspected" in bench.outcome(Watching(Options()), "quick").metrics
+    monkeypatch.setattr(Watching, "names_class", False)
+    assert "target_suspected" not in bench.outcome(Watching(Options()), "quick").metrics
 
 
 def test_a_quick_budget_measures_fewer_images() -> None:

@@ -174,6 +174,12 @@ def test_rates_without_an_attack_and_without_images() -> None:
 # Victims and seeds -----------------------------------------------------------------------------
 
 
+def test_what_is_not_known_is_a_number() -> None:
+    """A user's figure may be a loss of 3.4: nothing is cut at 1."""
+    assert [kind_of(name) for name in ("final_loss", "epsilon", "control_psnr")] == ["number"] * 3
+    assert [kind_of(name) for name in ("control_tpr_at_5", "row_auroc", "auroc")] == ["rate"] * 3
+
+
 def test_gains_are_paired_by_victim() -> None:
     asr, control = [0.9, 0.5, 0.7, None], [0.1, 0.2, 0.3, 0.4]
     found = collect(
@@ -210,7 +216,7 @@ def test_seeds_count_one_each_whatever_their_victims() -> None:
     assert set(found) == {"asr", "cta"}
     assert found["asr"].values == pytest.approx((0.6, 0.1, None))
     assert found["asr"].mean == pytest.approx(0.35)
-    assert found["cta"] == summarise([0.9, 0.8, 0.7], "rate")
+    assert found["cta"] == summarise([0.9, 0.8, 0.7])
     assert isinstance(found["cta"], Summary)
     partial = over_seeds([seeds[2], seeds[0]])
     assert "extra" not in partial
