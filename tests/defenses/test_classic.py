@@ -73,7 +73,8 @@ def test_a_half_poisoned_class_is_found(
 
 def test_scan_raises_no_alarm_on_clean_rows(honest: Case) -> None:
     found = made("scan").score_set(honest.view)
-    assert found.alarm is False and found.suspect is None and not found.flagged.any()
+    assert found.alarm is False and not found.flagged.any()
+    assert found.suspect is not None  # the most anomalous class is named without an alarm too
 
 
 def test_spectre_wants_the_poison_to_be_the_minority(
@@ -232,6 +233,7 @@ def test_the_case_is_plain(badnets: Case, honest: Case) -> None:
         ).double().mean() > 0.97
 
 
+@pytest.mark.slow
 def test_an_autoencoder_redraws_the_input_without_its_trigger(badnets: Case, honest: Case) -> None:
     """The dense network that was the default: BackdoorBox's convolutions copy an 8×8 patch."""
     defense = made("autoencoder", network="dense", noise=0.1, epochs=300)

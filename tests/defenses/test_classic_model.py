@@ -82,6 +82,7 @@ def test_neural_cleanse_flags_the_poisoned_model_and_not_the_clean_one(
     assert not clean.alarm and found.statistic > 2 * clean.statistic
 
 
+@pytest.mark.slow
 def test_abs_finds_no_neuron_in_a_narrow_network(badnets: Case, honest: Case) -> None:
     for case in (badnets, honest):
         found = seen("abs", case)
@@ -129,6 +130,7 @@ def test_mntd_tells_networks_like_its_shadows(honest: Case) -> None:
 # The model is repaired ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fine_pruning_takes_the_idle_channels_and_the_backdoor(cases: Cases) -> None:
     wide = {"width": 64}
     asr, cta = left("fine-pruning", cases(poisoned=True, **wide), steps=300)
@@ -217,6 +219,7 @@ def test_a_tenth_of_the_rows_is_learned_whatever_the_training(
     assert asr <= 0.12 and cta >= least
 
 
+@pytest.mark.slow
 def test_abl_unlearns_what_it_isolates(badnets: Case, honest: Case) -> None:
     """With more isolated rows and the paper's sum of both losses more than by the code's climb."""
     epochs = {"tuning_epochs": 20, "finetuning_epochs": 10}
@@ -237,6 +240,7 @@ def test_whoever_holds_images_can_do_without_the_set(badnets: Case, honest: Case
     assert left("holdout-only", honest, steps=300) == (asr, cta)
 
 
+@pytest.mark.slow
 def test_dp_sgd_pays_and_a_tenth_of_the_rows_is_no_outlier(cases: Cases) -> None:
     asr, cta = left("dp-sgd", cases(poisoned=True, norm="instance"))
     assert asr >= 0.8 and 0.75 <= cta <= 0.95

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -574,7 +574,7 @@ def test_the_runs_seed_does_not_follow_from_what_a_defender_sees(
     keys = [("defense", 2, number) for number in (0, 1)] + [("defense", "view", 0)]
     for seed in {*range(2000), SEED}:
         streams = Streams(seed)
-        assert entropies.isdisjoint(streams.integer(*key) for key in keys)  # type: ignore[arg-type]
+        assert entropies.isdisjoint(streams.integer(*key) for key in keys)
         for key in (0, "held-out images"):
             order = torch.randperm(len(test), generator=streams.generator("defense", key))
             assert not torch.equal(test.images[order[:5]], first)
@@ -635,7 +635,7 @@ class Shift(Toy, Repairer):
     """Adds ``level`` to the bias of class 0: the larger, the more images it takes."""
 
     name = "shift"
-    grid = ({"level": 0}, {"level": 1}, {"level": 1000})
+    grid: ClassVar[Sequence[Mapping[str, Any]]] = ({"level": 0}, {"level": 1}, {"level": 1000})
 
     def repair(self, view: DefenderView) -> nn.Module:
         network = view.trainable_victim()
@@ -673,7 +673,7 @@ class Ruins(Shift):
     """Gives a broken network, an error of PyTorch, or one of its own."""
 
     name = "ruins"
-    grid = ({"level": 1000}, {"level": 2000})
+    grid: ClassVar[Sequence[Mapping[str, Any]]] = ({"level": 1000}, {"level": 2000})
 
     def repair(self, view: DefenderView) -> nn.Module:
         if self.options.level == 2000:  # type: ignore[attr-defined]
