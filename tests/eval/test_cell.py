@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
 
 from distillsec.distill.artifact import load_set, load_trigger
 from distillsec.distill.files import read_tensors
@@ -102,12 +101,9 @@ def test_the_metrics_summarise_their_values(finished: Path) -> None:
     assert metrics.keys() >= rates | {f"control_{name}" for name in rates} | {"backdoor_gain"}
     for summary in metrics.values():
         values = [value for value in summary.values if value is not None]
-        assert len(values) == 2 and summary.std is not None and summary.ci95 is not None
+        assert len(values) == 2 and summary.ci95 is None  # two values have no interval
         assert summary.mean == pytest.approx(np.mean(values))
         assert summary.std == pytest.approx(np.std(values, ddof=1))
-        if summary.std:
-            wanted = stats.t.interval(0.95, 1, loc=np.mean(values), scale=stats.sem(values))
-            assert summary.ci95 == pytest.approx(wanted)
     ours, theirs = metrics["attack_success_rate"], metrics["control_attack_success_rate"]
     pairs = zip(ours.values, theirs.values, strict=True)
     gains = [a - b for a, b in pairs if a is not None and b is not None]
