@@ -68,7 +68,7 @@ class DefenderView:
     def generator(self, name: str, *key: int | str) -> torch.Generator:
         """A fresh CPU generator for the defense ``name``: the only randomness a defense uses.
 
-        key: tells the defense's own streams apart (a class, a step's name).
+        key: distinguishes the defense's own streams (a class, a step's name).
         """
         return Streams(self.entropy).generator("defense", name, *key)
 

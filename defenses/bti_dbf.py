@@ -179,8 +179,8 @@ def copying_loss(model: Model, images: Tensor, copies: Tensor) -> Tensor:
     for the wanted probabilities.
     """
     before, after = model.features(images), model.features(copies)
-    told, said = (model.logits(some).softmax(dim=1) for some in (before, after))
-    answer = functional.cross_entropy(told, said)
+    given, wanted = (model.logits(some).softmax(dim=1) for some in (before, after))
+    answer = functional.cross_entropy(given, wanted)
     change = functional.mse_loss(images, copies)
     weight = _FAR if change > _COPIED else _NEAR
     return answer + functional.mse_loss(before, after) + weight * change
@@ -188,7 +188,7 @@ def copying_loss(model: Model, images: Tensor, copies: Tensor) -> Tensor:
 
 def benign_features(model: Model, supply: Supply, options: BtiDbfOptions) -> Tensor:
     """The mask ``(1, C, H, W)`` in [0, 1] of features that suffice for the true labels, and
-    without which they can't be told.
+    without which they cannot be predicted.
 
     ``model`` is in training mode meanwhile, and its running statistics move.
     """
