@@ -45,7 +45,7 @@ class FinePruning(Repairer):
     same function as an empty filter in the authors' networks without norms or shortcuts. Accuracy
     is measured on the held-out images that rank the channels (BackdoorBench: on the test set). The
     most active channel stays. The authors' code has no fine-tuning for it; BackdoorBench's epochs
-    are counted in steps; crops shift by an eighth of the image whatever its size.
+    are counted in steps; crops shift by an eighth of an image of any size.
     """
 
     name = "fine-pruning"

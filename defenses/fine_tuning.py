@@ -23,7 +23,7 @@ class FineTuning(Repairer):
 
     Deviations: neither paper has settings for such images; they are BackdoorBench's
     (defense/ft.py), with its epochs counted in steps, so that fewer held-out images are seen more
-    often; crops shift by an eighth of the image whatever its size (always 4 pixels there); no mixed
+    often; crops shift by an eighth of an image of any size (always 4 pixels there); no mixed
     precision.
     """
 

@@ -49,7 +49,7 @@ class FtSam(Repairer):
 
     Deviations: epochs are counted in steps, so that fewer held-out images are seen more often;
     mini-batches are drawn from all held-out images (the code's are of equal numbers per class);
-    crops shift by an eighth of the image whatever its size (always 4 pixels there). The radius is
+    crops shift by an eighth of an image of any size (always 4 pixels there). The radius is
     2 for all data sets (the configurations of GTSRB and Tiny ImageNet say 8, without smoothing, but
     the code's own defaults override them).
     """

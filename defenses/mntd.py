@@ -146,7 +146,7 @@ class Judge(nn.Module):
 
 
 def learn_to_judge(zoo: Zoo, network: nn.Module, view: DefenderView, options: MntdOptions) -> Judge:
-    """A judge that tells the zoo's backdoored networks from its clean ones.
+    """A judge that separates the zoo's backdoored networks from its clean ones.
 
     The last ninth of the pairs chooses the epoch (of equally good ones the first).
     """

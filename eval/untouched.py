@@ -44,8 +44,8 @@ def same_network(now: nn.Module, then: nn.Module) -> bool:
 
 def _same(now: Tensor, then: Tensor) -> bool:
     """Equal bit for bit, NaNs included."""
-    if now.is_floating_point():
-        return torch.equal(now.nan_to_num(nan=0.0), then.nan_to_num(nan=0.0)) and torch.equal(
-            now.isnan(), then.isnan()
-        )
-    return torch.equal(now, then)
+    if torch.equal(now, then):
+        return True
+    if not now.is_floating_point() or not torch.equal(now.isnan(), then.isnan()):
+        return False
+    return torch.equal(now.nan_to_num(nan=0.0), then.nan_to_num(nan=0.0))
