@@ -11,7 +11,7 @@ import click
 
 from . import batch, options, reporting
 from .defenses.base import Budget
-from .defenses.shadows import ShadowOptions
+from .defenses.common.shadows import ShadowOptions
 from .distill.types import RequestError, RunError
 from .eval import catalogue
 from .eval.bench import BenchOptions, choose_defenses

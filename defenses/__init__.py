@@ -4,43 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .abl import Abl
-from .activation_clustering import ActivationClustering
-from .anp import Anp
-from .autoencoder import Autoencoder
 from .base import DefenderView, Defense
-from .beatrix import Beatrix
-from .blurring import GaussianBlur, SetBlur
-from .brain_stimulation import Abs
-from .bti_dbf import BtiDbf
-from .clp import Clp
-from .dp_sgd import DpSgd
-from .fine_pruning import FinePruning
-from .fine_tuning import FineTuning
-from .ft_sam import FtSam
-from .holdout_only import HoldoutOnly
-from .i_bau import IBau
-from .ibd_psc import IbdPsc
-from .jpeg import Jpeg
-from .mixing import CutMix, StrongAugmentation
-from .mm_bd import MmBd
-from .mntd import Mntd
-from .nad import Nad
-from .nc_unlearning import NcUnlearning
-from .neural_cleanse import NeuralCleanse
-from .partition_ensemble import PartitionEnsemble
-from .randomized_smoothing import RandomizedSmoothing
-from .rnp import Rnp
-from .scale_up import ScaleUp
-from .scan import Scan
-from .sentinet import Sentinet
-from .set_pixels import PixelClip, Quantise
-from .shrinkpad import ShrinkPad
-from .spectral_signatures import SpectralSignatures
-from .spectre import Spectre
-from .strip import Strip
-from .tabor import Tabor
-from .teco import Teco
+from .inputs.autoencoder import Autoencoder
+from .inputs.blurring import GaussianBlur, SetBlur
+from .inputs.ibd_psc import IbdPsc
+from .inputs.jpeg import Jpeg
+from .inputs.randomized_smoothing import RandomizedSmoothing
+from .inputs.scale_up import ScaleUp
+from .inputs.sentinet import Sentinet
+from .inputs.shrinkpad import ShrinkPad
+from .inputs.strip import Strip
+from .inputs.teco import Teco
+from .models.abs import Abs
+from .models.anp import Anp
+from .models.bti_dbf import BtiDbf
+from .models.clp import Clp
+from .models.fine_pruning import FinePruning
+from .models.fine_tuning import FineTuning
+from .models.ft_sam import FtSam
+from .models.i_bau import IBau
+from .models.mm_bd import MmBd
+from .models.mntd import Mntd
+from .models.nad import Nad
+from .models.nc_unlearning import NcUnlearning
+from .models.neural_cleanse import NeuralCleanse
+from .models.rnp import Rnp
+from .models.tabor import Tabor
+from .sets.activation_clustering import ActivationClustering
+from .sets.beatrix import Beatrix
+from .sets.scan import Scan
+from .sets.set_pixels import PixelClip, Quantise
+from .sets.spectral_signatures import SpectralSignatures
+from .sets.spectre import Spectre
+from .training.abl import Abl
+from .training.dp_sgd import DpSgd
+from .training.holdout_only import HoldoutOnly
+from .training.mixing import CutMix, StrongAugmentation
+from .training.partition_ensemble import PartitionEnsemble
 
 DEFENSES: Mapping[str, type[Defense]] = {
     # of the set

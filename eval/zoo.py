@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..defenses.shadows import ShadowOptions, Zoo, describe_zoo, grow_zoo, load_zoo
+from ..defenses.common.shadows import ShadowOptions, Zoo, describe_zoo, grow_zoo, load_zoo
 from ..distill.types import Batch, RequestError
 from .config import Config
 from .progress import Reporter

@@ -23,19 +23,19 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from distillsec.defenses.activation_clustering import (
+from distillsec.defenses.common.by_class import classes_of
+from distillsec.defenses.inputs.strip import Strip, StripOptions
+from distillsec.defenses.sets.activation_clustering import (
     ActivationClustering,
     ActivationClusteringOptions,
     divide,
     reduce,
 )
-from distillsec.defenses.by_class import classes_of
-from distillsec.defenses.spectral_signatures import (
+from distillsec.defenses.sets.spectral_signatures import (
     SpectralSignatures,
     SpectralSignaturesOptions,
     signature,
 )
-from distillsec.defenses.strip import Strip, StripOptions
 from distillsec.distill.training import in_pieces
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillsec.defenses.by_class import anomaly_index, middle
+from distillsec.defenses.common.by_class import anomaly_index, middle
 
 NORMS = [107.0, 105, 102, 86, 100, 110, 80, 93, 71, 81]
 

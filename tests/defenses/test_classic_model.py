@@ -14,8 +14,10 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from distillsec.defenses import DEFENSES, mntd, shadows
+from distillsec.defenses import DEFENSES
 from distillsec.defenses.base import Inspection, Repairer, Trainer
+from distillsec.defenses.common import shadows
+from distillsec.defenses.models import mntd
 from distillsec.distill.training import predict
 
 if TYPE_CHECKING:

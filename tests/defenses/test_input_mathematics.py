@@ -14,20 +14,20 @@ from scipy import stats
 from torch import Tensor, nn
 
 from distillsec.defenses import DEFENSES
-from distillsec.defenses.autoencoder import AutoencoderOptions, train_autoencoder
-from distillsec.defenses.blurring import BlurOptions, blurred
-from distillsec.defenses.codec import through_jpeg
-from distillsec.defenses.corruptions import CORRUPTIONS, SEVERITIES
-from distillsec.defenses.ibd_psc import amplify
-from distillsec.defenses.maps import at_the_last_maps, feature_map
-from distillsec.defenses.partition_ensemble import Vote, certified_radius, partition
-from distillsec.defenses.randomized_smoothing import vote
-from distillsec.defenses.scale_up import consistency
-from distillsec.defenses.sentinet import saliency, salient, upper_parabola
-from distillsec.defenses.set_pixels import quantised
-from distillsec.defenses.shrinkpad import places, shrink_and_pad, shrinkage
-from distillsec.defenses.strip import StripOptions, entropy, mean_entropy
-from distillsec.defenses.teco import onset
+from distillsec.defenses.common.codec import through_jpeg
+from distillsec.defenses.common.corruptions import CORRUPTIONS, SEVERITIES
+from distillsec.defenses.common.maps import at_the_last_maps, feature_map
+from distillsec.defenses.inputs.autoencoder import AutoencoderOptions, train_autoencoder
+from distillsec.defenses.inputs.blurring import BlurOptions, blurred
+from distillsec.defenses.inputs.ibd_psc import amplify
+from distillsec.defenses.inputs.randomized_smoothing import vote
+from distillsec.defenses.inputs.scale_up import consistency
+from distillsec.defenses.inputs.sentinet import saliency, salient, upper_parabola
+from distillsec.defenses.inputs.shrinkpad import places, shrink_and_pad, shrinkage
+from distillsec.defenses.inputs.strip import StripOptions, entropy, mean_entropy
+from distillsec.defenses.inputs.teco import onset
+from distillsec.defenses.sets.set_pixels import quantised
+from distillsec.defenses.training.partition_ensemble import Vote, certified_radius, partition
 from distillsec.distill.makers import NetworkMaker
 from distillsec.distill.networks import Network, NetworkSpec, batch_norm_layers
 from distillsec.distill.preprocessing import Preprocessing

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillsec.defenses import bti_dbf, mntd, shadows, tabor, trigger_inversion, unet
-from distillsec.defenses.by_class import anomaly_index
+from distillsec.defenses.common import shadows, trigger_inversion, unet
+from distillsec.defenses.common.by_class import anomaly_index
+from distillsec.defenses.models import bti_dbf, mntd, tabor
 from distillsec.distill.networks import NetworkSpec
 from distillsec.distill.training import predict
 from distillsec.distill.types import Batch, RequestError

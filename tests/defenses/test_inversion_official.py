@@ -16,18 +16,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from distillsec.defenses import (
-    DEFENSES,
-    mm_bd,
-    mntd,
-    nc_unlearning,
-    neural_cleanse,
-    shadows,
-    tabor,
-    trigger_inversion,
-)
+from distillsec.defenses import DEFENSES
 from distillsec.defenses.base import DefenderView, Inspector
-from distillsec.defenses.by_class import anomaly_index, middle
+from distillsec.defenses.common import shadows, trigger_inversion
+from distillsec.defenses.common.by_class import anomaly_index, middle
+from distillsec.defenses.models import mm_bd, mntd, nc_unlearning, neural_cleanse, tabor
 from distillsec.distill.types import Batch
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillsec.defenses import anp, channels, clp, ft_sam, i_bau, mm_bd, nad, rnp, tuning
-from distillsec.defenses.maps import blocks
+from distillsec.defenses.common import channels, tuning
+from distillsec.defenses.common.maps import blocks
+from distillsec.defenses.models import anp, clp, ft_sam, i_bau, mm_bd, nad, rnp
 from distillsec.distill.makers import NetworkMaker
 from distillsec.distill.networks import Network, NetworkSpec
 from distillsec.distill.preprocessing import Preprocessing

@@ -21,10 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillsec.defenses import DEFENSES, anp, bti_dbf, clp, rnp, unet
-from distillsec.defenses import brain_stimulation as abs_
+from distillsec.defenses import DEFENSES
 from distillsec.defenses.base import Repairer
-from distillsec.defenses.channels import channels, convolutions
+from distillsec.defenses.common import unet
+from distillsec.defenses.common.channels import channels, convolutions
+from distillsec.defenses.models import abs as abs_
+from distillsec.defenses.models import anp, bti_dbf, clp, rnp
 from distillsec.distill.layers import Normalise
 from distillsec.distill.networks import Network
 from distillsec.distill.types import Batch, Recipe

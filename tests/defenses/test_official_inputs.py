@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pad, resize
 
-from distillsec.defenses.autoencoder import colour_coder, grey_coder
 from distillsec.defenses.base import DefenderView
-from distillsec.defenses.corruptions import CORRUPTIONS, streaked
-from distillsec.defenses.ibd_psc import IbdPsc, IbdPscOptions, amplified_counts
-from distillsec.defenses.scale_up import ScaleUp, ScaleUpOptions
-from distillsec.defenses.sentinet import distances, over_each
-from distillsec.defenses.shrinkpad import shrink_and_pad
-from distillsec.defenses.teco import Teco, TecoOptions, in_bytes, onset
+from distillsec.defenses.common.corruptions import CORRUPTIONS, streaked
+from distillsec.defenses.inputs.autoencoder import colour_coder, grey_coder
+from distillsec.defenses.inputs.ibd_psc import IbdPsc, IbdPscOptions, amplified_counts
+from distillsec.defenses.inputs.scale_up import ScaleUp, ScaleUpOptions
+from distillsec.defenses.inputs.sentinet import distances, over_each
+from distillsec.defenses.inputs.shrinkpad import shrink_and_pad
+from distillsec.defenses.inputs.teco import Teco, TecoOptions, in_bytes, onset
 from distillsec.distill.makers import NetworkMaker
 from distillsec.distill.networks import NetworkSpec
 from distillsec.distill.preprocessing import Preprocessing

@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillsec.defenses import DEFENSES, fine_pruning, ft_sam, i_bau, nad, tuning
+from distillsec.defenses import DEFENSES
 from distillsec.defenses.base import Defense
+from distillsec.defenses.common import tuning
+from distillsec.defenses.models import fine_pruning, ft_sam, i_bau, nad
 from distillsec.distill.makers import NetworkMaker
 from distillsec.distill.networks import NetworkSpec
 from distillsec.distill.preprocessing import Preprocessing

@@ -24,9 +24,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillsec.defenses import beatrix, scan, spectre
-from distillsec.defenses.by_class import anomaly_index
-from distillsec.defenses.spectral_signatures import removed, signature
+from distillsec.defenses.common.by_class import anomaly_index
+from distillsec.defenses.sets import beatrix, scan, spectre
+from distillsec.defenses.sets.spectral_signatures import removed, signature
 from distillsec.distill.networks import NetworkSpec
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from distillsec.defenses import partition_ensemble as dpa
+from distillsec.defenses.training import partition_ensemble as dpa
 from distillsec.distill.types import Batch
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from scipy.linalg import expm
 from scipy.spatial.distance import mahalanobis
 from scipy.stats import median_abs_deviation
 
-from distillsec.defenses import beatrix, scan, spectre
-from distillsec.defenses.activation_clustering import divide, reduce
-from distillsec.defenses.by_class import anomaly_index, classes_of
-from distillsec.defenses.spectral_signatures import signature
+from distillsec.defenses.common.by_class import anomaly_index, classes_of
+from distillsec.defenses.sets import beatrix, scan, spectre
+from distillsec.defenses.sets.activation_clustering import divide, reduce
+from distillsec.defenses.sets.spectral_signatures import signature
 
 RNG = np.random.default_rng(0)
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from distillsec.defenses import DEFENSES, activation_clustering
+from distillsec.defenses import DEFENSES
 from distillsec.defenses.base import SetScorer
+from distillsec.defenses.sets import activation_clustering
 from distillsec.distill.types import Batch
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillsec.defenses import abl, dp_sgd, mixing, partition_ensemble
+from distillsec.defenses.training import abl, dp_sgd, mixing, partition_ensemble
 from distillsec.distill.types import Batch, Step
 
 if TYPE_CHECKING:

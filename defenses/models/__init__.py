@@ -1,0 +1,1 @@
+"""Defenses of a model: inspection and repair."""

@@ -1,0 +1,1 @@
+"""Defenses of a received set: scores of its rows, and cleaner sets."""

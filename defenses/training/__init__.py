@@ -1,0 +1,1 @@
+"""Defenses that train a model another way."""
