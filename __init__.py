@@ -11,9 +11,9 @@ A run from a notebook::
 
 from distillsec.attacks import ATTACKS, Attack
 from distillsec.defenses import DEFENSES, DefenderView, Defense
-from distillsec.distill.artifact import load_set, load_trigger
 from distillsec.distill.backends import BACKENDS
-from distillsec.distill.hooks import Hook, Moment
+from distillsec.distill.core.hooks import Hook, Moment
+from distillsec.distill.files.artifact import load_set, load_trigger
 from distillsec.distill.types import Batch, DistilledSet, Recipe, RequestError, RunError
 from distillsec.eval.cell import run_cell
 from distillsec.eval.config import Config, configure

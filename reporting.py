@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from . import options
-from .distill.files import write_text
+from .distill.files.safe import write_text
 from .distill.types import RequestError
 from .eval.progress import Reporter
 from .eval.record import command_line

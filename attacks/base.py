@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..distill.hooks import Hook, Moment
+from ..distill.core.hooks import Hook, Moment
 from ..distill.types import Batch, RequestError
 from .triggers import PatchTrigger, Position, TriggerRange, patch_mask
 

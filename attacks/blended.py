@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..distill.hooks import Moment
+from ..distill.core.hooks import Moment
 from ..distill.randomness import Streams
 from ..distill.types import Batch
 from .base import CommonOptions, PoisoningAttack, Scenery, ThreatModel

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..distill.hooks import Moment
+from ..distill.core.hooks import Moment
 from ..distill.types import Batch
 from .base import AttackOptions, CommonOptions, PatchAttack, Scenery, ThreatModel
 from .search import OBJECTIVES, Carriers, ObjectiveName, SearchOptions

@@ -6,7 +6,7 @@ from typing import final
 
 import torch
 
-from ..distill.hooks import Moment
+from ..distill.core.hooks import Moment
 from ..distill.types import Batch
 from .base import AttackOptions, CommonOptions, PatchAttack, Scenery, ThreatModel
 from .triggers import PatchTrigger

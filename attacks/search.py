@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..distill.hooks import Moment
-from ..distill.makers import embed
-from ..distill.networks import penultimate_linear
+from ..distill.core.hooks import Moment
+from ..distill.networks.makers import embed
+from ..distill.networks.registry import penultimate_linear
 from ..distill.types import RequestError
 
 ObjectiveName = Literal["neuron", "neuron-reference", "target-logit", "student"]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distillsec.distill.memory import keep_freed_memory
-from distillsec.distill.networks import NetworkSpec, build_network
+from distillsec.distill.networks.registry import NetworkSpec, build_network
 
 ROUNDS = 7
 IMAGES = 256

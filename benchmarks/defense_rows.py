@@ -23,8 +23,8 @@ from torch import Tensor
 from distillsec.attacks import Attack
 from distillsec.defenses import DEFENSES
 from distillsec.defenses.base import Sanitiser, SetScorer, Trainer
-from distillsec.distill.files import write_json, write_text
-from distillsec.distill.stage import Stage
+from distillsec.distill.core.stage import Stage
+from distillsec.distill.files.safe import write_json, write_text
 from distillsec.distill.types import DistilledSet
 from distillsec.eval.bench import Bench, BenchOptions, Subject, make_defense
 from distillsec.eval.config import configure

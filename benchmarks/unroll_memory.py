@@ -27,10 +27,10 @@ import matplotlib.pyplot as plt
 import torch
 
 from distillsec.distill import weights as flat
-from distillsec.distill.matching import trajectory_distance
-from distillsec.distill.networks import NetworkSpec, build_network
+from distillsec.distill.backends.matching import trajectory_distance
+from distillsec.distill.backends.unroll import GradientName, StudentStep, unroll
+from distillsec.distill.networks.registry import NetworkSpec, build_network
 from distillsec.distill.types import Batch
-from distillsec.distill.unroll import GradientName, StudentStep, unroll
 
 STEPS = (1, 5, 10, 20, 40, 80)
 IMAGES = 100

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ..distill.makers import NetworkMaker, embed
+from ..distill.networks.makers import NetworkMaker, embed
 from ..distill.randomness import Streams
 from ..distill.training import in_pieces
 from ..distill.types import Batch, DistilledSet, hard_labels

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from ..distill.files import read_json, write_json, write_text
+from ..distill.files.safe import read_json, write_json, write_text
 from .ablation_table import Ablation, as_markdown, summarise_sweep
 from .conduct import carry_out
 from .executors import Executor

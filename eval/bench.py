@@ -17,7 +17,7 @@ from ..attacks import TestCase
 from ..defenses import DEFENSES
 from ..defenses.base import Budget, DefenderView, Defense
 from ..defenses.tuned import tune_defense
-from ..distill.makers import NetworkMaker
+from ..distill.networks.makers import NetworkMaker
 from ..distill.preprocessing import digest
 from ..distill.randomness import Streams
 from ..distill.types import Batch, DistilledSet, DistillsecError, RequestError, RunError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..distill.files import read_json, write_json, write_text
+from ..distill.files.safe import read_json, write_json, write_text
 from ..distill.types import RequestError
 from .benchmark_table import Benchmark, as_markdown, summarise_suite
 from .conduct import carry_out

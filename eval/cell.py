@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import Attack, TestCase
-from ..distill.artifact import load_set, pixel_range, save_set, save_trigger
-from ..distill.loop import distil
+from ..distill.core.loop import distil
+from ..distill.files.artifact import load_set, pixel_range, save_set, save_trigger
 from ..distill.types import DistilledSet
 from .checks import check_control, check_same_run
 from .config import Config

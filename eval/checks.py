@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..distill.artifact import load_set
+from ..distill.files.artifact import load_set
 from ..distill.types import RequestError
 from .config import Config
 from .record import Record, read_record

@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 
 from ..attacks import ATTACKS, Attack, CommonOptions
 from ..distill.augment import parse_strategy
-from ..distill.backend import Backend, BackendOptions
 from ..distill.backends import BACKENDS
-from ..distill.data import dataset_entry
-from ..distill.networks import NetworkSpec
+from ..distill.core.backend import Backend, BackendOptions
+from ..distill.data.registry import dataset_entry
+from ..distill.networks.registry import NetworkSpec
 from ..distill.plugins import is_reference, load_object, look_up
 from ..distill.types import RequestError
 

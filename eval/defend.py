@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..attacks import TestCase
 from ..defenses.base import Defense
-from ..distill.artifact import load_set
+from ..distill.files.artifact import load_set
 from ..distill.types import DistilledSet
 from .bench import VICTIMS, Bench, BenchOptions, Subject, check_holdout
 from .cell import describe_set, new_record

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..attacks import TestCase
-from ..distill.artifact import export_png, load_set, quantised
+from ..distill.files.artifact import export_png, load_set, quantised
 from ..distill.types import DistilledSet
 from .cell import describe_set, draw_set, new_record
 from .checks import check_same_run

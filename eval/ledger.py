@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, final
 
-from ..distill.files import read_json
+from ..distill.files.safe import read_json
 from ..distill.types import RequestError
 
 Event = Literal["done", "failed", "again", "lost"]

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from torch import Tensor
 
-from ..distill.artifact import pixel_range
-from ..distill.files import write_atomically
+from ..distill.files.artifact import pixel_range
+from ..distill.files.safe import write_atomically
 
 Pixels = npt.NDArray[np.uint8]
 

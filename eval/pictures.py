@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from ..distill.artifact import pixel_range
+from ..distill.files.artifact import pixel_range
 from ..distill.types import hard_labels
 from .page import (
     BLUE,

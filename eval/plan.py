@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from ..defenses.base import Defense
-from ..distill.hooks import Hook
+from ..distill.core.hooks import Hook
 from ..distill.types import RequestError
 from .bench import BenchOptions
 from .cell import run_cell

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..defenses.base import Budget, Family
 from ..defenses.tuned import Tuning
-from ..distill.files import read_json, write_json
+from ..distill.files.safe import read_json, write_json
 from ..distill.types import RequestError
 from .metrics import Summary
 

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ..distill.files import fault, read_json
+from ..distill.files.safe import fault, read_json
 from .ablation_table import ABLATION_VERSION, Ablation
 from .benchmark_table import BENCHMARK_VERSION, Benchmark
 from .record import Outcome, Record, read_record

@@ -13,8 +13,8 @@ from typing import Any, Final, final
 
 from PIL import Image
 
-from ..distill.artifact import load_set
-from ..distill.files import check_file
+from ..distill.files.artifact import load_set
+from ..distill.files.safe import check_file
 from ..distill.types import DistilledSet, RequestError
 from .record import Record
 from .report_model import Shown

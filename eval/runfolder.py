@@ -13,7 +13,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ..distill.files import (
+from ..distill.core.loop import LoopState
+from ..distill.core.resume import below, under
+from ..distill.files.safe import (
     fault,
     read_json,
     read_tensors,
@@ -21,8 +23,6 @@ from ..distill.files import (
     write_tensors,
     write_text,
 )
-from ..distill.loop import LoopState
-from ..distill.resume import below, under
 from ..distill.types import DistillsecError, RequestError
 from .record import Record, Status, read_record
 

@@ -11,8 +11,8 @@ from typing import Any, final
 import torch
 
 from ..attacks import KINDS, TestCase, trigger_from
-from ..distill.artifact import load_set, load_trigger
-from ..distill.foreign import import_pt
+from ..distill.files.artifact import load_set, load_trigger
+from ..distill.files.foreign import import_pt
 from ..distill.types import DistilledSet, RequestError
 from .record import Record, read_record
 from .runfolder import RunFolder

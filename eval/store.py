@@ -10,8 +10,8 @@ from typing import final
 import torch
 from torch import nn
 
-from ..distill.files import fault, read_tensors, write_tensors
-from ..distill.makers import NetworkMaker
+from ..distill.files.safe import fault, read_tensors, write_tensors
+from ..distill.networks.makers import NetworkMaker
 from ..distill.preprocessing import digest
 from ..distill.randomness import Streams
 from ..distill.types import DistilledSet

@@ -8,7 +8,7 @@ from typing import final
 from torch import nn
 
 from ..attacks import TestCase
-from ..distill.makers import NetworkMaker
+from ..distill.networks.makers import NetworkMaker
 from ..distill.randomness import Streams
 from ..distill.training import fit
 from ..distill.types import Batch, DistilledSet

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 from ..attacks import Attack
-from ..distill.loop import LoopState
+from ..distill.core.loop import LoopState
 from ..distill.types import Distillate
 from .metrics import Scores, rates
 from .progress import Phase

@@ -13,13 +13,13 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..attacks import Attack, Scenery
-from ..distill.backend import Backend
-from ..distill.data import ImageSet, load_dataset
-from ..distill.makers import NetworkMaker
+from ..distill.core.backend import Backend
+from ..distill.core.stage import Stage, Task
+from ..distill.data.registry import ImageSet, load_dataset
 from ..distill.memory import keep_freed_memory
-from ..distill.networks import NetworkSpec
+from ..distill.networks.makers import NetworkMaker
+from ..distill.networks.registry import NetworkSpec
 from ..distill.randomness import Streams
-from ..distill.stage import Stage, Task
 from ..distill.types import Distillate, DistilledSet, Recipe, RequestError, RunError
 from .checks import check_device
 from .config import Config

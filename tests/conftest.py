@@ -20,12 +20,12 @@ from threadpoolctl import threadpool_limits
 
 import distillsec
 from distillsec.attacks import Scenery
-from distillsec.distill.backend import Backend
 from distillsec.distill.backends import BACKENDS
-from distillsec.distill.hooks import Moment
-from distillsec.distill.networks import NetworkSpec, build_network
+from distillsec.distill.core.backend import Backend
+from distillsec.distill.core.hooks import Moment
+from distillsec.distill.core.stage import Task, frozen_copy
+from distillsec.distill.networks.registry import NetworkSpec, build_network
 from distillsec.distill.randomness import Streams
-from distillsec.distill.stage import Task, frozen_copy
 from distillsec.distill.types import Batch, Recipe
 from distillsec.eval.config import Config, configure
 

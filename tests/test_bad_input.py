@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from distillsec.distill import data_published
+from distillsec.distill.data import published as data_published
 
 Cli = Callable[..., Result]
 Options = Callable[..., list[str]]

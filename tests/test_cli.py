@@ -18,8 +18,8 @@ from distillsec import options
 from distillsec.attacks import ATTACKS
 from distillsec.defenses import DEFENSES
 from distillsec.distill.backends import BACKENDS
-from distillsec.distill.data import DATASETS
-from distillsec.distill.networks import NETWORKS
+from distillsec.distill.data.registry import DATASETS
+from distillsec.distill.networks.registry import NETWORKS
 from distillsec.distill.types import RunError
 from distillsec.eval.catalogue import CATALOGUES
 from distillsec.eval.presets import load_preset, preset_names

@@ -32,7 +32,7 @@ MAX_FILE_LINES = 330
 MAX_FUNCTION_LINES = 60
 MAY_PRINT = {"cli.py"}
 # Layers initialise themselves from torch's global generator: seeded there, inside fork_rng.
-MAY_SEED = {"distill/networks.py"}
+MAY_SEED = {"distill/networks/registry.py"}
 SEEDS = {
     "random.seed",
     "np.random.seed",
@@ -230,12 +230,19 @@ def test_print_is_found() -> None:
     assert not list(prints("eval/good.py", "log.print(1)"))
 
 
+FORKED_SEED = "with torch.random.fork_rng():\n    torch.manual_seed(1)"
+
+
 @pytest.mark.parametrize(
     ("path", "source", "found"),
     [
-        ("distill/networks.py", "with torch.random.fork_rng():\n    torch.manual_seed(1)", False),
-        ("distill/networks.py", "torch.manual_seed(1)", True),
-        ("distill/loop.py", "with torch.random.fork_rng():\n    torch.manual_seed(1)", True),
+        (
+            "distill/networks/registry.py",
+            "with torch.random.fork_rng():\n    torch.manual_seed(1)",
+            False,
+        ),
+        ("distill/networks/registry.py", "torch.manual_seed(1)", True),
+        ("distill/core/loop.py", "with torch.random.fork_rng():\n    torch.manual_seed(1)", True),
         ("eval/cell.py", "np.random.seed(0)", True),
         ("eval/cell.py", "import random\nrandom.seed(0)", True),
         ("eval/cell.py", "generator.manual_seed(1)", False),

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ...distill.makers import embed
-from ...distill.networks import Network
+from ...distill.networks.makers import embed
+from ...distill.networks.registry import Network
 from ...distill.training import in_pieces
 
 _POOLING = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d)

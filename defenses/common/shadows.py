@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ...distill.files import fault, read_tensors, write_tensors
-from ...distill.makers import NetworkMaker
+from ...distill.files.safe import fault, read_tensors, write_tensors
+from ...distill.networks.makers import NetworkMaker
 from ...distill.training import fit
 from ...distill.types import Batch, Recipe
 from ..base import DefenseOptions

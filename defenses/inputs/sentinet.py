@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ...distill.networks import Network
+from ...distill.networks.registry import Network
 from ...distill.training import in_pieces, micro_batch
 from ..base import DefenderView, DefenseOptions, InputScorer
 from ..common.maps import at_the_last_maps

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...distill.layers import Normalise
+from ...distill.networks.layers import Normalise
 from ...distill.training import in_pieces, predict
 from ...distill.types import Batch
 from ..base import DefenderView, DefenseOptions, Inspection, Inspector

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...distill.networks import Network
+from ...distill.networks.registry import Network
 from ...distill.training import augmenter
 from ...distill.types import Batch, Recipe
 from ..base import DefenderView, DefenseOptions, Inspection, Inspector

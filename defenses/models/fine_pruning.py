@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...distill.networks import Network
+from ...distill.networks.registry import Network
 from ...distill.training import in_pieces
 from ...distill.types import Batch
 from ..base import DefenderView, Repairer

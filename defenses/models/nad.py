@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...distill.networks import Network
+from ...distill.networks.registry import Network
 from ...distill.types import Recipe
 from ..base import DefenderView, Repairer
 from ..common.held_out import images_needed, images_wanted

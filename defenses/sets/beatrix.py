@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...distill.networks import Network
+from ...distill.networks.registry import Network
 from ...distill.training import in_pieces
 from ..base import DefenderView, DefenseOptions, SetScorer, SetScores, single_largest
 from ..common.by_class import (

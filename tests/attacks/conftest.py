@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from torch import Tensor
 
-from distillsec.distill.hooks import Moment
+from distillsec.distill.core.hooks import Moment
 from distillsec.distill.types import Batch
 
 

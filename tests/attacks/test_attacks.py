@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from distillsec.attacks import ATTACKS, Attack, CommonOptions, Scenery, ThreatModel
-from distillsec.distill import hooks
-from distillsec.distill.artifact import load_trigger, save_trigger
-from distillsec.distill.gradient_matching import DC, GradientMatchingOptions
-from distillsec.distill.hooks import EVENTS, Hook, Moment
-from distillsec.distill.loop import distil
-from distillsec.distill.stage import Task
+from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOptions
+from distillsec.distill.core import hooks
+from distillsec.distill.core.hooks import EVENTS, Hook, Moment
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.stage import Task
+from distillsec.distill.files.artifact import load_trigger, save_trigger
 from distillsec.distill.types import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")

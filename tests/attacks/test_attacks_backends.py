@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from distillsec.attacks import ATTACKS, Attack, Scenery
-from distillsec.distill import hooks
-from distillsec.distill.backend import Backend
 from distillsec.distill.backends import BACKENDS
-from distillsec.distill.hooks import EVENTS, Hook, Moment
-from distillsec.distill.loop import distil
-from distillsec.distill.stage import Task
+from distillsec.distill.core import hooks
+from distillsec.distill.core.backend import Backend
+from distillsec.distill.core.hooks import EVENTS, Hook, Moment
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.stage import Task
 from distillsec.distill.types import Batch
 
 DISTILLING = [name for name, backend in BACKENDS.items() if not backend.keeps_rows]

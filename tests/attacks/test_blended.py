@@ -14,11 +14,11 @@ from torch import Tensor
 from distillsec.attacks import ATTACKS, Blended, PatchTrigger, Scenery, trigger_from
 from distillsec.attacks.blended import BlendedOptions, random_pattern
 from distillsec.attacks.triggers import patch_mask
-from distillsec.distill.artifact import load_trigger, save_trigger
-from distillsec.distill.gradient_matching import DC, GradientMatchingOptions
-from distillsec.distill.hooks import Moment
-from distillsec.distill.loop import distil
-from distillsec.distill.stage import Task
+from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOptions
+from distillsec.distill.core.hooks import Moment
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.stage import Task
+from distillsec.distill.files.artifact import load_trigger, save_trigger
 from distillsec.distill.types import Distillate, RequestError
 from distillsec.eval.config import configure
 from distillsec.eval.presets import load_preset, preset_names

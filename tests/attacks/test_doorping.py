@@ -11,11 +11,11 @@ import torch
 from distillsec.attacks import Doorping, Scenery
 from distillsec.attacks.doorping import DoorpingOptions
 from distillsec.attacks.search import OBJECTIVES
-from distillsec.distill.gradient_matching import DC, GradientMatchingOptions
-from distillsec.distill.hooks import Hook, Moment
-from distillsec.distill.loop import distil
-from distillsec.distill.networks import Network
-from distillsec.distill.stage import Task
+from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOptions
+from distillsec.distill.core.hooks import Hook, Moment
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.stage import Task
+from distillsec.distill.networks.registry import Network
 from distillsec.distill.types import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")

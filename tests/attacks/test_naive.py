@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from distillsec.attacks import AttackOptions, Naive, Scenery
-from distillsec.distill.hooks import Moment
-from distillsec.distill.stage import Stage, Task
+from distillsec.distill.core.hooks import Moment
+from distillsec.distill.core.stage import Stage, Task
 from distillsec.distill.types import Batch, RequestError
 from distillsec.eval.metrics import rates
 

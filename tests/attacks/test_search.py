@@ -22,9 +22,9 @@ from distillsec.attacks.search import (
     target_logit,
 )
 from distillsec.attacks.triggers import patch_mask
-from distillsec.distill.hooks import Moment
-from distillsec.distill.networks import Network
-from distillsec.distill.stage import Stage, Task
+from distillsec.distill.core.hooks import Moment
+from distillsec.distill.core.stage import Stage, Task
+from distillsec.distill.networks.registry import Network
 from distillsec.distill.types import RequestError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from distillsec.attacks.triggers import PatchTrigger, patch_mask
 from distillsec.defenses.base import DefenderView
-from distillsec.distill.data import load_dataset
-from distillsec.distill.makers import NetworkMaker
-from distillsec.distill.networks import NetworkSpec
+from distillsec.distill.data.registry import load_dataset
+from distillsec.distill.networks.makers import NetworkMaker
+from distillsec.distill.networks.registry import NetworkSpec
 from distillsec.distill.training import fit
 from distillsec.distill.types import Batch, DistilledSet, Recipe
 

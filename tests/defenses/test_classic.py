@@ -27,7 +27,7 @@ from distillsec.defenses.base import (
     SetScorer,
     Trainer,
 )
-from distillsec.distill.networks import NetworkSpec
+from distillsec.distill.networks.registry import NetworkSpec
 from distillsec.distill.training import fit, predict
 
 if TYPE_CHECKING:

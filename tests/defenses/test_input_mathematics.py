@@ -28,8 +28,8 @@ from distillsec.defenses.inputs.strip import StripOptions, entropy, mean_entropy
 from distillsec.defenses.inputs.teco import onset
 from distillsec.defenses.sets.set_pixels import quantised
 from distillsec.defenses.training.partition_ensemble import Vote, certified_radius, partition
-from distillsec.distill.makers import NetworkMaker
-from distillsec.distill.networks import Network, NetworkSpec, batch_norm_layers
+from distillsec.distill.networks.makers import NetworkMaker
+from distillsec.distill.networks.registry import Network, NetworkSpec, batch_norm_layers
 from distillsec.distill.preprocessing import Preprocessing
 
 if TYPE_CHECKING:

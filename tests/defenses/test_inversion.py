@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distillsec.defenses.common import shadows, trigger_inversion, unet
 from distillsec.defenses.common.by_class import anomaly_index
 from distillsec.defenses.models import bti_dbf, mntd, tabor
-from distillsec.distill.networks import NetworkSpec
+from distillsec.distill.networks.registry import NetworkSpec
 from distillsec.distill.training import predict
 from distillsec.distill.types import Batch, RequestError
 

@@ -15,8 +15,8 @@ from torch.nn import functional
 from distillsec.defenses.common import channels, tuning
 from distillsec.defenses.common.maps import blocks
 from distillsec.defenses.models import anp, clp, ft_sam, i_bau, mm_bd, nad, rnp
-from distillsec.distill.makers import NetworkMaker
-from distillsec.distill.networks import Network, NetworkSpec
+from distillsec.distill.networks.makers import NetworkMaker
+from distillsec.distill.networks.registry import Network, NetworkSpec
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.training import accuracy, fit
 from distillsec.distill.types import Batch, Recipe

@@ -27,8 +27,8 @@ from distillsec.defenses.common import unet
 from distillsec.defenses.common.channels import channels, convolutions
 from distillsec.defenses.models import abs as abs_
 from distillsec.defenses.models import anp, bti_dbf, clp, rnp
-from distillsec.distill.layers import Normalise
-from distillsec.distill.networks import Network
+from distillsec.distill.networks.layers import Normalise
+from distillsec.distill.networks.registry import Network
 from distillsec.distill.types import Batch, Recipe
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from distillsec.defenses.inputs.scale_up import ScaleUp, ScaleUpOptions
 from distillsec.defenses.inputs.sentinet import distances, over_each
 from distillsec.defenses.inputs.shrinkpad import shrink_and_pad
 from distillsec.defenses.inputs.teco import Teco, TecoOptions, in_bytes, onset
-from distillsec.distill.makers import NetworkMaker
-from distillsec.distill.networks import NetworkSpec
+from distillsec.distill.networks.makers import NetworkMaker
+from distillsec.distill.networks.registry import NetworkSpec
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import Batch, DistilledSet, Recipe
 

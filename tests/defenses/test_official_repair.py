@@ -17,8 +17,8 @@ from distillsec.defenses import DEFENSES
 from distillsec.defenses.base import Defense
 from distillsec.defenses.common import tuning
 from distillsec.defenses.models import fine_pruning, ft_sam, i_bau, nad
-from distillsec.distill.makers import NetworkMaker
-from distillsec.distill.networks import NetworkSpec
+from distillsec.distill.networks.makers import NetworkMaker
+from distillsec.distill.networks.registry import NetworkSpec
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import Batch, Recipe
 

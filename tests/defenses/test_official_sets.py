@@ -27,7 +27,7 @@ from torch import Tensor
 from distillsec.defenses.common.by_class import anomaly_index
 from distillsec.defenses.sets import beatrix, scan, spectre
 from distillsec.defenses.sets.spectral_signatures import removed, signature
-from distillsec.distill.networks import NetworkSpec
+from distillsec.distill.networks.registry import NetworkSpec
 
 if TYPE_CHECKING:
     from tests.defenses.conftest import Case

@@ -13,8 +13,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from distillsec.distill import data_published
-from distillsec.distill.data import ImageSet, load_dataset
+from distillsec.distill.data import published as data_published
+from distillsec.distill.data.registry import ImageSet, load_dataset
 from distillsec.distill.types import RequestError
 
 Bytes = NDArray[np.uint8]

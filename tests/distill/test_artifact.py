@@ -19,8 +19,8 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
-from distillsec.distill import artifact
-from distillsec.distill.artifact import (
+from distillsec.distill.files import artifact
+from distillsec.distill.files.artifact import (
     export_png,
     load_set,
     load_trigger,
@@ -29,9 +29,7 @@ from distillsec.distill.artifact import (
     save_set,
     save_trigger,
 )
-from distillsec.distill.files import (
-    write_tensors,
-)
+from distillsec.distill.files.safe import write_tensors
 from distillsec.distill.types import Batch, DistilledSet, Recipe, RequestError
 
 Refused = Callable[[Path, str], pytest.RaisesExc[RequestError]]

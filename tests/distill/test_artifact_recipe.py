@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillsec.distill.artifact import load_set, save_set
-from distillsec.distill.files import read_tensors, write_tensors
+from distillsec.distill.files.artifact import load_set, save_set
+from distillsec.distill.files.safe import read_tensors, write_tensors
 from distillsec.distill.preprocessing import fit_zca
 from distillsec.distill.types import Batch, DistilledSet, Recipe, RequestError, Step
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from distillsec.distill import data_published
-from distillsec.distill.data import DATASETS, dataset_entry, load_dataset, pixels
+from distillsec.distill.data import published as data_published
+from distillsec.distill.data.registry import DATASETS, dataset_entry, load_dataset, pixels
 
 Bytes = NDArray[np.uint8]
 Refusal = Callable[..., str]

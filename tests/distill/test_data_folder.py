@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from distillsec.distill import data_files
-from distillsec.distill.data import ImageSet, load_dataset
+from distillsec.distill.data import folder as data_files
+from distillsec.distill.data.registry import ImageSet, load_dataset
 
 Bytes = NDArray[np.uint8]
 Refusal = Callable[..., str]

@@ -15,8 +15,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from distillsec.distill import data_files
-from distillsec.distill.data import load_dataset
+from distillsec.distill.data import folder as data_files
+from distillsec.distill.data.registry import load_dataset
 
 Bytes = NDArray[np.uint8]
 Refusal = Callable[..., str]

@@ -20,7 +20,7 @@ import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 
-from distillsec.distill.data import load_dataset
+from distillsec.distill.data.registry import load_dataset
 
 Bytes = NDArray[np.uint8]
 Refusal = Callable[..., str]

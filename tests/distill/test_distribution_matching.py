@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from distillsec.distill.augment import Augmentation, Transform
-from distillsec.distill.backend import Backend
-from distillsec.distill.distribution_matching import DM, DistributionMatchingOptions
-from distillsec.distill.hooks import Hook, Moment
-from distillsec.distill.loop import distil
-from distillsec.distill.networks import batch_norm_layers
+from distillsec.distill.backends.distribution_matching import DM, DistributionMatchingOptions
+from distillsec.distill.core.backend import Backend
+from distillsec.distill.core.hooks import Hook, Moment
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.stage import Stage, Task
+from distillsec.distill.networks.registry import batch_norm_layers
 from distillsec.distill.preprocessing import Preprocessing
-from distillsec.distill.stage import Stage, Task
 from distillsec.distill.types import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from distillsec.attacks import ATTACKS, Scenery
-from distillsec.distill import experts
 from distillsec.distill import weights as flat
 from distillsec.distill.augment import Augmentation, parse_strategy
-from distillsec.distill.experts import Buffer, ExpertPlan, open_buffer
-from distillsec.distill.hooks import Hook
+from distillsec.distill.backends import experts
+from distillsec.distill.backends.experts import Buffer, ExpertPlan, open_buffer
+from distillsec.distill.backends.trajectory_matching import MTT, TrajectoryMatchingOptions
+from distillsec.distill.core.hooks import Hook
+from distillsec.distill.core.stage import Stage, Task
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.randomness import Streams
-from distillsec.distill.stage import Stage, Task
-from distillsec.distill.trajectory_matching import MTT, TrajectoryMatchingOptions
 from distillsec.distill.types import RequestError, RunError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

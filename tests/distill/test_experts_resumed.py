@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from distillsec.attacks import ATTACKS, Attack, Scenery
-from distillsec.distill import experts
-from distillsec.distill.backend import Backend
-from distillsec.distill.files import write_tensors
-from distillsec.distill.hooks import Hook
-from distillsec.distill.loop import LoopState, Observer, distil
-from distillsec.distill.stage import Stage, Task
+from distillsec.distill.backends import experts
+from distillsec.distill.core.backend import Backend
+from distillsec.distill.core.hooks import Hook
+from distillsec.distill.core.loop import LoopState, Observer, distil
+from distillsec.distill.core.stage import Stage, Task
+from distillsec.distill.files.safe import write_tensors
 from distillsec.distill.types import Distillate, RequestError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,19 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from distillsec.distill import files
-from distillsec.distill.artifact import (
-    load_set,
-    load_trigger,
-)
-from distillsec.distill.files import (
+from distillsec.distill.files import safe as files
+from distillsec.distill.files.artifact import load_set, load_trigger
+from distillsec.distill.files.foreign import import_pt
+from distillsec.distill.files.safe import (
     read_json,
     read_tensors,
     write_atomically,
     write_json,
     write_tensors,
 )
-from distillsec.distill.foreign import import_pt
 from distillsec.distill.types import RequestError
 
 Refused = Callable[[Path, str], pytest.RaisesExc[RequestError]]

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distillsec.distill.augment import Transform
-from distillsec.distill.backend import Backend
-from distillsec.distill.data import load_dataset
-from distillsec.distill.gradient_matching import (
+from distillsec.distill.backends.gradient_matching import (
     DC,
     DSA,
     GradientMatchingOptions,
@@ -23,10 +21,12 @@ from distillsec.distill.gradient_matching import (
     _gradient,
     published_loops,
 )
-from distillsec.distill.loop import Observer, distil
-from distillsec.distill.networks import NetworkSpec, batch_norm_layers, build_network
+from distillsec.distill.core.backend import Backend
+from distillsec.distill.core.loop import Observer, distil
+from distillsec.distill.core.stage import Stage, Task
+from distillsec.distill.data.registry import load_dataset
+from distillsec.distill.networks.registry import NetworkSpec, batch_norm_layers, build_network
 from distillsec.distill.randomness import Streams
-from distillsec.distill.stage import Stage, Task
 from distillsec.distill.training import accuracy, fit
 from distillsec.distill.types import Batch, Distillate, Recipe
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillsec.distill.gradient_matching import DC, GradientMatchingOptions
-from distillsec.distill.hooks import (
+from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOptions
+from distillsec.distill.core.hooks import (
     EVENTS,
     Event,
     Hook,
@@ -20,8 +20,8 @@ from distillsec.distill.hooks import (
     fold,
     listeners,
 )
-from distillsec.distill.loop import distil
-from distillsec.distill.stage import Task
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.stage import Task
 from distillsec.distill.types import Batch, RequestError, RunError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from distillsec.distill.artifact import save_set
-from distillsec.distill.foreign import import_pt
+from distillsec.distill.files.artifact import save_set
+from distillsec.distill.files.foreign import import_pt
 from distillsec.distill.preprocessing import fit_zca
 from distillsec.distill.types import Recipe, RequestError
 

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from distillsec.attacks import ATTACKS, Attack, Scenery
-from distillsec.distill.gradient_matching import (
+from distillsec.distill.backends.gradient_matching import (
     DC,
     DSA,
     GradientMatchingOptions,
     SiameseOptions,
 )
-from distillsec.distill.hooks import EVENTS, Hook, Moment
-from distillsec.distill.loop import LoopState, Observer, distil
-from distillsec.distill.stage import Stage, Task
+from distillsec.distill.core.hooks import EVENTS, Hook, Moment
+from distillsec.distill.core.loop import LoopState, Observer, distil
+from distillsec.distill.core.stage import Stage, Task
 from distillsec.distill.types import Batch, Distillate, RunError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

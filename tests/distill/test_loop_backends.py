@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from distillsec.attacks import ATTACKS, Scenery
-from distillsec.distill.backend import Backend
 from distillsec.distill.backends import BACKENDS
-from distillsec.distill.hooks import EVENTS, Hook, Moment
-from distillsec.distill.loop import LoopState, Observer, distil
-from distillsec.distill.stage import Task
+from distillsec.distill.core.backend import Backend
+from distillsec.distill.core.hooks import EVENTS, Hook, Moment
+from distillsec.distill.core.loop import LoopState, Observer, distil
+from distillsec.distill.core.stage import Task
 from distillsec.distill.types import Distillate, RunError
 
 DISTILLING = [name for name, backend in BACKENDS.items() if not backend.keeps_rows]

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from distillsec.distill.matching import (
+from distillsec.distill.backends.matching import (
     DISTANCES,
     global_cosine,
     layerwise_cosine,
     squared_error,
 )
-from distillsec.distill.networks import NetworkSpec, build_network
+from distillsec.distill.networks.registry import NetworkSpec, build_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

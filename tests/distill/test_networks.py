@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from distillsec.distill.networks import (
+from distillsec.distill.networks.registry import (
     NETWORKS,
     Network,
     NetworkSpec,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from distillsec.distill.networks import (
+from distillsec.distill.networks.registry import (
     Network,
     NetworkSpec,
     UserNetwork,

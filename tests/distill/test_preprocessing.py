@@ -14,10 +14,10 @@ import torch
 from kornia.enhance import ZCAWhitening
 from torch import Tensor
 
-from distillsec.distill.artifact import load_set
-from distillsec.distill.data import ImageSet, load_dataset
-from distillsec.distill.files import read_tensors
-from distillsec.distill.networks import NetworkSpec, build_network
+from distillsec.distill.data.registry import ImageSet, load_dataset
+from distillsec.distill.files.artifact import load_set
+from distillsec.distill.files.safe import read_tensors
+from distillsec.distill.networks.registry import NetworkSpec, build_network
 from distillsec.distill.preprocessing import Preprocessing, Zca, digest, fit_zca
 from distillsec.distill.types import Batch, RequestError
 from distillsec.eval.cell import run_cell

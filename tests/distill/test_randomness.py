@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from distillsec.attacks import ATTACKS, Scenery
-from distillsec.distill.gradient_matching import DSA, SiameseOptions
-from distillsec.distill.loop import distil
+from distillsec.distill.backends.gradient_matching import DSA, SiameseOptions
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.stage import Task
 from distillsec.distill.randomness import STREAMS, Streams
-from distillsec.distill.stage import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

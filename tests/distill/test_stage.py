@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from distillsec.attacks import ATTACKS, Attack, Scenery
-from distillsec.distill.hooks import Hook, Moment
-from distillsec.distill.stage import Stage, Task
+from distillsec.distill.core.hooks import Hook, Moment
+from distillsec.distill.core.stage import Stage, Task
 from distillsec.distill.types import Batch, RequestError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from distillsec.distill import weights as flat
-from distillsec.distill.artifact import load_set, save_set
-from distillsec.distill.backend import Backend
-from distillsec.distill.loop import distil
-from distillsec.distill.networks import NetworkSpec, build_network
-from distillsec.distill.stage import Stage, Task
-from distillsec.distill.through_training import DD, ThroughTrainingOptions
+from distillsec.distill.backends.through_training import DD, ThroughTrainingOptions
+from distillsec.distill.backends.unroll import StudentStep, unroll
+from distillsec.distill.core.backend import Backend
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.stage import Stage, Task
+from distillsec.distill.files.artifact import load_set, save_set
+from distillsec.distill.networks.registry import NetworkSpec, build_network
 from distillsec.distill.training import accuracy, fit
 from distillsec.distill.types import Batch, DistilledSet, RequestError
-from distillsec.distill.unroll import StudentStep, unroll
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

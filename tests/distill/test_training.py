@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillsec.distill.stage import Task
+from distillsec.distill.core.stage import Task
 from distillsec.distill.training import accuracy, fit, predict, shuffled
 from distillsec.distill.types import Batch, Recipe, RunError
 

@@ -14,14 +14,14 @@ from torch.nn import functional
 
 from distillsec.attacks import ATTACKS, Attack, Scenery
 from distillsec.distill.augment import Augmentation
-from distillsec.distill.backend import Backend
-from distillsec.distill.files import read_json
-from distillsec.distill.loop import distil
+from distillsec.distill.backends.trajectory_matching import MTT, TrajectoryMatchingOptions
+from distillsec.distill.backends.unroll import GradientName
+from distillsec.distill.core.backend import Backend
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.stage import Stage, Task
+from distillsec.distill.files.safe import read_json
 from distillsec.distill.preprocessing import Preprocessing
-from distillsec.distill.stage import Stage, Task
-from distillsec.distill.trajectory_matching import MTT, TrajectoryMatchingOptions
 from distillsec.distill.types import Batch, RequestError, RunError
-from distillsec.distill.unroll import GradientName
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from distillsec.distill import weights as flat
 from distillsec.distill.augment import Augmentation
-from distillsec.distill.networks import NetworkSpec, build_network
+from distillsec.distill.backends.unroll import GradientName, StudentStep, unroll
+from distillsec.distill.networks.registry import NetworkSpec, build_network
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import Batch
-from distillsec.distill.unroll import GradientName, StudentStep, unroll
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,12 +10,12 @@ import torch
 from pydantic import ValidationError
 
 from distillsec.attacks import ATTACKS, Scenery
-from distillsec.distill.backend import Backend
 from distillsec.distill.backends import BACKENDS
-from distillsec.distill.loop import distil
-from distillsec.distill.stage import Task
+from distillsec.distill.backends.whole_set import WholeSet, WholeSetOptions
+from distillsec.distill.core.backend import Backend
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.stage import Task
 from distillsec.distill.types import Batch
-from distillsec.distill.whole_set import WholeSet, WholeSetOptions
 
 Tasks = Callable[..., Task]
 
@@ -65,7 +65,7 @@ def test_nothing_in_it_moves(toy_task: Tasks) -> None:
     def start(stage: object) -> None:
         started.append(stage)
 
-    from distillsec.distill.stage import Stage
+    from distillsec.distill.core.stage import Stage
 
     stage = Stage(task, [], 0, start=start)
     assert started == [stage] and stage.progress == 0 and stage.on_last_step

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distillsec.distill.artifact import save_set
+from distillsec.distill.files.artifact import save_set
 from distillsec.distill.types import Batch, DistilledSet, Recipe
 from distillsec.eval.metrics import collect, over_seeds
 from distillsec.eval.record import Metrics, Record

@@ -11,9 +11,9 @@ import pytest
 import torch
 from click.testing import Result
 
-from distillsec.distill.artifact import load_set
 from distillsec.distill.backends import BACKENDS
-from distillsec.distill.data import load_dataset
+from distillsec.distill.data.registry import load_dataset
+from distillsec.distill.files.artifact import load_set
 from distillsec.distill.training import accuracy
 from distillsec.distill.types import RequestError
 from distillsec.eval.cell import run_cell

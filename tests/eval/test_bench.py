@@ -33,7 +33,7 @@ from distillsec.defenses.base import (
     SetScores,
     Trainer,
 )
-from distillsec.distill.artifact import load_set
+from distillsec.distill.files.artifact import load_set
 from distillsec.distill.randomness import Streams
 from distillsec.distill.training import fit, predict
 from distillsec.distill.types import DistilledSet, RequestError

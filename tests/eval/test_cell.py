@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distillsec.distill.artifact import load_set, load_trigger
-from distillsec.distill.files import read_tensors
+from distillsec.distill.files.artifact import load_set, load_trigger
+from distillsec.distill.files.safe import read_tensors
 from distillsec.distill.types import RequestError, RunError
 from distillsec.eval.cell import run_cell
 from distillsec.eval.config import Config

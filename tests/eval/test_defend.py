@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 
 from distillsec.defenses import DEFENSES
-from distillsec.distill.files import read_json
+from distillsec.distill.files.safe import read_json
 from distillsec.eval.catalogue import CATALOGUES
 from distillsec.eval.config import configure
 from distillsec.eval.defend import defend

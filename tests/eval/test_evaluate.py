@@ -13,9 +13,9 @@ import pytest
 import torch
 from click.testing import Result
 
-from distillsec.distill.artifact import load_set, save_set, save_trigger
-from distillsec.distill.data import load_dataset
-from distillsec.distill.files import read_json
+from distillsec.distill.data.registry import load_dataset
+from distillsec.distill.files.artifact import load_set, save_set, save_trigger
+from distillsec.distill.files.safe import read_json
 from distillsec.distill.types import RequestError
 from distillsec.eval.config import Config
 from distillsec.eval.evaluate import evaluate

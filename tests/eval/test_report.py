@@ -20,7 +20,7 @@ import yaml
 from click.testing import Result
 from PIL import Image
 
-from distillsec.distill.artifact import save_set
+from distillsec.distill.files.artifact import save_set
 from distillsec.distill.types import Batch, DistilledSet, Recipe
 from distillsec.eval.ablation_table import Ablation, as_markdown
 from distillsec.eval.record import read_record

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from distillsec.distill.files import read_json, read_tensors
+from distillsec.distill.files.safe import read_json, read_tensors
 from distillsec.distill.types import RequestError
 from distillsec.eval.runfolder import RunFolder, fresh_folder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from click.testing import Result
 
-from distillsec.distill.files import read_tensors
+from distillsec.distill.files.safe import read_tensors
 from distillsec.eval.record import read_record
 
 Cli = Callable[..., Result]

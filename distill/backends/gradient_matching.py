@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .augment import Augmentation, parse_strategy
-from .backend import Backend, BackendOptions
+from ..augment import Augmentation, parse_strategy
+from ..core.backend import Backend, BackendOptions
+from ..core.stage import Stage
+from ..networks.registry import batch_norm_layers
+from ..training import micro_batch, train_epoch
+from ..types import Batch, Recipe
 from .matching import DISTANCES
-from .networks import batch_norm_layers
-from .stage import Stage
-from .training import micro_batch, train_epoch
-from .types import Batch, Recipe
 
 # Published (ipc, outer loop, inner loop); other values of IPC interpolate.
 _PUBLISHED_LOOPS = ((1, 1, 1), (10, 10, 50), (20, 20, 25), (30, 30, 20), (40, 40, 15), (50, 50, 10))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .backend import Backend
+from ..core.backend import Backend
 from .distribution_matching import DM
 from .gradient_matching import DC, DSA
 from .through_training import DD

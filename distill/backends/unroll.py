@@ -25,9 +25,9 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from . import weights as flat
-from .augment import Transform
-from .types import Batch
+from .. import weights as flat
+from ..augment import Transform
+from ..types import Batch
 
 GradientName = Literal["exact", "recompute", "tesla"]
 

@@ -17,15 +17,15 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from . import resume
-from . import weights as flat
-from .files import fault, read_json, read_slice, read_tensors, write_json, write_tensors
-from .hooks import announce, listeners
-from .preprocessing import digest
-from .randomness import Streams
-from .stage import Stage
-from .training import sgd, train_on
-from .types import Batch, Recipe, RequestError, RunError
+from .. import weights as flat
+from ..core import resume
+from ..core.hooks import announce, listeners
+from ..core.stage import Stage
+from ..files.safe import fault, read_json, read_slice, read_tensors, write_json, write_tensors
+from ..preprocessing import digest
+from ..randomness import Streams
+from ..training import sgd, train_on
+from ..types import Batch, Recipe, RequestError, RunError
 
 FORMAT_VERSION = 1
 _SECONDS_BETWEEN_CHECKPOINTS = 1.0

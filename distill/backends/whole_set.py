@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from .backend import Backend, BackendOptions
-from .stage import Stage
-from .types import Batch, Recipe
+from ..core.backend import Backend, BackendOptions
+from ..core.stage import Stage
+from ..types import Batch, Recipe
 
 
 @final

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from .types import Batch, DistillsecError, Recipe, RunError
+from ..types import Batch, DistillsecError, Recipe, RunError
 
 Phase = Literal["expert", "distill"]
 Event = Literal["on_start", "on_sample", "on_draw", "on_loss", "on_synthetic", "on_finish"]

@@ -11,12 +11,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import weights as flat
-from .backend import Backend, BackendOptions
-from .networks import batch_norm_layers
-from .stage import Stage
-from .training import micro_batch
-from .types import Batch, Recipe, RequestError, Step
+from .. import weights as flat
+from ..core.backend import Backend, BackendOptions
+from ..core.stage import Stage
+from ..networks.registry import batch_norm_layers
+from ..training import micro_batch
+from ..types import Batch, Recipe, RequestError, Step
 from .unroll import StudentStep, unroll
 
 _BETAS = (0.5, 0.999)

@@ -7,9 +7,9 @@ from typing import cast, final
 
 from torch import Tensor, nn
 
+from ..preprocessing import Preprocessing
 from .layers import Shape
-from .networks import NetworkSpec, build_network
-from .preprocessing import Preprocessing
+from .registry import NetworkSpec, build_network
 
 
 @final

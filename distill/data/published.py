@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data_files import RawSet, Request, decode_files, one_line, read_idx, stratified
-from .types import RequestError
+from ..types import RequestError
+from .folder import RawSet, Request, decode_files, one_line, read_idx, stratified
 
 SYSTEM_DIR = Path("/usr/share/datasets")
 """Where Debian's ``dataset-*`` packages put their files."""

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .types import RequestError
+from ..types import RequestError
 
 JSON_CAP: Final = 64 * 2**20
 """The most bytes that :func:`read_json` reads."""

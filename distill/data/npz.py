@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .data_files import TEST_SHARE, RawSet, Request, check_size, one_line, some, stratified
-from .types import RequestError
+from ..types import RequestError
+from .folder import TEST_SHARE, RawSet, Request, check_size, one_line, some, stratified
 
 _SPLIT_KEYS = ("x_train", "y_train", "x_test", "y_test")
 _POOL_KEYS = ("x", "y")

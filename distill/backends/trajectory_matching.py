@@ -10,13 +10,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from . import weights as flat
-from .augment import Augmentation, parse_strategy
-from .backend import Backend, BackendOptions
+from .. import weights as flat
+from ..augment import Augmentation, parse_strategy
+from ..core.backend import Backend, BackendOptions
+from ..core.stage import Stage, Start
+from ..types import Batch, Recipe, RequestError, RunError
 from .experts import Buffer, ExpertPlan, open_buffer
 from .matching import trajectory_distance
-from .stage import Stage, Start
-from .types import Batch, Recipe, RequestError, RunError
 from .unroll import GradientName, StudentStep, unroll
 
 _AUGMENT = "color_crop_cutout_flip_scale_rotate"

@@ -10,8 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ..types import Batch, Recipe
 from .stage import Stage, Start
-from .types import Batch, Recipe
 
 
 class BackendOptions(BaseModel):

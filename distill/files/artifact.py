@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from .files import fault, read_tensors, write_atomically, write_tensors
-from .preprocessing import Zca
-from .resume import below, under
-from .types import Batch, DistilledSet, Recipe, Step, hard_labels
+from ..core.resume import below, under
+from ..preprocessing import Zca
+from ..types import Batch, DistilledSet, Recipe, Step, hard_labels
+from .safe import fault, read_tensors, write_atomically, write_tensors
 
 FORMAT_VERSION: Final = 1
 _LARGEST_SIDE: Final = 4096

@@ -12,10 +12,10 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from ..randomness import StreamName, Streams
+from ..training import fit, shuffled
+from ..types import Batch, Distillate, Recipe, RequestError, RunError
 from .hooks import EVENTS, Hook, Moment, Phase, fold, listeners
-from .randomness import StreamName, Streams
-from .training import fit, shuffled
-from .types import Batch, Distillate, Recipe, RequestError, RunError
 
 Start = Literal["noise", "real", "poisoned"]
 

@@ -11,11 +11,11 @@ from typing import Protocol, final
 import torch
 from torch import Tensor, nn
 
+from ..types import Batch, Distillate, RunError
 from .backend import Backend
 from .hooks import Hook, announce, extra_loss, fold, listeners
 from .resume import of_optimiser, to_optimiser
 from .stage import Stage, Task
-from .types import Batch, Distillate, RunError
 
 
 @final

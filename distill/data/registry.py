@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .data_files import RawSet, Request, load_folder
-from .data_npz import load_npz
-from .data_published import (
+from ..preprocessing import MAX_DIMENSIONS, Preprocessing, Zca, fit_zca
+from ..types import Batch, RequestError
+from .folder import RawSet, Request, load_folder
+from .npz import load_npz
+from .published import (
     DIGIT_NAMES,
     GTSRB_FILES,
     IDX_FILES,
@@ -33,8 +35,6 @@ from .data_published import (
     read_gtsrb,
     read_mnist,
 )
-from .preprocessing import MAX_DIMENSIONS, Preprocessing, Zca, fit_zca
-from .types import Batch, RequestError
 
 MAX_IMAGE_SIZE = 1024
 

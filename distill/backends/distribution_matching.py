@@ -9,14 +9,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from .augment import Augmentation, Transform, parse_strategy
-from .backend import Backend, BackendOptions
-from .makers import embed
+from ..augment import Augmentation, Transform, parse_strategy
+from ..core.backend import Backend, BackendOptions
+from ..core.stage import Stage, Start
+from ..networks.makers import embed
+from ..networks.registry import batch_norm_layers
+from ..training import micro_batch
+from ..types import Batch, Recipe
 from .matching import mean_distance
-from .networks import batch_norm_layers
-from .stage import Stage, Start
-from .training import micro_batch
-from .types import Batch, Recipe
 
 
 class DistributionMatchingOptions(BackendOptions):

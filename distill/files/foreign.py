@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..preprocessing import Zca
+from ..types import Batch, DistilledSet, Recipe
 from .artifact import check_set
-from .files import TENSORS_CAP, fault, read_foreign
-from .preprocessing import Zca
-from .types import Batch, DistilledSet, Recipe
+from .safe import TENSORS_CAP, fault, read_foreign
 
 
 def import_pt(

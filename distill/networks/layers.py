@@ -10,7 +10,7 @@ from typing import cast, final
 import torch
 from torch import Tensor, nn
 
-from .preprocessing import Zca
+from ..preprocessing import Zca
 
 Shape = tuple[int, int, int]
 

@@ -20,11 +20,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from ..plugins import is_reference, load_object, look_up
+from ..preprocessing import Zca
+from ..randomness import seeded_weights
+from ..types import RequestError
 from .layers import Normalise, Parameters, Shape, Stack
-from .plugins import is_reference, load_object, look_up
-from .preprocessing import Zca
-from .randomness import seeded_weights
-from .types import RequestError
 
 Norm = Literal["instance", "batch", "layer", "group", "none"]
 Activation = Literal["relu", "leaky-relu", "sigmoid", "swish"]

@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .types import RequestError
+from ..types import RequestError
 
 MAX_BYTES = 8 * 2**30
 """The most bytes of pixels that one set may hold; more is refused before it is allocated."""

@@ -1,0 +1,1 @@
+"""Image sets as tensors, by name or from the user's files."""
