@@ -15,13 +15,13 @@ from distillsec.distill.backends import BACKENDS
 from distillsec.distill.core.hooks import Hook, Moment
 from distillsec.distill.files.artifact import load_set, load_trigger
 from distillsec.distill.types import Batch, DistilledSet, Recipe, RequestError, RunError
-from distillsec.eval.cell import run_cell
-from distillsec.eval.config import Config, configure
-from distillsec.eval.defend import defend
-from distillsec.eval.evaluate import evaluate
-from distillsec.eval.record import Record, read_record
-from distillsec.eval.request import gather
-from distillsec.eval.seeds import run_seeds
+from distillsec.eval.bench.defend import defend
+from distillsec.eval.config.layers import gather
+from distillsec.eval.config.schema import Config, configure
+from distillsec.eval.results.record import Record, read_record
+from distillsec.eval.run.cell import run_cell
+from distillsec.eval.run.evaluate import evaluate
+from distillsec.eval.run.seeds import run_seeds
 
 __all__ = [
     "ATTACKS",

@@ -10,19 +10,19 @@ import click
 
 from . import options
 from .distill.types import RequestError
-from .eval import ablation_table, benchmark_table
-from .eval.ablate import ablate as run_sweep
-from .eval.ablate import outlook
-from .eval.benchmark import benchmark as run_suite
-from .eval.config import RunSection
-from .eval.executors import Executor
-from .eval.machine import executor_for
-from .eval.progress import Reporter
-from .eval.record import Failure
-from .eval.request import key_values
-from .eval.runfolder import fresh_folder
-from .eval.suite import configurations, groups, read_suite
-from .eval.sweep import read_sweep
+from .eval.config.layers import key_values
+from .eval.config.schema import RunSection
+from .eval.grid import ablation_table, benchmark_table
+from .eval.grid.ablate import ablate as run_sweep
+from .eval.grid.ablate import outlook
+from .eval.grid.benchmark import benchmark as run_suite
+from .eval.grid.executors import Executor
+from .eval.grid.machine import executor_for
+from .eval.grid.suite import configurations, groups, read_suite
+from .eval.grid.sweep import read_sweep
+from .eval.results.record import Failure
+from .eval.run.folder import fresh_folder
+from .eval.run.progress import Reporter
 
 
 @click.command()

@@ -13,17 +13,17 @@ from . import batch, options, reporting
 from .defenses.base import Budget
 from .defenses.common.shadows import ShadowOptions
 from .distill.types import RequestError, RunError
-from .eval import catalogue
-from .eval.bench import BenchOptions, choose_defenses
-from .eval.checks import out_of_memory
-from .eval.config import build_options
-from .eval.defend import defend as defend_set
-from .eval.evaluate import evaluate as evaluate_set
-from .eval.progress import Reporter
-from .eval.record import metadata_version
-from .eval.request import by_owner
-from .eval.source import Source
-from .eval.zoo import make_zoo
+from .eval.bench.bench import BenchOptions, choose_defenses
+from .eval.bench.defend import defend as defend_set
+from .eval.bench.zoo import make_zoo
+from .eval.config import catalogue
+from .eval.config.layers import by_owner
+from .eval.config.schema import build_options
+from .eval.results.record import metadata_version
+from .eval.run.checks import out_of_memory
+from .eval.run.evaluate import evaluate as evaluate_set
+from .eval.run.progress import Reporter
+from .eval.run.source import Source
 
 
 class _Program(click.Group):

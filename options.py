@@ -14,16 +14,16 @@ import yaml
 from .attacks.triggers import TriggerRange
 from .defenses.base import Budget
 from .distill.types import RequestError
-from .eval.cell import run_cell
-from .eval.config import Config, configure
-from .eval.defense_tables import defense_table
-from .eval.progress import Reporter
-from .eval.record import Record, read_record
-from .eval.request import for_clean, gather
-from .eval.runfolder import RunFolder, fresh_folder
-from .eval.seeds import run_seeds
-from .eval.source import Source
-from .eval.tables import table
+from .eval.config.layers import for_clean, gather
+from .eval.config.schema import Config, configure
+from .eval.results.defense_tables import defense_table
+from .eval.results.record import Record, read_record
+from .eval.results.tables import table
+from .eval.run.cell import run_cell
+from .eval.run.folder import RunFolder, fresh_folder
+from .eval.run.progress import Reporter
+from .eval.run.seeds import run_seeds
+from .eval.run.source import Source
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -9,12 +9,12 @@ import click
 from . import options
 from .distill.files.safe import write_text
 from .distill.types import RequestError
-from .eval.progress import Reporter
-from .eval.record import command_line
-from .eval.report import gather_source
-from .eval.report_compare import compare
-from .eval.report_page import page
-from .eval.report_tables import FORMATS
+from .eval.report.compare import compare
+from .eval.report.load import gather_source
+from .eval.report.page import page
+from .eval.report.tables import FORMATS
+from .eval.results.record import command_line
+from .eval.run.progress import Reporter
 
 _PAGE = "html"
 _OUT = Path("report.html")

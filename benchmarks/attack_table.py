@@ -28,11 +28,11 @@ import matplotlib.pyplot as plt
 from cells import finished, over_seeds, run_once
 
 from distillsec.distill.types import DistillsecError
-from distillsec.eval.config import configure
-from distillsec.eval.metrics import Summary
-from distillsec.eval.progress import duration
-from distillsec.eval.record import Record
-from distillsec.eval.request import for_clean, gather
+from distillsec.eval.config.layers import for_clean, gather
+from distillsec.eval.config.schema import configure
+from distillsec.eval.results.metrics import Summary
+from distillsec.eval.results.record import Record
+from distillsec.eval.run.progress import duration
 
 # In the pixel range the objective that does most there; without bounds the paper's.
 ATTACKS: Mapping[str, Mapping[str, Any]] = {

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from distillsec.eval.cell import run_cell
-from distillsec.eval.config import Config
-from distillsec.eval.metrics import kind_of, summarise
-from distillsec.eval.progress import Reporter
-from distillsec.eval.record import Record, read_record
+from distillsec.eval.config.schema import Config
+from distillsec.eval.results.metrics import kind_of, summarise
+from distillsec.eval.results.record import Record, read_record
+from distillsec.eval.run.cell import run_cell
+from distillsec.eval.run.progress import Reporter
 
 
 def run_once(config: Config, folder: Path, control_run: Path | None = None) -> None:

@@ -26,13 +26,13 @@ from distillsec.defenses.base import Sanitiser, SetScorer, Trainer
 from distillsec.distill.core.stage import Stage
 from distillsec.distill.files.safe import write_json, write_text
 from distillsec.distill.types import DistilledSet
-from distillsec.eval.bench import Bench, BenchOptions, Subject, make_defense
-from distillsec.eval.config import configure
-from distillsec.eval.metrics import over_seeds
-from distillsec.eval.record import Outcome, environment
-from distillsec.eval.request import gather
-from distillsec.eval.store import VictimStore
-from distillsec.eval.workshop import Workshop, open_workshop
+from distillsec.eval.bench.bench import Bench, BenchOptions, Subject, make_defense
+from distillsec.eval.bench.store import VictimStore
+from distillsec.eval.config.layers import gather
+from distillsec.eval.config.schema import configure
+from distillsec.eval.results.metrics import over_seeds
+from distillsec.eval.results.record import Outcome, environment
+from distillsec.eval.run.workshop import Workshop, open_workshop
 
 SIZES = (10, 100, 500)
 SEEDS = range(5)

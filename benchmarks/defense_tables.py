@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from distillsec.eval.benchmark_table import Benchmark, Row, judged
-from distillsec.eval.record import Metrics
+from distillsec.eval.grid.benchmark_table import Benchmark, Row, judged
+from distillsec.eval.results.record import Metrics
 
 # A detector's false alarms on clean twins, by the figure it is judged by: the paper's, calibrated.
 ALARMS = {

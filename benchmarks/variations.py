@@ -21,8 +21,8 @@ from typing import Any
 
 from cells import finished, over_seeds, run_once
 
-from distillsec.eval.config import configure
-from distillsec.eval.request import gather
+from distillsec.eval.config.layers import gather
+from distillsec.eval.config.schema import configure
 
 METRICS = {
     "clean_test_accuracy": "CTA",

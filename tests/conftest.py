@@ -27,7 +27,7 @@ from distillsec.distill.core.stage import Task, frozen_copy
 from distillsec.distill.networks.registry import NetworkSpec, build_network
 from distillsec.distill.randomness import Streams
 from distillsec.distill.types import Batch, Recipe
-from distillsec.eval.config import Config, configure
+from distillsec.eval.config.schema import Config, configure
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 THREADS = 2

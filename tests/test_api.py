@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import distillsec
-from distillsec.eval import request
-from distillsec.eval.presets import load_preset
+from distillsec.eval.config import layers as request
+from distillsec.eval.config.presets import load_preset
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 

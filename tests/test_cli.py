@@ -21,9 +21,9 @@ from distillsec.distill.backends import BACKENDS
 from distillsec.distill.data.registry import DATASETS
 from distillsec.distill.networks.registry import NETWORKS
 from distillsec.distill.types import RunError
-from distillsec.eval.catalogue import CATALOGUES
-from distillsec.eval.presets import load_preset, preset_names
-from distillsec.eval.record import read_record
+from distillsec.eval.config.catalogue import CATALOGUES
+from distillsec.eval.config.presets import load_preset, preset_names
+from distillsec.eval.results.record import read_record
 
 Cli = Callable[..., Result]
 Options = Callable[..., list[str]]

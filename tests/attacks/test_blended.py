@@ -20,10 +20,10 @@ from distillsec.distill.core.loop import distil
 from distillsec.distill.core.stage import Task
 from distillsec.distill.files.artifact import load_trigger, save_trigger
 from distillsec.distill.types import Distillate, RequestError
-from distillsec.eval.config import configure
-from distillsec.eval.presets import load_preset, preset_names
-from distillsec.eval.record import read_record
-from distillsec.eval.request import gather
+from distillsec.eval.config.layers import gather
+from distillsec.eval.config.presets import load_preset, preset_names
+from distillsec.eval.config.schema import configure
+from distillsec.eval.results.record import read_record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,7 +13,7 @@ from distillsec.attacks import AttackOptions, Naive, Scenery
 from distillsec.distill.core.hooks import Moment
 from distillsec.distill.core.stage import Stage, Task
 from distillsec.distill.types import Batch, RequestError
-from distillsec.eval.metrics import rates
+from distillsec.eval.results.metrics import rates
 
 Tasks = Callable[..., Task]
 Moments = Callable[..., Moment]

@@ -20,9 +20,9 @@ from distillsec.distill.files.safe import read_tensors
 from distillsec.distill.networks.registry import NetworkSpec, build_network
 from distillsec.distill.preprocessing import Preprocessing, Zca, digest, fit_zca
 from distillsec.distill.types import Batch, RequestError
-from distillsec.eval.cell import run_cell
-from distillsec.eval.config import Config
-from distillsec.eval.progress import Reporter
+from distillsec.eval.config.schema import Config
+from distillsec.eval.run.cell import run_cell
+from distillsec.eval.run.progress import Reporter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from distillsec.distill.files.artifact import save_set
 from distillsec.distill.types import Batch, DistilledSet, Recipe
-from distillsec.eval.metrics import collect, over_seeds
-from distillsec.eval.record import Metrics, Record
+from distillsec.eval.results.metrics import collect, over_seeds
+from distillsec.eval.results.record import Metrics, Record
 
 Run = Callable[..., Path]
 Sweep = Callable[..., Path]

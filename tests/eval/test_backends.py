@@ -16,14 +16,14 @@ from distillsec.distill.data.registry import load_dataset
 from distillsec.distill.files.artifact import load_set
 from distillsec.distill.training import accuracy
 from distillsec.distill.types import RequestError
-from distillsec.eval.cell import run_cell
-from distillsec.eval.config import Config, configure
-from distillsec.eval.presets import load_preset, preset_names
-from distillsec.eval.progress import Reporter
-from distillsec.eval.record import read_record
-from distillsec.eval.request import for_clean, gather
-from distillsec.eval.victims import train_victim
-from distillsec.eval.workshop import open_workshop
+from distillsec.eval.config.layers import for_clean, gather
+from distillsec.eval.config.presets import load_preset, preset_names
+from distillsec.eval.config.schema import Config, configure
+from distillsec.eval.results.record import read_record
+from distillsec.eval.run.cell import run_cell
+from distillsec.eval.run.progress import Reporter
+from distillsec.eval.run.victims import train_victim
+from distillsec.eval.run.workshop import open_workshop
 
 DISTILLING = [name for name, backend in BACKENDS.items() if not backend.keeps_rows]
 

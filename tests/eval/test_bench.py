@@ -37,16 +37,16 @@ from distillsec.distill.files.artifact import load_set
 from distillsec.distill.randomness import Streams
 from distillsec.distill.training import fit, predict
 from distillsec.distill.types import DistilledSet, RequestError
-from distillsec.eval.bench import Bench, BenchOptions, Subject, choose_defenses, make_defense
-from distillsec.eval.config import Config
-from distillsec.eval.metrics import summarise
-from distillsec.eval.record import Record, read_record
-from distillsec.eval.runfolder import RunFolder
-from distillsec.eval.source import trigger_case
-from distillsec.eval.store import VictimStore
-from distillsec.eval.trial import Measured, auroc, calibrated, effectiveness
-from distillsec.eval.victims import train_victim
-from distillsec.eval.workshop import Workshop, open_workshop
+from distillsec.eval.bench.bench import Bench, BenchOptions, Subject, choose_defenses, make_defense
+from distillsec.eval.bench.store import VictimStore
+from distillsec.eval.bench.trial import Measured, auroc, calibrated, effectiveness
+from distillsec.eval.config.schema import Config
+from distillsec.eval.results.metrics import summarise
+from distillsec.eval.results.record import Record, read_record
+from distillsec.eval.run.folder import RunFolder
+from distillsec.eval.run.source import trigger_case
+from distillsec.eval.run.victims import train_victim
+from distillsec.eval.run.workshop import Workshop, open_workshop
 
 Tiny = Callable[..., Config]
 SEED, TARGET, RATE = 918273, 6, 0.0871
@@ -196,8 +196,8 @@ class Stand:
 @pytest.fixture(scope="session")
 def attacked(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished attack whose secrets are numbers that nothing else has."""
-    from distillsec.eval.cell import run_cell
-    from distillsec.eval.progress import Reporter
+    from distillsec.eval.run.cell import run_cell
+    from distillsec.eval.run.progress import Reporter
 
     out = tmp_path_factory.mktemp("secret-place") / "run-of-the-attacker"
     config = tiny(seed=SEED, target=TARGET, poison_rate=RATE, trigger_size=3, victim_epochs=20)
@@ -208,7 +208,7 @@ def attacked(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def subject_of(run: Path) -> Subject:
     folder = RunFolder(run)
     record = read_record(folder.record)
-    from distillsec.eval.config import configure
+    from distillsec.eval.config.schema import configure
 
     workshop = open_workshop(configure(**record.config))
     return Subject(
@@ -502,7 +502,7 @@ def test_a_class_of_no_family_is_refused(stand: Callable[..., Stand]) -> None:
 def test_victims_are_trained_once(
     stand: Callable[..., Stand], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from distillsec.eval import store
+    from distillsec.eval.bench import store
 
     trained = []
 
@@ -744,7 +744,7 @@ def test_options_of_a_defense_and_of_its_budget(monkeypatch: pytest.MonkeyPatch)
     class Quick(Corner):
         quick = types.MappingProxyType({"level": 1})
 
-    from distillsec.eval import bench
+    from distillsec.eval.bench import bench
 
     monkeypatch.setattr(bench, "DEFENSES", {"corner": Quick, "watching": Watching})
 

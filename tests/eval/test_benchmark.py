@@ -13,11 +13,13 @@ import yaml
 from click.testing import Result
 
 from distillsec.distill.types import RequestError
-from distillsec.eval import against_twins, benchmark_table, heatmap
-from distillsec.eval.benchmark_table import Benchmark, Row
-from distillsec.eval.metrics import summarise
-from distillsec.eval.record import Outcome, read_record
-from distillsec.eval.suite import Group, groups, read_suite
+from distillsec.eval.figures import heatmap
+from distillsec.eval.grid import benchmark_table
+from distillsec.eval.grid.benchmark_table import Benchmark, Row
+from distillsec.eval.grid.suite import Group, groups, read_suite
+from distillsec.eval.results import against_twins
+from distillsec.eval.results.metrics import summarise
+from distillsec.eval.results.record import Outcome, read_record
 
 Cli = Callable[..., Result]
 TINY: dict[str, Any] = {

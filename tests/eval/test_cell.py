@@ -14,11 +14,11 @@ from PIL import Image
 from distillsec.distill.files.artifact import load_set, load_trigger
 from distillsec.distill.files.safe import read_tensors
 from distillsec.distill.types import RequestError, RunError
-from distillsec.eval.cell import run_cell
-from distillsec.eval.config import Config
-from distillsec.eval.progress import Reporter
-from distillsec.eval.record import Record, read_record
-from distillsec.eval.runfolder import RunFolder
+from distillsec.eval.config.schema import Config
+from distillsec.eval.results.record import Record, read_record
+from distillsec.eval.run.cell import run_cell
+from distillsec.eval.run.folder import RunFolder
+from distillsec.eval.run.progress import Reporter
 
 Tiny = Callable[..., Config]
 QUIET = Reporter(quiet=True)
@@ -211,7 +211,7 @@ def test_a_failing_run_says_so_in_its_record(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("distillsec.eval.cell.Panel.measure", fail)
+    monkeypatch.setattr("distillsec.eval.run.cell.Panel.measure", fail)
     with pytest.raises(type(error)):
         run_cell(tiny(control=False), tmp_path / "run", reporter=QUIET)
     record: Record = read_record(RunFolder(tmp_path / "run").record)

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from distillsec.distill.types import RequestError, RunError
-from distillsec.eval.conduct import carry_out, conduct
-from distillsec.eval.config import Config, configure
-from distillsec.eval.executors import Executor, Here, Lost, Work
-from distillsec.eval.ledger import Ledger, alone, entered
-from distillsec.eval.plan import Piece
-from distillsec.eval.progress import Reporter
-from distillsec.eval.record import Failure
+from distillsec.eval.config.schema import Config, configure
+from distillsec.eval.grid.executors import Executor, Here, Lost, Work
+from distillsec.eval.grid.jobs import Piece
+from distillsec.eval.grid.ledger import Ledger, alone, entered
+from distillsec.eval.grid.scheduler import carry_out, conduct
+from distillsec.eval.results.record import Failure
+from distillsec.eval.run.progress import Reporter
 
 CONFIG: Config = configure(threads=1, device="cpu")
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 from distillsec.attacks import ATTACKS
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.types import RequestError
-from distillsec.eval.config import Config, configure
-from distillsec.eval.workshop import open_workshop
+from distillsec.eval.config.schema import Config, configure
+from distillsec.eval.run.workshop import open_workshop
 
 DOORPING: dict[str, Any] = {"attack": "doorping", "backend": "dsa", "ipc": 3, "device": "cpu"}
 RICH: list[dict[str, Any]] = [

@@ -12,11 +12,11 @@ from click.testing import Result
 
 from distillsec.defenses import DEFENSES
 from distillsec.distill.files.safe import read_json
-from distillsec.eval.catalogue import CATALOGUES
-from distillsec.eval.config import configure
-from distillsec.eval.defend import defend
-from distillsec.eval.progress import Reporter
-from distillsec.eval.record import Outcome, Record, read_record
+from distillsec.eval.bench.defend import defend
+from distillsec.eval.config.catalogue import CATALOGUES
+from distillsec.eval.config.schema import configure
+from distillsec.eval.results.record import Outcome, Record, read_record
+from distillsec.eval.run.progress import Reporter
 
 Cli = Callable[..., Result]
 

@@ -17,10 +17,10 @@ from distillsec.distill.data.registry import load_dataset
 from distillsec.distill.files.artifact import load_set, save_set, save_trigger
 from distillsec.distill.files.safe import read_json
 from distillsec.distill.types import RequestError
-from distillsec.eval.config import Config
-from distillsec.eval.evaluate import evaluate
-from distillsec.eval.progress import Reporter
-from distillsec.eval.record import read_record
+from distillsec.eval.config.schema import Config
+from distillsec.eval.results.record import read_record
+from distillsec.eval.run.evaluate import evaluate
+from distillsec.eval.run.progress import Reporter
 
 Tiny = Callable[..., Config]
 QUIET = Reporter(quiet=True)

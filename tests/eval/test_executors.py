@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from distillsec.distill.types import RequestError
-from distillsec.eval.conduct import conduct
-from distillsec.eval.config import RunSection, configure
-from distillsec.eval.executors import Executor, Here, Lost, Processes
-from distillsec.eval.ledger import Ledger
-from distillsec.eval.machine import executor_for
-from distillsec.eval.on_ray import OnRay
+from distillsec.eval.config.schema import RunSection, configure
+from distillsec.eval.grid.executors import Executor, Here, Lost, Processes
+from distillsec.eval.grid.ledger import Ledger
+from distillsec.eval.grid.machine import executor_for
+from distillsec.eval.grid.on_ray import OnRay
+from distillsec.eval.grid.scheduler import conduct
 
 # Work that other processes can import.
 WORK = """
@@ -198,7 +198,7 @@ def gone(pid: int) -> bool:
 
 def test_the_executor_fits_the_cells_and_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunSection(device="cpu", threads=1)
-    monkeypatch.setattr("distillsec.eval.machine._cores", lambda: 6)
+    monkeypatch.setattr("distillsec.eval.grid.machine._cores", lambda: 6)
     assert executor_for(run).room == 6
     assert executor_for(run.model_copy(update={"threads": 3})).room == 2
     assert isinstance(executor_for(run.model_copy(update={"threads": 6})), Here)

@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 
 from distillsec.distill.files.safe import read_json, read_tensors
-from distillsec.eval import cell
+from distillsec.eval.run import cell
 
 Cli = Callable[..., Result]
 Options = Callable[..., list[str]]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distillsec.attacks import TestCase
 from distillsec.distill.types import Batch
-from distillsec.eval.metrics import (
+from distillsec.eval.results.metrics import (
     Summary,
     auroc_interval,
     collect,

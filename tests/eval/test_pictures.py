@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from distillsec.distill.types import RequestError
-from distillsec.eval.page import BLUE, RED, VERMILLION
-from distillsec.eval.pictures import (
+from distillsec.eval.figures.canvas import BLUE, RED, VERMILLION
+from distillsec.eval.figures.run_pictures import (
     curves_picture,
     distilled_picture,
     trigger_picture,

@@ -22,14 +22,14 @@ from PIL import Image
 
 from distillsec.distill.files.artifact import save_set
 from distillsec.distill.types import Batch, DistilledSet, Recipe
-from distillsec.eval.ablation_table import Ablation, as_markdown
-from distillsec.eval.record import read_record
-from distillsec.eval.report import gather_source
-from distillsec.eval.report_charts import MOST_SERIES, axis_charts, numeric
-from distillsec.eval.report_page import PAGE_CAP
-from distillsec.eval.report_pictures import Picture, fit
-from distillsec.eval.report_tables import latex
-from distillsec.eval.twin_picture import twin_picture
+from distillsec.eval.figures.twin_picture import twin_picture
+from distillsec.eval.grid.ablation_table import Ablation, as_markdown
+from distillsec.eval.report.charts import MOST_SERIES, axis_charts, numeric
+from distillsec.eval.report.load import gather_source
+from distillsec.eval.report.page import PAGE_CAP
+from distillsec.eval.report.pictures import Picture, fit
+from distillsec.eval.report.tables import latex
+from distillsec.eval.results.record import read_record
 
 Make = Callable[..., Path]
 Cli = Callable[..., Result]

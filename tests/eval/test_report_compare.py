@@ -13,8 +13,8 @@ from click.testing import Result
 from scipy import stats
 
 from distillsec.distill.types import RequestError
-from distillsec.eval.report import gather_source
-from distillsec.eval.report_compare import Comparison, compare
+from distillsec.eval.report.compare import Comparison, compare
+from distillsec.eval.report.load import gather_source
 
 Make = Callable[..., Path]
 Cli = Callable[..., Result]

@@ -17,7 +17,7 @@ from click.testing import Result
 
 from distillsec.distill.files.safe import read_json, read_tensors
 from distillsec.distill.types import RequestError
-from distillsec.eval.runfolder import RunFolder, fresh_folder
+from distillsec.eval.run.folder import RunFolder, fresh_folder
 
 Cli = Callable[..., Result]
 Options = Callable[..., list[str]]

@@ -11,10 +11,10 @@ import pytest
 from click.testing import Result
 
 from distillsec.distill.types import RequestError
-from distillsec.eval.config import Config
-from distillsec.eval.progress import Reporter
-from distillsec.eval.record import Record, read_record
-from distillsec.eval.seeds import run_seeds
+from distillsec.eval.config.schema import Config
+from distillsec.eval.results.record import Record, read_record
+from distillsec.eval.run.progress import Reporter
+from distillsec.eval.run.seeds import run_seeds
 
 Tiny = Callable[..., Config]
 QUIET = Reporter(quiet=True)

@@ -17,13 +17,13 @@ import yaml
 from click.testing import Result
 
 from distillsec.distill.types import RequestError
-from distillsec.eval.ablate import outlook
-from distillsec.eval.ablation_table import Ablation
-from distillsec.eval.config import configure
-from distillsec.eval.ledger import Ledger
-from distillsec.eval.plan import Defending, Distillation, experts_key, in_sequence
-from distillsec.eval.record import read_record
-from distillsec.eval.sweep import Point, Sweep, cell_of, plan, read_sweep
+from distillsec.eval.config.schema import configure
+from distillsec.eval.grid.ablate import outlook
+from distillsec.eval.grid.ablation_table import Ablation
+from distillsec.eval.grid.jobs import Defending, Distillation, experts_key, in_sequence
+from distillsec.eval.grid.ledger import Ledger
+from distillsec.eval.grid.sweep import Point, Sweep, cell_of, plan, read_sweep
+from distillsec.eval.results.record import read_record
 
 Cli = Callable[..., Result]
 TINY: dict[str, Any] = {

@@ -9,7 +9,7 @@ import torch
 from click.testing import Result
 
 from distillsec.distill.files.safe import read_tensors
-from distillsec.eval.record import read_record
+from distillsec.eval.results.record import read_record
 
 Cli = Callable[..., Result]
 FEW = ("--images", 40, "--shadow-epochs", 1, "--quiet")

@@ -1,0 +1,81 @@
+"""Make the zoo of shadow networks that MNTD learns from, once, as a file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ...defenses.common.shadows import ShadowOptions, Zoo, describe_zoo, grow_zoo, load_zoo
+from ...distill.types import Batch, RequestError
+from ..config.schema import Config
+from ..run.progress import Reporter
+from ..run.workshop import Workshop, open_workshop
+
+_AT_ONCE = 16
+"""Pairs of shadows between two writings of the file."""
+
+
+def make_zoo(
+    config: Config,
+    out: Path,
+    options: ShadowOptions,
+    *,
+    images: int,
+    data_dir: Path | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> Zoo:
+    """Train ``options.pairs`` pairs of shadows of the victims' architecture and keep them in
+    ``out``.
+
+    images: clean training images that they train on. The file is there from the first pairs on;
+    ``resume`` goes on with it, also to a larger number of pairs than it was begun with.
+    Errors: ``RequestError`` for a file that exists, or that holds other shadows than these.
+    """
+    reporter = reporter or Reporter()
+    if out.exists() and not resume:
+        raise RequestError(f"{out} exists: choose another --out, or go on with --resume")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    workshop = open_workshop(config, data_dir, bars=reporter.bars)
+    network = next(iter(workshop.victim_networks().values()))
+    clean = _images(workshop, images)
+    zoo = load_zoo(out, network) if out.exists() else None
+    if zoo is not None:
+        _same(zoo, describe_zoo(network, clean, options), out)
+    total = 2 * options.pairs
+    with reporter.phase("shadows", total, len(zoo) if zoo else 0) as phase:
+        while zoo is None or len(zoo) < total:
+            pairs = min(options.pairs, (len(zoo) // 2 if zoo else 0) + _AT_ONCE)
+            zoo = grow_zoo(
+                network,
+                clean,
+                workshop.recipe,
+                options.model_copy(update={"pairs": pairs}),
+                lambda number: workshop.streams.generator("defense", 4, number),
+                begun=zoo,
+                tell=lambda done, _: phase.reach(done),
+            )
+            zoo.save(out)
+    return zoo
+
+
+def _images(workshop: Workshop, count: int) -> Batch:
+    """Clean training images; defenses are measured on test images, so none of those."""
+    train = workshop.data.train
+    if not 10 <= count <= len(train):
+        raise RequestError(f"--images {count}: expected 10 to {len(train)}, what there is to train")
+    order = torch.randperm(len(train), generator=workshop.streams.generator("defense", 3))
+    return replace(train.rows(order[:count].to(train.labels.device)), index=None)
+
+
+def _same(zoo: Zoo, wanted: dict[str, object], out: Path) -> None:
+    """Refuse a begun zoo of other shadows, or of more than are asked for."""
+    for key, value in wanted.items():
+        found = zoo.described.get(key)
+        if key == "pairs":
+            if len(zoo) > 2 * int(str(value)):
+                raise RequestError(f"{out} holds {len(zoo) // 2} pairs already, more than {value}")
+        elif found != value:
+            raise RequestError(f"{out} was begun with {key} {found}, not {value}")

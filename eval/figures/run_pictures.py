@@ -1,0 +1,284 @@
+"""The pictures of a run: its distilled set, its trigger, triggered images, its curves.
+
+Every function writes one PNG atomically and raises RequestError where it can't be written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from ...distill.files.artifact import pixel_range
+from ...distill.types import hard_labels
+from .canvas import (
+    BLUE,
+    DPI,
+    EDGE,
+    GAP,
+    INK,
+    RED,
+    SOFT,
+    VERMILLION,
+    Page,
+    as_text,
+    range_caption,
+    raster,
+    save,
+    shorten,
+    text_width,
+    tile_size,
+)
+
+_WIDE: Final = 1300  # no wider than this where there is a choice
+_MOST_ROWS, _MOST_COLUMNS, _MOST_TRIGGERED = 20, 10, 8
+
+
+def distilled_picture(
+    path: Path, images: Tensor, labels: Tensor, classes: Sequence[str], *, title: str
+) -> None:
+    """The set: a row per class, a column per image; at most 20 classes and 10 images of each.
+
+    images: float (N, C, H, W), clipped to [0, 1] for display, the true range in the caption.
+    labels: int64 (N,) or float (N, classes). classes: names in label order.
+    """
+    hard = hard_labels(labels).cpu()
+    rows = [torch.nonzero(hard == label)[:, 0] for label in range(min(len(classes), _MOST_ROWS))]
+    most = int(torch.bincount(hard).max()) if len(hard) else 0
+    notes = [range_caption(images)] if images.numel() else ["no images"]
+    if most > _MOST_COLUMNS:
+        notes.append(f"first {_MOST_COLUMNS} of {most} images per class")
+    if len(classes) > _MOST_ROWS:
+        notes.append(f"first {_MOST_ROWS} of {len(classes)} classes")
+    names = [shorten(name, 9, 420) for name in classes[:_MOST_ROWS]]
+    left = EDGE + max(text_width(name, 9) for name in names) + 16
+    page = Page()
+    columns = max(1, min(most, _MOST_COLUMNS))
+    height, width = tile_size(images, 112)
+    block = left + columns * (width + GAP)
+    # Few images per class would make a tower of a picture: its rows go on in a second block.
+    blocks = max(1, min(len(names) // 3, round(_WIDE // block)))
+    down = math.ceil(len(names) / blocks)
+    page.heading(title, notes, blocks * block)
+    start = page.bottom
+    for number, (name, row) in enumerate(zip(names, rows, strict=True)):
+        x, y = left + number // down * block, start + number % down * (height + GAP)
+        page.text(x - 16, y + height / 2, name, 9, ha="right", va="center")
+        if not len(row):
+            page.text(x, y + height / 2, "no image", 8, color=SOFT, va="center")
+        for column, index in enumerate(row[:_MOST_COLUMNS].tolist()):
+            page.tile(x + column * (width + GAP), y, raster(images[index], height, width))
+    page.save(path)
+
+
+def trigger_picture(
+    path: Path, pattern: Tensor, mask: Tensor, *, target: str, unbounded: bool
+) -> None:
+    """The trigger on mid-grey, and its patch enlarged where it covers less than half a side.
+
+    pattern: float (C, H, W). mask: (1, H, W) in [0, 1]; a blended pattern is shown at full opacity.
+    A grey patch of up to 6x6 pixels has its values written into its cells. ``unbounded`` marks the
+    picture in red.
+    """
+    pattern, mask = pattern.detach().float().cpu(), mask.detach().float().cpu()
+    shown = torch.where(mask > 0, pattern.clamp(0, 1), torch.tensor(0.5))
+    page = Page()
+    covered = torch.nonzero(mask[0] > 0)
+    corners = [*covered.min(0)[0].tolist(), *covered.max(0)[0].tolist()] if len(covered) else None
+    y, x, y_last, x_last = corners or (0, 0, 0, 0)
+    rows, columns = y_last - y + 1, x_last - x + 1
+    enlarged = bool(corners) and max(rows, columns) <= max(6, max(mask.shape[1:]) // 2)
+    height, width = tile_size(shown[None], 480)
+    title = f"trigger for the target class: {target}"
+    page.heading(
+        title,
+        [_trigger_caption(pattern, mask)],
+        width + (width + 2 * EDGE) * enlarged + EDGE,
+    )
+    if unbounded:
+        label = "UNBOUNDED: values outside [0,1] cannot be shown, stored or photographed"
+        page.paragraph(label, 8, color=RED, fontweight="bold")
+    top = page.bottom
+    page.tile(EDGE, top, raster(shown, height, width))
+    page.bottom = top + height
+    if enlarged:
+        down, right = height / shown.shape[1], width / shown.shape[2]
+        page.outline(EDGE + x * right, top + y * down, columns * right, rows * down)
+        patch = shown[:, y : y + rows, x : x + columns]
+        cell = max(1, height // max(rows, columns))
+        x_patch = EDGE + width + 2 * EDGE
+        page.tile(x_patch, top, raster(patch, rows * cell, columns * cell))
+        page.outline(x_patch, top, columns * cell, rows * cell)
+        page.text(x_patch, top + rows * cell + 12, f"the {rows}×{columns} patch", 8.5, color=SOFT)
+        page.bottom = max(page.bottom, top + rows * cell + 40)
+        if len(pattern) == 1 and max(rows, columns) <= 6:
+            _write_values(
+                page, pattern[0, y : y + rows, x : x + columns], patch[0], x_patch, top, cell
+            )
+    page.save(path)
+
+
+def triggered_picture(
+    path: Path,
+    clean: Tensor,
+    triggered: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    classes: Sequence[str],
+    *,
+    predictions: Tensor | None = None,
+    title: str,
+) -> None:
+    """Up to 8 test images: clean, triggered, and the scaled difference between the two.
+
+    clean, triggered: float (N, C, H, W). labels, targets, predictions: int64 (N,); a victim's
+    prediction is marked ✓ where it is the target, ✗ where not.
+    """
+    count = min(len(clean), _MOST_TRIGGERED)
+    clean, triggered = (part[:count].detach().float().cpu() for part in (clean, triggered))
+    apart = (triggered - clean).abs()
+    largest = float(apart.max()) if apart.numel() else 0.0
+    notes = [f"triggered images: {range_caption(triggered)}" if count else "no eligible images"]
+    if len(labels) > count:
+        notes.append(f"first {count} of {len(labels)}")
+    if predictions is not None:
+        notes.append("✓ the victim answers with the target class, ✗ it does not")
+    rows = (
+        ("clean", "", clean),
+        ("triggered", "", triggered),
+        ("|difference|", f"white = {largest:.3g}" if largest else "none", apart / (largest or 1)),
+    )
+    left = EDGE + max(text_width(text, 9) for row in rows for text in row[:2]) + 16
+    height, width = tile_size(clean, 176)
+    pitch = width + 2 * GAP
+    page = Page()
+    page.heading(title, notes, left + count * pitch)
+    for name, scale, images in rows:
+        top, middle = page.bottom, page.bottom + height / 2
+        page.text(left - 16, middle - 18 * bool(scale), name, 9, ha="right", va="center")
+        page.text(left - 16, middle + 18, scale, 8, ha="right", va="center", color=SOFT)
+        for column, image in enumerate(images):
+            page.tile(left + column * pitch, top, raster(image, height, width))
+        page.bottom = top + height + GAP
+    for column in range(count):
+        true, target = (classes[int(part[column])] for part in (labels, targets))
+        lines = [(true, INK), (f"→ {target}", INK)]
+        if predictions is not None:
+            hit = int(predictions[column]) == int(targets[column])
+            answer = classes[int(predictions[column])]
+            lines.append((f"{'✓' if hit else '✗'} {answer}", BLUE if hit else VERMILLION))
+        for line, (text, colour) in enumerate(lines):
+            fitted = shorten(text, 8, width + GAP)
+            page.text(left + column * pitch, page.bottom + 30 * line, fitted, 8, color=colour)
+    page.save(path)
+
+
+def curves_picture(path: Path, steps: Sequence[Mapping[str, Any]]) -> None:
+    """The course of a distillation, from the rows of ``progress.jsonl``.
+
+    steps: mappings with ``iteration`` and ``loss``, optionally ``trigger_loss`` and the shares
+    ``clean_test_accuracy`` and ``attack_success_rate``; missing or null values are left out. A
+    loss that spans more than a decade gets a logarithmic axis.
+    """
+    panels: list[tuple[str, list[tuple[str, str, str]]]] = [
+        ("distillation loss", [("loss", "", BLUE)]),
+        ("trigger loss", [("trigger_loss", "", VERMILLION)]),
+        (
+            "share of test images",
+            [
+                ("clean_test_accuracy", "clean test accuracy (CTA)", BLUE),
+                ("attack_success_rate", "attack success rate (ASR)", VERMILLION),
+            ],
+        ),
+    ]
+    drawn = [
+        (name, [(key, text, colour) for key, text, colour in curves if _points(steps, key)[0]])
+        for name, curves in panels
+    ]
+    drawn = [(name, curves) for name, curves in drawn if curves]
+    figure = Figure(
+        figsize=(6.4, 0.7 + 2.3 * max(1, len(drawn))),
+        dpi=DPI,
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
+    )
+    if not drawn:
+        figure.text(0.5, 0.5, "no steps logged", ha="center", va="center", fontsize=12, color=SOFT)
+    else:
+        stacked = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (name, curves) in zip(stacked, drawn, strict=True):
+            _panel(axes, steps, name, curves)
+        stacked[-1].set_xlabel("iteration", fontsize=9)
+        stacked[-1].xaxis.set_major_locator(
+            MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+        )
+    save(figure, path)
+
+
+def _panel(
+    axes: Axes, steps: Sequence[Mapping[str, Any]], name: str, curves: list[tuple[str, str, str]]
+) -> None:
+    shares = name.startswith("share")
+    for number, (key, text, colour) in enumerate(curves):
+        x, y = _points(steps, key)
+        few = len(x) <= 40
+        axes.plot(
+            x,
+            y,
+            color=colour,
+            label=text,
+            linewidth=1.2,
+            linestyle="--" if number else "-",  # told apart in a grey print too
+            marker=("s" if number else "o") if few else "",
+            markersize=3.5,
+        )
+        if not shares and min(y) > 0 and max(y) > 10 * min(y):
+            axes.set_yscale("log")
+    axes.set_ylabel(name, fontsize=9)
+    axes.tick_params(which="both", labelsize=8)
+    axes.grid(True, color="#DDDDDD", linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    if shares:
+        axes.set_ylim(-0.03, 1.03)
+        axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+
+
+def _points(steps: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    pairs = [
+        (float(row["iteration"]), float(row[key]))
+        for row in steps
+        if row.get(key) is not None and math.isfinite(row[key])
+    ]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def _write_values(page: Page, values: Tensor, shown: Tensor, x: float, y: float, cell: int) -> None:
+    """A grey patch's true values, each in the middle of its cell."""
+    for (row, column), value in np.ndenumerate(values.numpy()):
+        colour = "white" if shown[row, column] < 0.5 else "black"
+        at = (x + (column + 0.5) * cell, y + (row + 0.5) * cell)
+        page.text(
+            *at, as_text(value), min(12, 0.085 * cell), ha="center", va="center", color=colour
+        )
+
+
+def _trigger_caption(values: Tensor, mask: Tensor) -> str:
+    """Range, opacity where it is less than 1, L2 and L∞ of the masked pattern."""
+    covered = (mask > 0).expand_as(values)
+    inside, added = values[covered], (values * mask)[covered]
+    if not inside.numel():
+        return "the mask is empty"
+    low, high = pixel_range(inside)
+    opacity = float(mask.max())
+    blended = f" · opacity {as_text(opacity)}" if opacity < 1 else ""
+    norms = f"L2 {as_text(float(added.norm()))} · L∞ {as_text(float(added.abs().max()))}"
+    clipped = ", clipped for display" if low < 0 or high > 1 else ""
+    return f"values {as_text(low)}…{as_text(high)}{clipped}{blended} · {norms}"

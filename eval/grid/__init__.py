@@ -1,0 +1,1 @@
+"""Many runs: sweeps and suites as jobs in processes or on Ray."""

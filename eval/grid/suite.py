@@ -1,0 +1,247 @@
+"""A suite: attacks × defenses × seeds × victims on several settings, as a YAML file says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from pydantic import Field, field_validator
+
+from ...defenses.base import Budget, Defense, Inspector, SetScorer
+from ...distill.types import RequestError
+from ..bench.bench import VICTIMS, BenchOptions, choose_defenses
+from ..config.layers import for_clean, gather, read_yaml
+from ..config.schema import Config, Section, build_options, configure
+from .jobs import Distillation, Piece, defended, in_sequence
+
+_CLEAN = "clean"
+_CALIBRATION = 1000  # calibration's seeds start that far above the first seed
+
+
+@final
+class Setting(Section):
+    """One distillation that is attacked: a preset, or keys of the configuration, or both.
+
+    attacks: keys that one attack has here beside the suite's; ``null`` leaves it out.
+    """
+
+    preset: str | None = Field(None, description="start from a preset")
+    keys: dict[str, Any] = Field(default_factory=dict, description="keys of the configuration")
+    attacks: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
+    defenses: tuple[str, ...] | None = Field(None, description="default: the suite's")
+    seeds: int | None = Field(
+        None, ge=1, le=_CALIBRATION, description="distillation seeds (default: the suite's)"
+    )
+    holdout: int | None = Field(None, ge=0, description="clean images (default: the suite's)")
+    calibration: int | None = Field(None, ge=0, description="clean sets (default: the suite's)")
+    images: int | None = Field(None, ge=1, description="test images (default: the suite's)")
+
+
+@final
+class Suite(Section):
+    """What a suite's file holds."""
+
+    description: str = ""
+    settings: dict[str, Setting] = Field(min_length=1)
+    attacks: dict[str, dict[str, Any]] = Field(min_length=1)
+    defenses: tuple[str, ...] = ("all",)
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    victim_networks: tuple[str, ...] = Field((), description="default: the distilling network")
+    victims: int | None = Field(None, ge=1, description="victims (default: the budget's)")
+    seeds: int = Field(5, ge=1, le=_CALIBRATION, description="distillation seeds, from first_seed")
+    first_seed: int = Field(0, ge=0)
+    budget: Budget = "quick"
+    holdout: int = Field(100, ge=0, description="clean images that the defender holds")
+    images: int | None = Field(None, ge=1, description="test images measured")
+    calibration: int = Field(
+        0, ge=0, description="more clean sets, whose statistics set the calibrated thresholds"
+    )
+
+    @field_validator("settings", "attacks")
+    @classmethod
+    def _names_are_folders(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+                raise ValueError(f"{name!r} names a folder: letters, digits, - _ .")
+            if name == _CLEAN:
+                raise ValueError(f"{_CLEAN!r} is the folder of the clean twin: another name")
+        return value
+
+    def key(self) -> str:
+        """A hash of what the suite measures; what may grow on the way is left out: its seeds,
+        clean sets for calibration, and defenses."""
+        growing = {"seeds": True, "defenses": True, "calibration": True}
+        settings = {"settings": {"__all__": growing}}
+        parts = self.model_dump(mode="json", exclude={"description": True, **growing, **settings})
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def seeds_of(self, setting: str) -> range:
+        """The distillation seeds of a setting."""
+        return range(
+            self.first_seed, self.first_seed + (self.settings[setting].seeds or self.seeds)
+        )
+
+    def calibration_seeds_of(self, setting: str) -> range:
+        """The distillation seeds of the clean sets that are made for calibration alone."""
+        own, first = self.settings[setting].calibration, self.first_seed + _CALIBRATION
+        return range(first, first + (self.calibration if own is None else own))
+
+    def defenses_of(self, setting: str) -> dict[str, Defense]:
+        """The defenses of a setting, with their options."""
+        names = list(self.settings[setting].defenses or self.defenses)
+        options = {n: o for n, o in self.options.items() if n in names or "all" in names}
+        return choose_defenses(names, self.budget, options)
+
+    def bench_of(self, setting: str) -> BenchOptions:
+        """What holds for every defense on a setting."""
+        own = self.settings[setting]
+        return BenchOptions(
+            budget=self.budget,
+            holdout=self.holdout if own.holdout is None else own.holdout,
+            images=self.images if own.images is None else own.images,
+        )
+
+    def attacks_of(self, setting: str) -> list[str]:
+        """The attacks that a setting has."""
+        own = self.settings[setting].attacks
+        return [name for name in self.attacks if own.get(name, {}) is not None]
+
+    def config(self, setting: str, attack: str, seed: int) -> dict[str, Any]:
+        """The flat keys of one attacked distillation."""
+        own = self.settings[setting]
+        keys = {
+            "victims": self.victims or VICTIMS[self.budget],
+            **own.keys,
+            **self.attacks[attack],
+            **(own.attacks.get(attack) or {}),
+            "seed": seed,
+        }
+        if not keys.get("attack"):
+            raise RequestError(f"{attack} of {setting}: no attack is named: attack: NAME")
+        return gather(preset=own.preset, options=keys)
+
+    def networks(self) -> tuple[str | None, ...]:
+        """The victims' architectures; ``None`` for the distilling one."""
+        return self.victim_networks or (None,)
+
+
+@final
+@dataclass(frozen=True)
+class Group:
+    """A clean twin and the attacks that are measured against it: the unit of parallel work."""
+
+    setting: str
+    seed: int
+
+    def place(self, name: str) -> str:
+        """Where one of its runs lies, below the suite's folder."""
+        return f"{self.setting}/seed-{self.seed}/{name}"
+
+    def defended(self, attack: str, network: str | None) -> str:
+        """Where the bench's record of one attack lies."""
+        return self.place(f"{attack}-defended" + (f"-{network}" if network else "")).replace(
+            ":", "_"
+        )
+
+
+def read_suite(path: Path) -> Suite:
+    """The suite in a YAML file, every configuration and defense in it checked.
+
+    Errors: ``RequestError`` naming the file and what is wrong in it.
+    """
+    suite: Suite = build_options(Suite, read_yaml(path), str(path))
+    try:
+        chosen = {name for setting in suite.settings for name in suite.defenses_of(setting)}
+        idle = [name for name in suite.options if name not in chosen]
+        if idle:
+            raise RequestError(f"options for {', '.join(idle)}, which was not chosen")
+        for group in groups(suite):
+            twin(suite, group)
+            for config in configurations(suite, group).values():
+                config.attack_class()
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from error
+    return suite
+
+
+def groups(suite: Suite) -> list[Group]:
+    """All groups: a first seed of every setting, then a second …"""
+    most = max(len(suite.seeds_of(setting)) for setting in suite.settings)
+    return [
+        Group(setting, suite.seeds_of(setting)[number])
+        for number in range(most)
+        for setting in suite.settings
+        if number < len(suite.seeds_of(setting))
+    ]
+
+
+def calibration_groups(suite: Suite, setting: str) -> list[Group]:
+    """The clean sets of a setting that are made for calibration alone; they have no attack."""
+    return [Group(setting, seed) for seed in suite.calibration_seeds_of(setting)]
+
+
+def calibrated_defenses(suite: Suite, setting: str) -> dict[str, Defense]:
+    """The defenses of a setting that have a statistic of sets or of models."""
+    chosen = suite.defenses_of(setting)
+    return {n: d for n, d in chosen.items() if isinstance(d, SetScorer | Inspector)}
+
+
+def configurations(suite: Suite, group: Group) -> Mapping[str, Config]:
+    """The attacked configurations of a group, by attack."""
+    return {
+        attack: configure(**suite.config(group.setting, attack, group.seed))
+        for attack in suite.attacks_of(group.setting)
+    }
+
+
+def twin(suite: Suite, group: Group) -> Config:
+    """The clean configuration that all of a group's attacks share.
+
+    Errors: ``RequestError`` where they don't share one.
+    """
+    configs = configurations(suite, group)
+    first = next(iter(configs.values()))
+    for name, config in configs.items():
+        if config.control_key() != first.control_key():
+            raise RequestError(f"{group.setting}: {name} has another clean twin than the others")
+    return for_clean(first.flat())
+
+
+def plan(suite: Suite) -> list[Piece]:
+    """Each group's twin, its attacks, and for each of these the defenses against it."""
+    found: list[Piece] = []
+    for group in groups(suite):
+        clean = Distillation(place=group.place(_CLEAN), config=twin(suite, group))
+        found.append(clean)
+        for attack, config in configurations(suite, group).items():
+            attacked = Distillation(
+                place=group.place(attack),
+                config=config,
+                after=(clean.place,),
+                control=clean.place,
+            )
+            chosen, bench = suite.defenses_of(group.setting), suite.bench_of(group.setting)
+            found.append(attacked)
+            found += [
+                defended(attacked, group.defended(attack, network), network, chosen, bench)
+                for network in suite.networks()
+            ]
+    return in_sequence(found + _calibration(suite))
+
+
+def _calibration(suite: Suite) -> list[Piece]:
+    """The clean sets for calibration, and the detectors of sets and models on each."""
+    found: list[Piece] = []
+    for setting in suite.settings:
+        chosen, bench = calibrated_defenses(suite, setting), suite.bench_of(setting)
+        for group in calibration_groups(suite, setting) if chosen else ():
+            clean = Distillation(place=group.place(_CLEAN), config=twin(suite, group))
+            found.append(clean)
+            found += [
+                defended(clean, group.defended(_CLEAN, network), network, chosen, bench)
+                for network in suite.networks()
+            ]
+    return found

@@ -1,0 +1,1 @@
+"""The report of runs, sweeps and suites: a page, or tables."""

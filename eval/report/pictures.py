@@ -1,0 +1,240 @@
+"""A report's pictures: which there are, what they show in words, and how they fit into a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+from PIL import Image
+
+from ...distill.files.artifact import load_set
+from ...distill.files.safe import check_file
+from ...distill.types import DistilledSet, RequestError
+from ..figures.twin_picture import MOST_COLUMNS, TILE, twin_picture
+from ..results.record import Record
+from .model import Shown
+
+_FILE_CAP: Final = 32 * 2**20
+_PIXEL_CAP: Final = 40_000_000
+_SHRINK: Final = 0.8
+_NARROWEST: Final = 140
+_COLOURS: Final = 64
+# Columns and tiles of a set beside its twin, and what such a picture costs as base64 before a pixel
+# of an image is in it; a pixel costs _BYTES_OF_PIXEL, as distilled images are nearly noise.
+_LAYOUTS: Final = ((MOST_COLUMNS, TILE, 20_000), (2, TILE, 20_000), (1, 40, 0))
+_BYTES_OF_PIXEL: Final = 1.6
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture as PNG; or, where there is none, why. text: for who doesn't see it."""
+
+    title: str
+    text: str
+    png: bytes = b""
+    trouble: str = ""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A picture as it stands in the page. width, height: in pixels."""
+
+    title: str
+    text: str
+    url: str = ""
+    width: int = 0
+    height: int = 0
+    trouble: str = ""
+
+
+def pictures_of(shown: Shown, *, share: int, few: bool = False) -> list[Picture]:
+    """A run's pictures: the set beside its twin, trigger, triggered images, curves, defenses.
+
+    share: bytes that they may take together, about. few: only the first and the triggered images.
+    """
+    record, folder = shown.record, shown.folder
+    if record is None:
+        return [Picture(title="pictures", text="", trouble=shown.trouble)]
+    if record.kind == "defend":
+        text = f"Dot plot of {len(record.defenses)} defenses on this set and its clean twin; "
+        return [_file(folder / "defenses.png", "defenses", f"{text}the table has its numbers.")]
+    found = [_set(shown, record, share // 3)]
+    attacked = record.kind == "attack"
+    if attacked and not few:
+        found.append(_file(folder / "trigger.png", "trigger", _of_trigger(record)))
+    if attacked:
+        found.append(_file(folder / "triggered.png", "triggered examples", _of_examples(record)))
+    if record.kind in ("attack", "distill") and not few:
+        found.append(_file(folder / "curves.png", "learning curves", _of_curves(record)))
+    return found
+
+
+def _set(shown: Shown, record: Record, share: int) -> Picture:
+    """The set beside its clean twin and the difference; alone where it has no twin."""
+    folder, config = shown.folder, record.config
+    what = f"{config.get('dataset')}, {config.get('backend')}, {config.get('ipc')} per class"
+    what = f"{what}, {config.get('attack') or 'clean'}"
+    if not record.control:
+        text = f"The distilled images, a row for each class: {what}."
+        return _file(folder / "distilled.png", "distilled set", text)
+    title = "distilled set beside its clean twin"
+    try:
+        attacked = load_set(folder / "distilled.safetensors")
+        twin = load_set(folder / str(record.control.get("folder")) / "distilled.safetensors")
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "twin.png"
+            columns, tile = _layout(attacked, share)
+            largest = twin_picture(path, attacked, twin, title=what, columns=columns, tile=tile)
+            png = path.read_bytes()
+    except (RequestError, ValueError) as error:
+        return Picture(title=title, text="", trouble=f"not drawn: {' '.join(str(error).split())}")
+    rms = record.distilled.get("rms_from_twin")
+    apart = "" if rms is None else f", {_number(rms)} root mean square over the whole set"
+    text = (
+        f"Distilled images by class, {what}: left the set, in the middle its clean twin, right the "
+        f"absolute difference, at most {largest:.2f} on a 0 to 1 scale{apart}."
+    )
+    return Picture(title=title, text=text, png=png)
+
+
+def _layout(found: DistilledSet, share: int) -> tuple[int, int]:
+    """How many images of a class have room, and how large: fewer are better than blurred ones."""
+    column = 3 * min(10, len(found.classes)) * found.batch.images[0].numel() * _BYTES_OF_PIXEL
+    fitting = (layout[:2] for layout in _LAYOUTS if layout[2] + layout[0] * column <= share)
+    return next(fitting, _LAYOUTS[-1][:2])
+
+
+def _of_trigger(record: Record) -> str:
+    trigger = record.trigger or {}
+    text = (
+        f"The trigger, a {trigger.get('kind', 'pattern')} for target class "
+        f"{trigger.get('target_class', '–')}, values {_number(trigger.get('min'))} to "
+        f"{_number(trigger.get('max'))} on a 0 to 1 scale, "
+        f"L2 norm {_number(trigger.get('l2'))}, L∞ {_number(trigger.get('linf'))}."
+    )
+    return " ".join([text, *(f"Mind: {label}." for label in record.labels)])
+
+
+def _of_examples(record: Record) -> str:
+    trigger = record.trigger or {}
+    rate = record.mean("attack_success_rate")
+    told = "" if rate is None else f" Over all victims {rate:.0%} of such images go to the target."
+    return (
+        "Test images in three rows: clean, with the trigger, and the difference, with the first "
+        f"victim's answers below; target class {trigger.get('target_class', '–')}. Triggered "
+        f"against clean: PSNR {_number(trigger.get('psnr'))} dB, SSIM "
+        f"{_number(trigger.get('ssim'))}.{told}"
+    )
+
+
+def _of_curves(record: Record) -> str:
+    steps = record.config.get("iterations")
+    seconds = record.timings.get("distil_seconds")
+    took = "" if seconds is None else f", which took {seconds:.0f} seconds"
+    return f"Learning curves of the distillation over {steps} iterations{took}."
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else "–"
+
+
+def _file(path: Path, title: str, text: str) -> Picture:
+    """A PNG of a run's folder, or why there is none."""
+    try:
+        check_file(path, _FILE_CAP)
+        png = path.read_bytes()
+        _opened(png).close()
+    except RequestError as error:
+        return Picture(title=title, text=text, trouble=f"missing: {error}")
+    except (OSError, ValueError, SyntaxError) as error:
+        return Picture(title=title, text=text, trouble=f"{path}: no picture ({error})")
+    return Picture(title=title, text=text, png=png)
+
+
+def _opened(png: bytes) -> Image.Image:
+    """A PNG of a sane size, not yet unpacked. Errors: ``ValueError`` and what Pillow raises."""
+    image = Image.open(io.BytesIO(png), formats=["PNG"])
+    if image.width * image.height > _PIXEL_CAP:
+        raise ValueError(f"{image.width}×{image.height} pixels are too many")
+    return image
+
+
+# Fitting ------------------------------------------------------------------------------------------
+
+
+def fit(pictures: Sequence[Picture], room: int) -> list[Fitted]:
+    """The pictures as ``data:`` addresses of at most ``room`` bytes together.
+
+    Where all together are too large, the largest are made smaller, to one size in bytes. A picture
+    that has no room even then stands as a note.
+    """
+    whole = [_whole(picture) for picture in pictures]
+    cap = _cap([len(each.url) for each in whole], room)
+    return [
+        each if len(each.url) <= cap else _smaller(picture, cap)
+        for picture, each in zip(pictures, whole, strict=True)
+    ]
+
+
+def _cap(sizes: Sequence[int], room: int) -> int:
+    """The largest c for which the sum of min(size, c) has room."""
+    left = len(sizes)
+    for size in sorted(sizes):
+        if size * left > room:
+            return max(0, room // left)
+        room, left = room - size, left - 1
+    return max(sizes, default=0)
+
+
+def _whole(picture: Picture) -> Fitted:
+    """The picture in its own size; few colours cost less than few pixels."""
+    if not picture.png:
+        return Fitted(title=picture.title, text=picture.text, trouble=picture.trouble)
+    try:
+        image = _opened(picture.png).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        return Fitted(title=picture.title, text=picture.text, trouble=f"no picture ({error})")
+    return _fitted(picture, image, _palette(image, _COLOURS))
+
+
+def _smaller(picture: Picture, cap: int) -> Fitted:
+    """The widest version of at most ``cap`` bytes."""
+    image = _opened(picture.png).convert("RGB")
+    width = image.width
+    while width >= _NARROWEST:
+        size = (width, max(1, image.height * width // image.width))
+        # By the mean of the pixels that fall together: sharper resampling rings around the
+        # squares of a small image, which costs more bytes than it has pixels left.
+        small = image if width == image.width else image.resize(size, Image.Resampling.BOX)
+        found = _fitted(picture, small, _palette(small, _COLOURS // 4))
+        if len(found.url) <= cap:
+            return found
+        width = int(width * min(_SHRINK, math.sqrt(cap / len(found.url)) * 1.1))
+    return Fitted(title=picture.title, text=picture.text, trouble="left out: no room in this page")
+
+
+def _fitted(picture: Picture, image: Image.Image, png: bytes) -> Fitted:
+    return Fitted(
+        title=picture.title,
+        text=picture.text,
+        url=f"data:image/png;base64,{base64.b64encode(png).decode()}",
+        width=image.width,
+        height=image.height,
+    )
+
+
+def _palette(image: Image.Image, colours: int) -> bytes:
+    """As PNG with a palette, chosen from a part of the pixels: ten times as fast."""
+    step = (max(1, image.width // 3), max(1, image.height // 3))
+    few = image.resize(step, Image.Resampling.NEAREST).quantize(colours)
+    buffer = io.BytesIO()
+    image.quantize(palette=few, dither=Image.Dither.NONE).save(buffer, "PNG", compress_level=7)
+    return buffer.getvalue()

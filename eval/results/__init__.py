@@ -1,0 +1,1 @@
+"""Records, metrics and tables: what everything else in eval reads and writes."""

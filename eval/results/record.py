@@ -1,0 +1,179 @@
+"""The record: the versioned JSON that tables, reports and checks read, and nothing else."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ...defenses.base import Budget, Family
+from ...defenses.tuned import Tuning
+from ...distill.files.safe import read_json, write_json
+from ...distill.types import RequestError
+from .metrics import Summary
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("torch", "torchvision", "kornia", "numpy", "scikit-learn", "scipy", "safetensors")
+
+Kind = Literal["attack", "distill", "evaluate", "seeds", "defend"]
+Status = Literal["running", "done", "interrupted", "error"]
+Metrics = dict[str, Summary]
+
+
+@final
+class Outcome(BaseModel):
+    """What one defense did.
+
+    status: ``done``; ``not applicable`` or ``error`` with the reason. caution: why the figures mean
+    little all the same. metrics: over victims, the clean twin's with the prefix ``control_``.
+    tuning: of the tuned budget, what was tried on the attacked set and on its twin.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    family: Family
+    status: Literal["done", "not applicable", "error"]
+    reason: str | None = None
+    caution: str | None = None
+    budget: Budget
+    options: dict[str, Any] = Field(default_factory=dict)
+    seconds: float = 0.0
+    metrics: Metrics = Field(default_factory=dict)
+    tuning: dict[str, Tuning] = Field(default_factory=dict)
+
+
+@final
+class Failure(BaseModel):
+    """A run of a suite or a sweep that came to nothing: its folder there, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    place: str
+    reason: str
+
+
+@final
+class Record(BaseModel):
+    """What a run was and what it measured.
+
+    config: the resolved flat configuration; config_given: the keys that were not defaults.
+    config_key, control_key: hashes of all of it, and of all but the attack.
+    hooks: the attack's hooks in their order, with the threat model of each.
+    metrics: of the primary victim network. metrics_by_network: of the others, never pooled.
+    conditional_on_set: true where intervals are over victims of one distilled set; false where
+    they are over distillation seeds.
+    buffer: the folder of expert buffers that the run was given, where it was given one.
+    bench: what held for all defenses (budget, holdout, images). defenses: each one's outcome.
+    labels: what every table has to say beside a figure, such as an unbounded trigger.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Kind
+    status: Status = "running"
+    error: str | None = None
+    config: dict[str, Any]
+    config_given: list[str] = Field(default_factory=list)
+    config_key: str
+    control_key: str
+    environment: dict[str, Any] = Field(default_factory=dict)
+    command: str = ""
+    dataset: dict[str, Any] = Field(default_factory=dict)
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    hooks: list[dict[str, str]] = Field(default_factory=list)
+    trigger: dict[str, Any] | None = None
+    attack_counters: dict[str, Any] = Field(default_factory=dict)
+    distilled: dict[str, Any] = Field(default_factory=dict)
+    control: dict[str, Any] | None = None
+    buffer: str | None = None
+    labels: list[str] = Field(default_factory=list)
+    timings: dict[str, float] = Field(default_factory=dict)
+    conditional_on_set: bool = True
+    metrics: Metrics = Field(default_factory=dict)
+    metrics_by_network: dict[str, Metrics] = Field(default_factory=dict)
+    seeds: list[int] | None = None
+    bench: dict[str, Any] = Field(default_factory=dict)
+    defenses: dict[str, Outcome] = Field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Write atomically as JSON."""
+        write_json(path, self.model_dump(mode="json"))
+
+    def mean(self, metric: str) -> float | None:
+        """The mean of one of the primary network's metrics, ``None`` where it wasn't measured."""
+        summary = self.metrics.get(metric)
+        return summary.mean if summary else None
+
+
+def read_record(path: Path | str) -> Record:
+    """Read a record.
+
+    Errors: ``RequestError`` naming the file where it is missing, damaged or of another schema.
+    """
+    found = read_json(Path(path))
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version != SCHEMA_VERSION:
+        raise RequestError(f"{path} is no record of schema {SCHEMA_VERSION} (found {version!r})")
+    try:
+        return Record.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise RequestError(f"{path} is damaged: {place}: {first['msg']}") from error
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions, commit, machine and time, for the record."""
+    versions = {name: metadata.version(name) for name in _PACKAGES}
+    kind = torch.device(device).type
+    name = torch.cuda.get_device_name(device) if kind == "cuda" else platform.processor()
+    return {
+        "distillsec": metadata_version(),
+        **commit(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": platform.platform(terse=True),
+        "device_name": name or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def metadata_version() -> str:
+    """The installed version of the suite, ``unknown`` in a bare checkout."""
+    try:
+        return metadata.version("distillsec")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def commit() -> dict[str, Any]:
+    """``commit`` and ``dirty`` where the package runs from a checkout, else ``None`` for both."""
+    folder = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+
+
+def command_line() -> str:
+    """The command that is running, as a shell would take it."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,0 +1,69 @@
+"""A record as a table for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..run.progress import duration
+from .record import Metrics, Record
+
+_ROWS = (
+    ("CTA", "clean_test_accuracy", "clean test accuracy"),
+    ("CTA, clean twin", "control_clean_test_accuracy", "the same, trained on the clean twin"),
+    ("ASR", "attack_success_rate", "triggered non-target images sent to the target"),
+    ("ASR, control", "control_attack_success_rate", "the same trigger on the clean twin's victims"),
+    ("backdoor gain", "backdoor_gain", "ASR − control, paired by victim"),
+    ("ASR, all images", "attack_success_rate_all", "the paper's variant: floor about 1 / classes"),
+)
+_PICTURES = ("distilled.png", "trigger.png", "triggered.png", "curves.png")
+
+
+def table(record: Record, folder: Path) -> str:
+    """What a run measured, with intervals, times, labels, and where its pictures lie."""
+    config = record.config
+    what = f"{config['dataset']} · {config['backend']} · IPC {config['ipc']} · {config['network']}"
+    lines = ["", f"{record.kind}: {what} · {config.get('attack') or 'clean'}"]
+    lines += [f"  ! {label}" for label in record.labels]
+    lines += ["", *_metrics(record.metrics, record.conditional_on_set)]
+    for name, metrics in record.metrics_by_network.items():
+        lines += ["", f"victims: {name}", *_metrics(metrics, record.conditional_on_set)]
+    lines += ["", *_course(record)]
+    pictures = [folder / name for name in _PICTURES if (folder / name).exists()]
+    lines += [f"  {path}" for path in (folder / "record.json", *pictures)]
+    return "\n".join(lines)
+
+
+def _metrics(metrics: Metrics, conditional: bool) -> list[str]:
+    unit = "victims of this one set" if conditional else "distillation seeds"
+    lines = [f"  {'':17}{'mean':>7}  {'95 % interval':^15}   over {unit}"]
+    for title, name, meaning in _ROWS:
+        summary = metrics.get(name)
+        if summary is None or summary.mean is None:
+            continue
+        low, high = summary.ci95 or (None, None)
+        interval = "" if low is None or high is None else f"[{low:6.3f}, {high:6.3f}]"
+        lines.append(f"  {title:<17}{summary.mean:7.3f}  {interval:15}   {meaning}")
+    return lines
+
+
+def _course(record: Record) -> list[str]:
+    """Times, and what the record has to say of the attack."""
+    names = {"distil_seconds": "distillation", "control_seconds": "clean twin"}
+    names["victims_seconds"] = "victims"
+    times = [
+        f"{title} {duration(record.timings[name])}"
+        for name, title in names.items()
+        if name in record.timings
+    ]
+    lines = [f"  time: {', '.join(times)}"]
+    if record.trigger:
+        trigger = record.trigger
+        values = f"{trigger['min']:.2f} to {trigger['max']:.2f}"
+        lines.append(
+            f"  trigger: {trigger['kind']}, values {values} on a 0–1 scale, "
+            f"target {trigger['target']} ({trigger['target_class']})"
+        )
+    if record.attack_counters:
+        told = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in record.attack_counters.items())
+        lines.append(f"  attack: {told}")
+    return lines

@@ -1,0 +1,1 @@
+"""One run: distil, distil the clean twin, train victims, measure, record."""

@@ -1,0 +1,293 @@
+"""One cell: distil, distil the clean twin, train victims on both, measure, record."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from ...attacks import Attack, TestCase
+from ...distill.core.loop import distil
+from ...distill.files.artifact import load_set, pixel_range, save_set, save_trigger
+from ...distill.types import DistilledSet
+from ..config.schema import Config
+from ..figures.run_pictures import (
+    curves_picture,
+    distilled_picture,
+    trigger_picture,
+    triggered_picture,
+)
+from ..results.metrics import Scores, collect, stealth
+from ..results.record import Kind, Metrics, Record, command_line, environment
+from .checks import check_control, check_same_run
+from .folder import RunFolder
+from .observer import Watcher
+from .progress import Reporter
+from .victims import Panel, VictimTrainer, train_victim
+from .workshop import Workshop, open_workshop
+
+_SHOWN = 8  # triggered images in the picture
+_STEALTH_IMAGES = 256
+
+
+def run_cell(
+    config: Config,
+    out: Path | str,
+    *,
+    given: Sequence[str] = (),
+    data_dir: Path | str | None = None,
+    resume: bool = False,
+    control_run: Path | str | None = None,
+    buffer: Path | str | None = None,
+    train: VictimTrainer = train_victim,
+    reporter: Reporter | None = None,
+) -> Record:
+    """Run ``config`` in the folder ``out`` and return its record, which also lies there.
+
+    given: the keys that were not defaults. resume: take up the run in ``out``; a finished one just
+    gives its record. control_run: a folder with a finished clean twin to reuse. buffer: a folder
+    for expert buffers, by attack (``clean`` for none), which later runs may reuse; by default they
+    lie in ``out`` itself. train: where trained victims come from.
+    Errors: ``RequestError`` before anything is written; whatever fails later is also in the record,
+    with status ``error``, and the last checkpoint stays.
+    """
+    reporter = reporter or Reporter()
+    folder = RunFolder(Path(out))
+    control_run = None if control_run is None else Path(control_run)
+    workshop = open_workshop(config, data_dir, bars=reporter.bars)
+    if control_run is not None:
+        check_control(control_run, config, workshop.describe_data())
+    workshop.rehearse()
+    earlier = folder.enter(resume=resume)
+    record = new_record(workshop, given)
+    if earlier is not None:
+        check_same_run(earlier, record, folder.path)
+        if earlier.status == "done":
+            return earlier
+        buffer = buffer or earlier.buffer
+    record.buffer = None if buffer is None else str(Path(buffer).absolute())
+    with folder.keeping(record):
+        _Cell(workshop, folder, record, reporter, train).run(control_run)
+    return record
+
+
+@final
+class _Cell:
+    """The steps of one cell, sharing its workshop, folder, record and reporter."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        folder: RunFolder,
+        record: Record,
+        reporter: Reporter,
+        train: VictimTrainer,
+    ) -> None:
+        self._workshop, self._folder = workshop, folder
+        self._record, self._reporter = record, reporter
+        self._train = train
+        self._config = workshop.config
+
+    def run(self, control_run: Path | None) -> None:
+        """The whole cell, from the distillation to the finished record."""
+        attack = self._workshop.attack()
+        distilled = self._distil(self._workshop, self._folder, attack, "distilling")
+        twin = self._twin(control_run) if attack and self._config.victims.control else None
+        case = self._prepare(attack) if attack else None
+        began = time.monotonic()
+        metrics = self._measure(distilled, twin, case)
+        self._record.timings["victims_seconds"] = time.monotonic() - began
+        primary, *others = metrics
+        self._record.metrics = metrics[primary]
+        self._record.metrics_by_network = {name: metrics[name] for name in others}
+        self._describe(distilled, twin)
+        self._draw(distilled, attack)
+        if twin is not None and control_run is None:
+            self._close_twin(twin)
+
+    # Distilling --------------------------------------------------------------------------------
+
+    def _distil(
+        self, workshop: Workshop, folder: RunFolder, attack: Attack | None, title: str
+    ) -> DistilledSet:
+        """Distil in ``folder`` from its checkpoint on, and write the set (and the trigger)."""
+        name = re.sub(r"[^\w.-]+", "_", workshop.config.attack or "clean")
+        shared = self._record.buffer
+        scratch = Path(shared) / name if shared else folder.experts
+        task, backend = workshop.task(scratch), workshop.backend()
+        key = workshop.config.key()
+        kept = folder.load(key, task.real.images.device)
+        state, spent = kept if kept else (None, 0.0)
+        total = task.iterations * backend.steps()
+        done = state.iteration * backend.steps() if state else 0
+        with self._reporter.phase(title, total, done) as phase:
+            watcher = Watcher(workshop, folder, attack, phase, spent)
+            hooks = [attack] if attack else []
+            made = distil(task, backend, hooks, observer=watcher, state=state)
+        distilled = workshop.finished(made)
+        save_set(folder.distilled, distilled)
+        if folder is self._folder:
+            self._record.recipe = distilled.recipe.describe()
+        spent_on = "distil_seconds" if folder is self._folder else "control_seconds"
+        self._record.timings[spent_on] = watcher.seconds()
+        if attack:
+            save_trigger(folder.trigger, attack.trigger.tensors(), self._trigger_info(attack))
+        return distilled
+
+    def _twin(self, control_run: Path | None) -> DistilledSet:
+        """The clean twin: a finished one of another run, or distilled beside the attacked set."""
+        key = self._config.control_key()
+        folder = RunFolder(control_run or self._folder.control)
+        self._record.control = {
+            "folder": os.path.relpath(folder.path, self._folder.path),
+            "key": key,
+            "reused": control_run is not None,
+        }
+        if control_run is not None:
+            return load_set(folder.distilled).to(self._config.run.device)
+        folder.path.mkdir(exist_ok=True)
+        workshop = Workshop(self._config.without_attack(), self._workshop.data)
+        return self._distil(workshop, folder, None, "distilling the clean twin")
+
+    # Measuring ---------------------------------------------------------------------------------
+
+    def _prepare(self, attack: Attack) -> TestCase:
+        """The attack's test case; what the record says of the attack."""
+        test = self._workshop.data.test
+        case = attack.test_case(test.images, test.labels)
+        few = _spread(case.eligible, _STEALTH_IMAGES)
+        record = self._record
+        record.hooks = [{"name": attack.name, "threat_model": attack.threat_model}]
+        record.trigger = {
+            **self._trigger_info(attack),
+            **stealth(test.images[few], case.triggered[few]),
+        }
+        record.attack_counters = dict(attack.counters())
+        if attack.trigger.range == "unbounded":
+            record.labels.append("unbounded trigger: no camera or file can carry it")
+        return case
+
+    def _trigger_info(self, attack: Attack) -> dict[str, Any]:
+        target = self._config.attack_options.target if self._config.attack_options else 0
+        name = self._workshop.data.classes[target]
+        return {**attack.trigger.describe(), "target": target, "target_class": name}
+
+    def _measure(
+        self, distilled: DistilledSet, twin: DistilledSet | None, case: TestCase | None
+    ) -> dict[str, Metrics]:
+        """Metrics by victim network, the primary one first."""
+        workshop, count = self._workshop, self._config.victims.victims
+        test, streams = workshop.data.test, workshop.streams
+        panel = Panel(self._folder, test, streams, count, self._reporter, self._train)
+        found: dict[str, Metrics] = {}
+        for name, network in workshop.victim_networks().items():
+            show = self._show(case) if case and not found else None
+            scores = panel.measure(name, distilled, network, case, show)
+            control: list[Scores] | None = None
+            if twin is not None:
+                control = panel.measure(f"{name}, clean twin", twin, network, case)
+            found[name] = collect(scores, control)
+        return found
+
+    def _show(self, case: TestCase) -> Callable[[nn.Module], None]:
+        """Draw triggered test images with the first victim's answers."""
+
+        def show(victim: nn.Module) -> None:
+            data = self._workshop.data
+            few = _spread(case.eligible, _SHOWN)
+            with torch.no_grad():
+                answers = victim(case.triggered[few]).argmax(dim=1)
+            triggered_picture(
+                self._folder.path / "triggered.png",
+                data.test.images[few],
+                case.triggered[few],
+                data.test.labels[few],
+                case.targets[few],
+                data.classes,
+                predictions=answers,
+                title="test images, clean and triggered, with the first victim's answers",
+            )
+
+        return show
+
+    # Telling -----------------------------------------------------------------------------------
+
+    def _describe(self, distilled: DistilledSet, twin: DistilledSet | None) -> None:
+        self._record.distilled = describe_set(distilled)
+        if twin is not None:
+            apart = distilled.batch.images - twin.batch.images
+            self._record.distilled["rms_from_twin"] = float(apart.square().mean().sqrt())
+
+    def _draw(self, distilled: DistilledSet, attack: Attack | None) -> None:
+        """The pictures of the set, the course and the trigger."""
+        config, folder = self._config, self._folder
+        title = f"{self._workshop.data.name}, {config.set.backend}, {config.set.ipc} per class"
+        draw_set(folder, distilled, f"{title}, {config.attack or 'clean'}")
+        curves_picture(folder.path / "curves.png", folder.logged())
+        if attack and self._record.trigger:
+            trigger_picture(
+                folder.path / "trigger.png",
+                attack.trigger.pattern,
+                attack.trigger.mask,
+                target=self._record.trigger["target_class"],
+                unbounded=attack.trigger.range == "unbounded",
+            )
+
+    def _close_twin(self, twin: DistilledSet) -> None:
+        """The twin's own record: a clean run that other attacks may reuse as their control."""
+        folder = RunFolder(self._folder.control)
+        workshop = Workshop(self._config.without_attack(), self._workshop.data)
+        record = new_record(workshop, self._record.config_given)
+        record.recipe = twin.recipe.describe()
+        record.timings = {"distil_seconds": self._record.timings["control_seconds"]}
+        prefix = "control_"
+        record.metrics = {
+            name.removeprefix(prefix): summary
+            for name, summary in self._record.metrics.items()
+            if name == f"{prefix}clean_test_accuracy"
+        }
+        record.distilled = describe_set(twin)
+        draw_set(folder, twin, f"{self._workshop.data.name}, the clean twin")
+        curves_picture(folder.path / "curves.png", folder.logged())
+        folder.close(record, "done")
+
+
+def new_record(workshop: Workshop, given: Sequence[str], kind: Kind | None = None) -> Record:
+    """The record of a run that begins: all that is known before any work."""
+    config = workshop.config
+    return Record(
+        kind=kind or ("attack" if config.attack else "distill"),
+        config=config.flat(),
+        config_given=sorted(given),
+        config_key=config.key(),
+        control_key=config.control_key(),
+        environment=environment(config.run.device),
+        command=command_line(),
+        dataset=workshop.describe_data(),
+        recipe=workshop.recipe.describe(),
+    )
+
+
+def _spread(eligible: Tensor, count: int) -> Tensor:
+    """At most ``count`` eligible rows from all over the test set, which may be sorted by class."""
+    rows = torch.nonzero(eligible)[:, 0]
+    chosen = torch.linspace(0, max(0, len(rows) - 1), min(count, len(rows))).long()
+    return rows[chosen.to(rows.device)]
+
+
+def describe_set(distilled: DistilledSet) -> dict[str, Any]:
+    """What a record says of a set: how many images, and the range of their pixels."""
+    images = distilled.batch.images
+    return {"images": len(images), "pixel_range": list(pixel_range(images))}
+
+
+def draw_set(folder: RunFolder, distilled: DistilledSet, title: str) -> None:
+    """``distilled.png`` in ``folder``."""
+    batch, path = distilled.batch, folder.path / "distilled.png"
+    distilled_picture(path, batch.images, batch.labels, distilled.classes, title=title)

@@ -1,0 +1,66 @@
+"""Who watches a distillation: progress, checkpoints, the log, the learning curve."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, final
+
+from ...attacks import Attack
+from ...distill.core.loop import LoopState
+from ...distill.types import Distillate
+from ..results.metrics import Scores, rates
+from .folder import RunFolder
+from .progress import Phase
+from .victims import train_victim
+from .workshop import Workshop
+
+
+@final
+class Watcher:
+    """The loop's observer for one run folder; ``spent`` seconds of work lie behind it."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        folder: RunFolder,
+        attack: Attack | None,
+        phase: Phase,
+        spent: float,
+    ) -> None:
+        self._workshop, self._folder, self._attack = workshop, folder, attack
+        self._phase, self._spent = phase, spent
+        self._began = time.monotonic()
+
+    def seconds(self) -> float:
+        """Work on this distillation so far, earlier sessions included."""
+        return self._spent + time.monotonic() - self._began
+
+    def on_step(self, done: int, total: int) -> None:
+        self._phase.reach(done)
+
+    def on_expert(self, done: int, total: int) -> None:
+        self._phase.side("training experts", done, total)
+
+    def on_iteration(
+        self, iteration: int, loss: float, made: Distillate, state: Callable[[], LoopState]
+    ) -> None:
+        config = self._workshop.config
+        row: dict[str, Any] = {"iteration": iteration, "loss": loss}
+        if self._attack:
+            row["trigger_linf"] = self._attack.trigger.describe()["linf"]
+        every = config.run.curve_every
+        if every and iteration % every == 0:
+            row |= self._look(made)
+        row["seconds"] = round(self.seconds(), 3)
+        self._folder.log(row)
+        last = iteration == config.backend.iterations
+        self._folder.save(state, config.key(), self.seconds(), force=last)
+
+    def _look(self, made: Distillate) -> Scores:
+        """One victim trained on the set as it stands."""
+        workshop, test = self._workshop, self._workshop.data.test
+        network = next(iter(workshop.victim_networks().values()))
+        victim = train_victim(workshop.finished(made), network, workshop.streams, 0)
+        case = self._attack.test_case(test.images, test.labels) if self._attack else None
+        return rates(victim, test, case)

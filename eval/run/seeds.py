@@ -1,0 +1,94 @@
+"""Several distillation seeds of one configuration: the unit of every claim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...distill.types import RequestError
+from ..config.schema import Config
+from ..results.metrics import over_seeds
+from ..results.record import Record, command_line
+from .cell import run_cell
+from .folder import RunFolder
+from .progress import Reporter
+
+
+def run_seeds(
+    config: Config,
+    count: int,
+    out: Path | str,
+    *,
+    given: Sequence[str] = (),
+    data_dir: Path | str | None = None,
+    resume: bool = False,
+    buffer: Path | str | None = None,
+    reporter: Reporter | None = None,
+) -> Record:
+    """``count`` runs with seeds ``seed``, ``seed + 1``, … in ``out/seed-N``, and their summary.
+
+    A victim's rate is nested in its set, so each seed gives one number, the mean over its victims,
+    and the interval is over seeds. Seeds that are done are not run again with ``resume``.
+    buffer: as for ``run_cell``, with a folder for each seed.
+    """
+    reporter = reporter or Reporter()
+    out = Path(out)
+    folder = RunFolder(out)
+    first = config.run.seed
+    if not (resume and (out / f"seed-{first}").is_dir()):  # killed before there was a summary
+        earlier = folder.look(resume=resume)
+        if earlier is not None and earlier.kind != "seeds":
+            raise RequestError(f"{out} holds one run, not several seeds: resume without --seeds")
+    records = []
+    for seed in range(first, first + count):
+        reporter.say(f"seed {seed} ({seed - first + 1} of {count})")
+        one = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
+        place = out / f"seed-{seed}"
+        records.append(
+            run_cell(
+                one,
+                place,
+                given=given,
+                data_dir=data_dir,
+                resume=resume and place.exists(),
+                buffer=None if buffer is None else Path(buffer) / f"seed-{seed}",
+                reporter=reporter,
+            )
+        )
+        _summary(config, records, given).write(folder.record)
+    record = _summary(config, records, given)
+    record.status = "done"
+    record.write(folder.record)
+    return record
+
+
+def _summary(config: Config, records: Sequence[Record], given: Sequence[str]) -> Record:
+    """What the finished seeds say together."""
+    last = records[-1]
+    summary = last.model_copy(
+        update={
+            "kind": "seeds",
+            "status": "running",
+            "config": config.flat(),
+            "config_given": sorted(given),
+            "config_key": config.key(),
+            "control_key": config.control_key(),
+            "command": command_line(),
+            "conditional_on_set": False,
+            "seeds": [record.config["seed"] for record in records],
+            "trigger": None,
+            "attack_counters": {},
+            "distilled": {},
+            "control": None,
+            "timings": {
+                name: sum(record.timings.get(name, 0.0) for record in records)
+                for name in last.timings
+            },
+            "metrics": over_seeds([record.metrics for record in records]),
+            "metrics_by_network": {
+                name: over_seeds([record.metrics_by_network[name] for record in records])
+                for name in last.metrics_by_network
+            },
+        }
+    )
+    return Record.model_validate(summary.model_dump())

@@ -1,0 +1,118 @@
+"""A finished set to be measured, in a run's folder or a file, and what lies beside it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from ...attacks import KINDS, TestCase, trigger_from
+from ...distill.files.artifact import load_set, load_trigger
+from ...distill.files.foreign import import_pt
+from ...distill.types import DistilledSet, RequestError
+from ..results.record import Record, read_record
+from .folder import RunFolder
+from .workshop import Workshop
+
+
+@final
+class Source:
+    """A run folder or a file to be evaluated, and what lies beside it.
+
+    In a run folder: the set, its trigger, its clean twin and its configuration. A file
+    (``.safetensors``, or another project's ``.pt``) is a set and nothing else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise RequestError(f"{path}: no such run folder or file")
+        self.path = path
+        self.record: Record | None = None
+        self.set_file, self.trigger_file, self.control = path, None, None
+        if path.is_dir():
+            folder = RunFolder(path)
+            self.record = read_record(folder.record)
+            _check_source(path, self.record)
+            self.set_file = folder.distilled
+            self.trigger_file = folder.trigger if folder.trigger.exists() else None
+            self.control = self._find_control(folder)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration the set was made with, where it is known."""
+        return dict(self.record.config) if self.record else {}
+
+    def _find_control(self, folder: RunFolder) -> Path | None:
+        known = self.record.control if self.record else None
+        if not known:
+            return None
+        twin = folder.path / known["folder"] / "distilled.safetensors"
+        return twin if twin.exists() else None
+
+    def load(self, workshop: Workshop) -> DistilledSet:
+        """The set, fitting the workshop's data."""
+        data, space = workshop.data, workshop.data.preprocessing
+        if self.set_file.suffix in (".pt", ".pth"):
+            mean, std, zca, names = space.mean, space.std, space.zca, data.classes
+            sets = import_pt(self.set_file, mean=mean, std=std, zca=zca, classes=names)
+            return replace(sets[0], recipe=workshop.recipe)
+        return load_set(self.set_file)
+
+
+def check_fit(path: Path, distilled: DistilledSet, workshop: Workshop) -> None:
+    data = workshop.data
+    if distilled.image_shape != data.image_shape or len(distilled.classes) != len(data.classes):
+        raise RequestError(
+            f"{path}: {distilled.image_shape} images of {len(distilled.classes)} classes don't fit "
+            f"{data.name}: {data.image_shape}, {len(data.classes)} classes"
+        )
+
+
+def fingerprint(what: object, files: Iterable[Path | None]) -> str:
+    """What a measurement depends on beside its configuration: ``what``, by its repr, and files."""
+    digest = hashlib.blake2b(repr(what).encode(), digest_size=8)
+    for file in files:
+        digest.update(file.read_bytes() if file else b"none")
+    return digest.hexdigest()
+
+
+def trigger_case(path: Path | None, workshop: Workshop, record: Record) -> TestCase | None:
+    """The test case of the trigger in ``path``; its description goes into the record."""
+    if path is None:
+        return None
+    tensors, info = load_trigger(path)
+    data, target = workshop.data, info["target"]
+    pattern = tensors.get("pattern")
+    if info["kind"] not in KINDS or pattern is None or pattern.shape != data.image_shape:
+        raise RequestError(f"{path}: not a patch trigger for {data.image_shape} images")
+    if not 0 <= target < len(data.classes):
+        raise RequestError(f"{path}: target {target} is no class of {data.name}")
+    record.trigger = info
+    if info["range"] == "unbounded":
+        record.labels.append("unbounded trigger: no camera or file can carry it")
+    device = data.test.images.device
+    moved = {name: part.to(device) for name, part in tensors.items()}
+    try:
+        stamp = trigger_from(moved, info["range"])
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from error
+    labels = data.test.labels
+    return TestCase(
+        triggered=stamp.stamp(data.test.images),
+        targets=torch.full_like(labels, target),
+        eligible=labels != target,
+    )
+
+
+def _check_source(path: Path, record: Record) -> None:
+    if record.kind == "seeds":
+        raise RequestError(f"{path} holds several seeds: evaluate one of them, {path}/seed-N")
+    measured = {"evaluate": "an evaluation", "defend": "a defended set"}.get(record.kind)
+    if measured:
+        raise RequestError(f"{path} is itself {measured}, of {record.distilled['source']}")
+    if record.status != "done":
+        raise RequestError(f"{path} is not finished ({record.status}): take it up with --resume")

@@ -1,0 +1,75 @@
+"""Victims: fresh networks trained on a distilled set by its recipe, then tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+from torch import nn
+
+from ...attacks import TestCase
+from ...distill.networks.makers import NetworkMaker
+from ...distill.randomness import Streams
+from ...distill.training import fit
+from ...distill.types import Batch, DistilledSet
+from ..results.metrics import Scores, rates
+from .folder import RunFolder
+from .progress import Reporter
+
+
+def train_victim(
+    distilled: DistilledSet, network: NetworkMaker, streams: Streams, number: int
+) -> nn.Module:
+    """Victim ``number``: its weights and training order depend on the seed and the number alone,
+
+    so that the victims of a set and of its clean twin are pairs.
+    """
+    fresh = network(streams.integer("victim", number, 0))
+    return fit(fresh, distilled.batch, distilled.recipe, streams.generator("victim", number, 1))
+
+
+VictimTrainer = Callable[[DistilledSet, NetworkMaker, Streams, int], nn.Module]
+
+
+@final
+class Panel:
+    """Measures sets with the same number of victims, remembering in a folder what it has done.
+
+    train: where trained victims come from.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        test: Batch,
+        streams: Streams,
+        count: int,
+        reporter: Reporter,
+        train: VictimTrainer = train_victim,
+    ) -> None:
+        self._folder, self._test, self._streams = folder, test, streams
+        self._count, self._reporter, self._train = count, reporter, train
+
+    def measure(
+        self,
+        name: str,
+        distilled: DistilledSet,
+        network: NetworkMaker,
+        case: TestCase | None,
+        show: Callable[[nn.Module], None] | None = None,
+    ) -> list[Scores]:
+        """Each victim's scores on ``distilled``. ``show`` is given the first victim, once."""
+        known = self._folder.scores()
+        labels = [f"{name}/{number}" for number in range(self._count)]
+        done = sum(label in known for label in labels)
+        with self._reporter.phase(f"victims: {name}", self._count, done) as phase:
+            for number, label in enumerate(labels):
+                if label in known:
+                    continue
+                victim = self._train(distilled, network, self._streams, number)
+                if number == 0 and show is not None:
+                    show(victim)
+                known[label] = dict(rates(victim, self._test, case))
+                self._folder.keep_score(label, known[label])
+                phase.reach(number + 1)
+        return [known[label] for label in labels]
