@@ -11,7 +11,7 @@ RUN  := $(VENV)/bin/python -P -m
 PIP  := $(RUN) pip
 
 # The installed copy is renewed when one of these changes; a folder changes when a file comes or goes.
-FOLDERS := $(shell find attacks defenses distill eval -type d -not -name __pycache__)
+FOLDERS := $(shell find attacks commands defenses distill eval -type d -not -name __pycache__)
 SOURCES := pyproject.toml README.md LICENSE py.typed $(FOLDERS) \
 	$(wildcard *.py $(FOLDERS:=/*.py) $(FOLDERS:=/*.yaml) $(FOLDERS:=/*.j2))
 

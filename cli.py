@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from . import batch, options, reporting
+from .commands import batch, options, reporting
 from .defenses.base import Budget
 from .defenses.common.shadows import ShadowOptions
 from .distill.types import RequestError, RunError

@@ -14,8 +14,8 @@ import yaml
 from click.testing import Result
 
 from distillsec import cli as module
-from distillsec import options
 from distillsec.attacks import ATTACKS
+from distillsec.commands import options
 from distillsec.defenses import DEFENSES
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.data.registry import DATASETS

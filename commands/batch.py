@@ -8,21 +8,21 @@ from typing import Any
 
 import click
 
+from ..distill.types import RequestError
+from ..eval.config.layers import key_values
+from ..eval.config.schema import RunSection
+from ..eval.grid import ablation_table, benchmark_table
+from ..eval.grid.ablate import ablate as run_sweep
+from ..eval.grid.ablate import outlook
+from ..eval.grid.benchmark import benchmark as run_suite
+from ..eval.grid.executors import Executor
+from ..eval.grid.machine import executor_for
+from ..eval.grid.suite import configurations, groups, read_suite
+from ..eval.grid.sweep import read_sweep
+from ..eval.results.record import Failure
+from ..eval.run.folder import fresh_folder
+from ..eval.run.progress import Reporter
 from . import options
-from .distill.types import RequestError
-from .eval.config.layers import key_values
-from .eval.config.schema import RunSection
-from .eval.grid import ablation_table, benchmark_table
-from .eval.grid.ablate import ablate as run_sweep
-from .eval.grid.ablate import outlook
-from .eval.grid.benchmark import benchmark as run_suite
-from .eval.grid.executors import Executor
-from .eval.grid.machine import executor_for
-from .eval.grid.suite import configurations, groups, read_suite
-from .eval.grid.sweep import read_sweep
-from .eval.results.record import Failure
-from .eval.run.folder import fresh_folder
-from .eval.run.progress import Reporter
 
 
 @click.command()

@@ -11,19 +11,19 @@ from typing import Any, NoReturn, TypeVar, final, get_args
 import click
 import yaml
 
-from .attacks.triggers import TriggerRange
-from .defenses.base import Budget
-from .distill.types import RequestError
-from .eval.config.layers import for_clean, gather
-from .eval.config.schema import Config, configure
-from .eval.results.defense_tables import defense_table
-from .eval.results.record import Record, read_record
-from .eval.results.tables import table
-from .eval.run.cell import run_cell
-from .eval.run.folder import RunFolder, fresh_folder
-from .eval.run.progress import Reporter
-from .eval.run.seeds import run_seeds
-from .eval.run.source import Source
+from ..attacks.triggers import TriggerRange
+from ..defenses.base import Budget
+from ..distill.types import RequestError
+from ..eval.config.layers import for_clean, gather
+from ..eval.config.schema import Config, configure
+from ..eval.results.defense_tables import defense_table
+from ..eval.results.record import Record, read_record
+from ..eval.results.tables import table
+from ..eval.run.cell import run_cell
+from ..eval.run.folder import RunFolder, fresh_folder
+from ..eval.run.progress import Reporter
+from ..eval.run.seeds import run_seeds
+from ..eval.run.source import Source
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

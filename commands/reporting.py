@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
+from ..distill.files.safe import write_text
+from ..distill.types import RequestError
+from ..eval.report.compare import compare
+from ..eval.report.load import gather_source
+from ..eval.report.page import page
+from ..eval.report.tables import FORMATS
+from ..eval.results.record import command_line
+from ..eval.run.progress import Reporter
 from . import options
-from .distill.files.safe import write_text
-from .distill.types import RequestError
-from .eval.report.compare import compare
-from .eval.report.load import gather_source
-from .eval.report.page import page
-from .eval.report.tables import FORMATS
-from .eval.results.record import command_line
-from .eval.run.progress import Reporter
 
 _PAGE = "html"
 _OUT = Path("report.html")
