@@ -1,7 +1,7 @@
 """The package's house rules that can be read off its syntax trees, and tests of the readers.
 
-Imports go one way: ``cli`` → (the root's ``__init__``) → ``eval`` → ``attacks``, ``defenses`` →
-``distill``, skipping floors downwards allowed; attacks and defenses never import each other.
+Imports go one way: ``cli`` → ``commands`` → ``eval`` → ``attacks``, ``defenses`` → ``distill``,
+skipping layers downwards allowed; attacks and defenses never import each other.
 """
 
 from __future__ import annotations
@@ -15,21 +15,46 @@ import pytest
 import distillsec
 
 PACKAGE = "distillsec"
-FOLDERS = ("eval", "attacks", "defenses", "distill")
+FOLDERS = ("commands", "eval", "attacks", "defenses", "distill")
 FACE = "__init__"
 MAY_IMPORT = {
-    "cli": {FACE, "batch", "reporting", "options", "eval", "attacks", "defenses", "distill"},
-    "batch": {"options", "eval", "attacks", "defenses", "distill"},
-    "reporting": {"options", "eval", "attacks", "defenses", "distill"},
-    "options": {"eval", "attacks", "defenses", "distill"},
+    "cli": {FACE, "commands", "eval", "attacks", "defenses", "distill"},
     FACE: {"eval", "attacks", "defenses", "distill"},
+    "commands": {"eval", "attacks", "defenses", "distill"},
     "eval": {"attacks", "defenses", "distill"},
     "attacks": {"distill"},
     "defenses": {"distill"},
     "distill": set[str](),
 }
-MAX_FILE_LINES = 330
-MAX_FUNCTION_LINES = 60
+# Inside a folder: the subfolders that each subfolder may import. What stands beside them (types,
+# base, …) has the empty name: in distill everything may import it, and it imports nothing of them.
+SUBFOLDERS: dict[str, dict[str, set[str]]] = {
+    "eval": {
+        "config": set(),
+        "results": set(),
+        "figures": {"results", "config"},
+        "run": {"figures", "results", "config"},
+        "bench": {"run", "figures", "results", "config"},
+        "grid": {"bench", "run", "figures", "results", "config"},
+        "report": {"grid", "bench", "run", "figures", "results", "config"},
+    },
+    "distill": {
+        "": set(),
+        "data": {""},
+        "networks": {""},
+        "files": {""},
+        "core": {"files", "networks", "data", ""},
+        "backends": {"core", "files", "networks", "data", ""},
+    },
+    "defenses": {
+        "": {"common", "sets", "inputs", "models", "training"},
+        "common": {""},
+        "sets": {"common", ""},
+        "inputs": {"common", ""},
+        "models": {"common", ""},
+        "training": {"common", ""},
+    },
+}
 MAY_PRINT = {"cli.py"}
 # Layers initialise themselves from torch's global generator: seeded there, inside fork_rng.
 MAY_SEED = {"distill/networks/registry.py"}
@@ -115,15 +140,25 @@ def wrong_imports(path: str, source: str) -> Iterator[Finding]:
                 yield line, f"inside the folders imports are relative, not {name!r}"
 
 
-def too_long(path: str, source: str) -> Iterator[Finding]:
-    lines = source.count("\n")
-    if lines > MAX_FILE_LINES:
-        yield 1, f"{lines} lines; {MAX_FILE_LINES} at most"
+def wrong_subfolders(path: str, source: str) -> Iterator[Finding]:
+    """Imports inside a folder against the arrows between its subfolders."""
+    folder, *rest = path.split("/")
+    arrows = SUBFOLDERS.get(folder)
+    if arrows is None or path == f"{folder}/__init__.py":
+        return
+    here = rest[0] if len(rest) > 1 else ""
+    if here not in arrows:
+        yield 1, f"{folder}/{here or rest[0]} is in no subfolder of {sorted(arrows)}"
+        return
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            if length > MAX_FUNCTION_LINES:
-                yield node.lineno, f"{node.name} has {length} lines; {MAX_FUNCTION_LINES} at most"
+        for name, _ in targets(path, node):
+            parts = name.split(".")
+            if parts[:2] != [PACKAGE, folder] or len(parts) < 3:
+                continue
+            there = parts[2] if parts[2] in arrows else ""
+            if there != here and there not in arrows[here]:
+                line = getattr(node, "lineno", 0)
+                yield line, f"{folder}/{here} imports {there or parts[2]}; allowed: {arrows[here]}"
 
 
 def prints(path: str, source: str) -> Iterator[Finding]:
@@ -159,7 +194,7 @@ def dotted(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-RULES: tuple[Rule, ...] = (wrong_imports, too_long, prints, global_randomness)
+RULES: tuple[Rule, ...] = (wrong_imports, wrong_subfolders, prints, global_randomness)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -217,11 +252,26 @@ def test_a_right_import_is_let_through(path: str, source: str) -> None:
     assert not list(wrong_imports(path, source))
 
 
-def test_length_is_found() -> None:
-    assert list(too_long("eval/bad.py", "x = 1\n" * (MAX_FILE_LINES + 1)))
-    body = "    x = 1\n"
-    assert list(too_long("eval/bad.py", "def f():\n" + body * MAX_FUNCTION_LINES))
-    assert not list(too_long("eval/good.py", "def f():\n" + body * (MAX_FUNCTION_LINES - 1)))
+@pytest.mark.parametrize(
+    ("path", "source", "found"),
+    [
+        ("eval/results/bad.py", "from ..grid.jobs import Job", True),
+        ("eval/run/bad.py", "from ..bench import bench", True),
+        ("eval/bad.py", "import os", True),
+        ("eval/grid/good.py", "from ..results.record import Record\nfrom .jobs import Job", False),
+        ("distill/types.py", "from .core.hooks import Hook", True),
+        ("distill/core/bad.py", "def late():\n    from ..backends import BACKENDS", True),
+        (
+            "distill/core/good.py",
+            "from ..types import Batch\nfrom ..files.safe import fault",
+            False,
+        ),
+        ("defenses/sets/bad.py", "from ..models.clp import Clp", True),
+        ("defenses/__init__.py", "from .models.clp import Clp", False),
+    ],
+)
+def test_an_import_between_subfolders_is_judged(path: str, source: str, found: bool) -> None:
+    assert bool(list(wrong_subfolders(path, source))) is found
 
 
 def test_print_is_found() -> None:

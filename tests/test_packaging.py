@@ -16,7 +16,7 @@ import pytest
 import distillsec
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-FOLDERS = ("attacks", "defenses", "distill", "eval")
+FOLDERS = ("attacks", "commands", "defenses", "distill", "eval")
 BESIDE = ("tests", "benchmarks", "sweeps", "docs")
 JUNK = shutil.ignore_patterns("__pycache__", ".*")
 
