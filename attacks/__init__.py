@@ -4,26 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .base import Attack, AttackOptions, CommonOptions, Scenery, TestCase, ThreatModel
+from .base import (
+    Attack,
+    AttackOptions,
+    FixedTriggerAttack,
+    PatchOptions,
+    PoisoningAttack,
+    Scenery,
+    ThreatModel,
+)
 from .blended import Blended
+from .case import TestCase, make_test_case
 from .doorping import Doorping
+from .goals import GOALS, Goal, goal_from
 from .naive import Naive
-from .triggers import KINDS, PatchTrigger, trigger_from
+from .triggers import (
+    TRIGGERS,
+    AdditiveTrigger,
+    BlendTrigger,
+    PatchTrigger,
+    Trigger,
+    TriggerPicture,
+    labels_of,
+    trigger_from,
+)
 
 ATTACKS: Mapping[str, type[Attack]] = {"naive": Naive, "doorping": Doorping, "blended": Blended}
 
 __all__ = [
     "ATTACKS",
-    "KINDS",
+    "GOALS",
+    "TRIGGERS",
+    "AdditiveTrigger",
     "Attack",
     "AttackOptions",
+    "BlendTrigger",
     "Blended",
-    "CommonOptions",
     "Doorping",
+    "FixedTriggerAttack",
+    "Goal",
     "Naive",
+    "PatchOptions",
     "PatchTrigger",
+    "PoisoningAttack",
     "Scenery",
     "TestCase",
     "ThreatModel",
+    "Trigger",
+    "TriggerPicture",
+    "goal_from",
+    "labels_of",
+    "make_test_case",
     "trigger_from",
 ]

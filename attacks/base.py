@@ -1,4 +1,4 @@
-"""What every attack has: a target, poisoned rows, a trigger, and a test case for the ASR."""
+"""What every attack has: a goal, a trigger, poisoned rows, and a test case for the ASR."""
 
 from __future__ import annotations
 
@@ -8,44 +8,22 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor
 
 from ..distill.core.hooks import Hook, Moment
 from ..distill.types import Batch, RequestError
-from .triggers import PatchTrigger, Position, TriggerRange, patch_mask
+from .case import TestCase, make_test_case
+from .goals import Goal, GoalName, goal_from
+from .triggers import Position, Trigger, TriggerRange, patch_mask
 
 ThreatModel = Literal["data owner", "distiller", "interceptor"]
-
-
-class CommonOptions(BaseModel):
-    """The options every attack has."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    target: int = Field(0, ge=0, description="class number that triggered images are sent to")
-    poison_rate: float = Field(
-        0.01, gt=0, le=1, description="poisoned rows, as a share of the training set's size"
-    )
-    target_share: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="share of the target class's real batch drawn from poisoned rows "
-        "(default: as they come); makes the attacker a distiller",
-    )
-
-
-class AttackOptions(CommonOptions):
-    """The options every attack has whose trigger is a square patch."""
-
-    trigger_size: int = Field(2, ge=1, description="side of the square patch in pixels")
-    trigger_position: Position = Field("bottom-right", description="where the patch sits")
-    trigger_margin: int = Field(1, ge=0, description="pixels between the patch and the border")
-    trigger_range: TriggerRange = Field(
-        "pixel",
-        description="pixel: values in [0, 1]; unbounded: any value (reproduces the paper only)",
-    )
 
 
 @final
@@ -63,34 +41,71 @@ class Scenery:
     device: torch.device
 
 
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TestCase:
-    """Images on which an attack is measured.
+class AttackOptions(BaseModel):
+    """The options every attack has."""
 
-    triggered: ``float32 (N, C, H, W)``. targets: ``int64 (N,)``, the labels the attacker wants.
-    eligible: ``bool (N,)``, false where the image belongs to its target class anyway.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    __test__ = False  # not a pytest class
+    target: int = Field(0, ge=0, description="class number that triggered images are sent to")
+    goal: GoalName = Field(
+        "all-to-one",
+        description="all-to-one: every other class to the target; one-to-one: the source class to "
+        "the target; all-to-all: every class to the next one",
+    )
+    source: int | None = Field(
+        None, ge=0, description="goal one-to-one: class number whose images are sent to the target"
+    )
+    poison_rate: float = Field(
+        0.01, gt=0, le=1, description="poisoned rows, as a share of the training set's size"
+    )
+    target_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the target class's real batch drawn from poisoned rows "
+        "(default: as they come); makes the attacker a distiller",
+    )
 
-    triggered: Tensor
-    targets: Tensor
-    eligible: Tensor
+    @model_serializer(mode="wrap")
+    def _without_newer_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out ``goal`` and ``source`` at their defaults: configurations from before them
+        keep their hash, and with it their runs and clean twins."""
+        fields = type(self).model_fields
+        values: dict[str, Any] = dump(self)
+        newer = ("goal", "source")
+        return {k: v for k, v in values.items() if k not in newer or v != fields[k].default}
+
+
+class PatchOptions(AttackOptions):
+    """The options every attack has whose trigger is a square patch."""
+
+    trigger_size: int = Field(2, ge=1, description="side of the square patch in pixels")
+    trigger_position: Position = Field("bottom-right", description="where the patch sits")
+    trigger_margin: int = Field(1, ge=0, description="pixels between the patch and the border")
+    trigger_range: TriggerRange = Field(
+        "pixel",
+        description="pixel: values in [0, 1]; unbounded: any value (reproduces the paper only)",
+    )
+
+    def mask(self, scenery: Scenery) -> Tensor:
+        """The patch's mask ``(1, H, W)``; ``RequestError`` where it does not fit the images."""
+        place = (self.trigger_size, self.trigger_position, self.trigger_margin)
+        return patch_mask(scenery.image_shape[1:], *place).to(scenery.device)
 
 
 class Attack(Hook, ABC):
-    """A hook with a trigger that can be measured.
+    """A hook with a goal and a trigger that can be measured. ``Options`` holds its own options."""
 
-    ``Options`` holds the attack's own options; ``needs_hidden_layer`` and the like are checked by
-    the attack itself when it first sees a network.
-    """
+    Options: ClassVar[type[AttackOptions]]
 
-    Options: ClassVar[type[CommonOptions]]
+    def __init__(self, options: AttackOptions, scenery: Scenery) -> None:
+        """An attack with ``options`` (of its ``Options``) on data like ``scenery``.
 
-    @abstractmethod
-    def __init__(self, options: CommonOptions, scenery: Scenery) -> None:
-        """An attack with ``options`` (of its ``Options``) on data like ``scenery``."""
+        Errors: ``RequestError`` for a goal that does not suit the classes.
+        """
+        self.options = options
+        self.scenery = scenery
+        self.goal: Goal = goal_from(dict(options), scenery.classes)
 
     @property
     @abstractmethod
@@ -99,81 +114,80 @@ class Attack(Hook, ABC):
 
     @property
     @abstractmethod
-    def trigger(self) -> PatchTrigger:
-        """The trigger as it stands now."""
+    def trigger(self) -> Trigger:
+        """The trigger as it is now."""
 
-    @abstractmethod
     def test_case(self, images: Tensor, labels: Tensor) -> TestCase:
         """The attack's test on ``images`` (pixel space) with true ``labels``."""
+        return make_test_case(self.trigger, self.goal, images, labels)
 
     @property
     def poisoned_rows(self) -> Tensor | None:
-        """``bool (rows,)``: the training rows it has poisoned; ``None`` where it can't tell."""
+        """``bool (rows,)``: the training rows it has poisoned; ``None`` where it can't say."""
         return None
 
     def counters(self) -> Mapping[str, Any]:
-        """What the record should say of the attack's course."""
+        """What the record says of how the attack went: counts by name."""
         return {}
 
 
 class PoisoningAttack(Attack, ABC):
     """Shared by attacks that stamp a trigger on relabelled rows of the training set."""
 
-    def __init__(self, options: CommonOptions, scenery: Scenery) -> None:
-        if options.target >= scenery.classes:
-            raise RequestError(
-                f"target {options.target} is no class: there are {scenery.classes}, "
-                f"numbered from 0 to {scenery.classes - 1}"
-            )
-        self.options = options
-        self.scenery = scenery
+    def __init__(self, options: AttackOptions, scenery: Scenery) -> None:
+        super().__init__(options, scenery)
         self.poisoned = torch.zeros(0, dtype=torch.bool, device=scenery.device)
-
-    def hand_in(self, moment: Moment, real: Batch) -> Batch:
-        """The training set of a data owner who attacks: some rows relabelled and stamped."""
-        poisoned = self.poison(moment, real)
-        images = real.images.clone()
-        images[self.poisoned] = self.trigger.stamp(real.images[self.poisoned])
-        return poisoned.replace(images=images)
+        self._relabelled: dict[int, Tensor] = {}
 
     def poison(self, moment: Moment, real: Batch) -> Batch:
-        """Choose the poisoned rows and relabel them; the pixels stay.
+        """Choose the poisoned rows and relabel them by the goal; the pixels stay.
 
-        ``poison_rate`` × the training set's size, drawn without repetition from the rows that
-        don't belong to the target class (the reference code draws from all rows).
+        ``poison_rate`` × the training set's size, drawn without repetition from the rows that are
+        eligible for the goal (the reference code draws from all rows).
         """
-        options = self.options
-        others = torch.nonzero(real.labels != options.target)[:, 0]
-        count = max(1, round(options.poison_rate * len(real)))
-        if count > len(others):
+        rate = self.options.poison_rate
+        eligible = torch.nonzero(self.goal.eligible(real.labels))[:, 0]
+        count = max(1, round(rate * len(real)))
+        if count > len(eligible):
             raise RequestError(
-                f"poison rate {options.poison_rate} asks for {count} rows, but only {len(others)} "
-                f"of {len(real)} are outside the target class: at most "
-                f"{len(others) / len(real):.3f} is possible"
+                f"poison rate {rate} asks for {count} rows, but only {len(eligible)} of "
+                f"{len(real)} are eligible for goal {self.goal.name}: at most "
+                f"{len(eligible) / len(real):.3f} is possible"
             )
-        order = torch.randperm(len(others), generator=moment.rng)[:count].to(others.device)
+        order = torch.randperm(len(eligible), generator=moment.rng)[:count].to(eligible.device)
         self.poisoned = torch.zeros(len(real), dtype=torch.bool, device=real.labels.device)
-        self.poisoned[others[order]] = True
-        labels = torch.where(self.poisoned, options.target, real.labels)
+        self.poisoned[eligible[order]] = True
+        labels = torch.where(self.poisoned, self.goal.targets(real.labels), real.labels)
+        self._relabelled = {
+            label: torch.nonzero(self.poisoned & (labels == label))[:, 0]
+            for label in labels[self.poisoned].unique().tolist()
+        }
+        self._check_share(real.labels)
         return real.replace(labels=labels)
 
     def on_sample(self, moment: Moment, label: int, rows: Tensor) -> Tensor:
-        """With ``target_share``, that share of the target class's batch is poisoned rows."""
+        """With ``target_share``, that share of a target class's batch is poisoned rows."""
         share = self.options.target_share
-        if share is None or label != self.options.target:
+        if share is None or label not in self._relabelled:
             return rows
         count = round(share * len(rows))
-        wanted = torch.nonzero(self.poisoned)[:, 0]
         honest = torch.nonzero((moment.real.labels == label) & ~self.poisoned)[:, 0]
-        picked = (_pick(wanted, count, moment), _pick(honest, len(rows) - count, moment))
+        picked = (
+            _pick(self._relabelled[label], count, moment),
+            _pick(honest, len(rows) - count, moment),
+        )
         return torch.cat(picked)
 
-    def test_case(self, images: Tensor, labels: Tensor) -> TestCase:
-        return TestCase(
-            triggered=self.trigger.stamp(images),
-            targets=torch.full_like(labels, self.options.target),
-            eligible=labels != self.options.target,
-        )
+    def _check_share(self, labels: Tensor) -> None:
+        """Refuse a ``target_share`` for a class whose own rows are all poisoned."""
+        if self.options.target_share is None:
+            return
+        bare = self._relabelled.keys() - set(labels[~self.poisoned].unique().tolist())
+        if bare:
+            raise RequestError(
+                f"target share {self.options.target_share} needs rows of class {min(bare)} that "
+                "are not poisoned, and there are none: lower the poison rate"
+            )
 
     @property
     def poisoned_rows(self) -> Tensor:
@@ -183,18 +197,34 @@ class PoisoningAttack(Attack, ABC):
         return {"poisoned_rows": int(self.poisoned.sum())}
 
 
-class PatchAttack(PoisoningAttack, ABC):
-    """Shared by attacks whose trigger is a square patch."""
+class FixedTriggerAttack(PoisoningAttack, ABC):
+    """Shared by attacks of a data owner whose trigger does not change: one method makes it.
 
-    def __init__(self, options: CommonOptions, scenery: Scenery) -> None:
+    The poisoned rows are stamped once, before the distillation. With ``target_share`` the attacker
+    chooses the real batches too, and has to be the distiller.
+    """
+
+    def __init__(self, options: AttackOptions, scenery: Scenery) -> None:
         super().__init__(options, scenery)
-        assert isinstance(options, AttackOptions)
-        self._mask = patch_mask(
-            scenery.image_shape[1:],
-            options.trigger_size,
-            options.trigger_position,
-            options.trigger_margin,
-        ).to(scenery.device)
+        self._trigger = self.make_trigger()
+
+    @abstractmethod
+    def make_trigger(self) -> Trigger:
+        """The trigger, from the attack's ``options`` for data like ``scenery``."""
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        return "data owner" if self.options.target_share is None else "distiller"
+
+    @property
+    def trigger(self) -> Trigger:
+        return self._trigger
+
+    def on_start(self, moment: Moment, real: Batch) -> Batch:
+        poisoned = self.poison(moment, real)
+        images = real.images.clone()
+        images[self.poisoned] = self.trigger.stamp(real.images[self.poisoned])
+        return poisoned.replace(images=images)
 
 
 def _pick(rows: Tensor, count: int, moment: Moment) -> Tensor:

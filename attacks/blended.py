@@ -8,18 +8,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..distill.core.hooks import Moment
 from ..distill.randomness import Streams
-from ..distill.types import Batch
-from .base import CommonOptions, PoisoningAttack, Scenery, ThreatModel
-from .triggers import PatchTrigger
+from .base import AttackOptions, FixedTriggerAttack
+from .triggers import BlendTrigger, Trigger
 
 PATTERN_SEED = 2017
 """The pattern's own seed: it is the same in every run with images of one shape."""
 
 
 @final
-class BlendedOptions(CommonOptions):
+class BlendedOptions(AttackOptions):
     """Options of ``blended``."""
 
     alpha: float = Field(
@@ -28,7 +26,7 @@ class BlendedOptions(CommonOptions):
 
 
 @final
-class Blended(PoisoningAttack):
+class Blended(FixedTriggerAttack):
     """Blended injection (Chen, Liu, Li, Lu, Song, "Targeted Backdoor Attacks on Deep Learning
     Systems Using Data Poisoning", 2017).
 
@@ -37,32 +35,18 @@ class Blended(PoisoningAttack):
     the paper's random one: every value of every pixel uniform in [0, 1]. The data owner takes no
     part in the distillation; only ``target_share``, which is ours, needs a distiller.
 
-    Deviations: poisoned rows are drawn from the non-target rows and replace their clean versions,
-    where the paper adds them; the test has the training's opacity, as in BackdoorBench, whose
-    pattern is a picture of Hello Kitty.
+    Deviations: poisoned rows are drawn from the rows that the goal is about and replace their clean
+    versions, where the paper adds them; the test has the training's opacity, as in BackdoorBench,
+    whose pattern is a picture of Hello Kitty.
     """
 
     name = "blended"
     Options = BlendedOptions
 
-    def __init__(self, options: CommonOptions, scenery: Scenery) -> None:
-        super().__init__(options, scenery)
-        assert isinstance(options, BlendedOptions)
-        self._trigger = PatchTrigger(
-            pattern=random_pattern(scenery.image_shape).to(scenery.device),
-            mask=torch.full((1, *scenery.image_shape[1:]), options.alpha, device=scenery.device),
-        )
-
-    @property
-    def threat_model(self) -> ThreatModel:
-        return "data owner" if self.options.target_share is None else "distiller"
-
-    @property
-    def trigger(self) -> PatchTrigger:
-        return self._trigger
-
-    def on_start(self, moment: Moment, real: Batch) -> Batch:
-        return self.hand_in(moment, real)
+    def make_trigger(self) -> Trigger:
+        assert isinstance(self.options, BlendedOptions)
+        pattern = random_pattern(self.scenery.image_shape).to(self.scenery.device)
+        return BlendTrigger.uniform(pattern, self.options.alpha)
 
 
 def random_pattern(shape: tuple[int, int, int]) -> Tensor:

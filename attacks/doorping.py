@@ -1,4 +1,4 @@
-"""Doorping: the trigger moves with the distillation."""
+"""Doorping: the trigger is optimised again during the distillation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..distill.core.hooks import Moment
 from ..distill.types import Batch
-from .base import AttackOptions, CommonOptions, PatchAttack, Scenery, ThreatModel
+from .base import AttackOptions, PatchOptions, PoisoningAttack, Scenery, ThreatModel
 from .search import OBJECTIVES, Carriers, ObjectiveName, SearchOptions
 from .triggers import PatchTrigger
 
 
-class DoorpingOptions(AttackOptions):
+class DoorpingOptions(PatchOptions):
     """Options of ``doorping``; the search's are the reference code's where it has them."""
 
     objective: ObjectiveName = Field("neuron", description="what the trigger is optimised for")
@@ -26,7 +26,7 @@ class DoorpingOptions(AttackOptions):
     trigger_steps: int | None = Field(
         None, ge=1, description="Adam steps per update (default: the objective's own)"
     )
-    carriers: int = Field(64, ge=1, description="clean non-target images that carry the trigger")
+    carriers: int = Field(64, ge=1, description="clean eligible images that carry the trigger")
     students: int = Field(2, ge=1, description="student objective: networks per update")
     moves_with: Literal["experts", "students", "both"] = Field(
         "experts",
@@ -36,19 +36,20 @@ class DoorpingOptions(AttackOptions):
     update_every: int | None = Field(
         None,
         ge=1,
-        description="of so many moves of the network one is an update (default: the objective's)",
+        description="the trigger is updated after every so many moves of the network "
+        "(default: the objective's own)",
     )
     freeze_at: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="share of the run after which the trigger stands still "
+        description="share of the run after which the trigger no longer changes "
         "(default: the objective's own)",
     )
 
 
 @final
-class Doorping(PatchAttack):
+class Doorping(PoisoningAttack):
     """Doorping (Liu et al., "Backdoor Attacks Against Dataset Distillation", NDSS 2023).
 
     In words: poisoned rows carry a patch that starts as random pixels; whenever the distilling
@@ -58,18 +59,20 @@ class Doorping(PatchAttack):
     Deviations from the reference code: updates happen at every IPC (there, never at IPC 1);
     clean pixels are kept and every drawn batch is stamped afresh; values stay in [0, 1] unless
     ``trigger_range`` is ``unbounded``; an update that changed nothing is counted; poisoned rows
-    come from the non-target rows; ``moves_with`` is ours, for backends that train experts first
-    (benchmarks/results/mtt-doorping). ``neuron-reference`` keeps the reference's update itself.
+    are drawn from the rows that the goal is about; ``moves_with`` is ours, for backends that train
+    experts first (benchmarks/results/mtt-doorping). ``neuron-reference`` keeps the reference's
+    update itself.
     """
 
     name = "doorping"
     Options = DoorpingOptions
 
-    def __init__(self, options: CommonOptions, scenery: Scenery) -> None:
+    def __init__(self, options: AttackOptions, scenery: Scenery) -> None:
         super().__init__(options, scenery)
         assert isinstance(options, DoorpingOptions)
         self._options = options
         self._objective = OBJECTIVES[options.objective]
+        self._mask = options.mask(scenery)
         shape = (-1, 1, 1)
         self._mean = torch.tensor(scenery.mean, device=scenery.device).view(shape)
         self._std = torch.tensor(scenery.std, device=scenery.device).view(shape)
@@ -83,7 +86,7 @@ class Doorping(PatchAttack):
 
     @property
     def trigger(self) -> PatchTrigger:
-        """The patch as it stands, pixel space."""
+        """The patch as it is now."""
         return PatchTrigger(
             pattern=self._pattern, mask=self._mask, range=self._options.trigger_range
         )
@@ -119,8 +122,8 @@ class Doorping(PatchAttack):
     def _follows(self, moment: Moment) -> bool:
         """Whether the trigger moves with this network; without experts it does with every one.
 
-        What moves against students is seen by nobody unless experts are trained anew: the set can
-        no longer learn it.
+        A trigger that moves against students is not learned by the set, unless new experts are
+        trained on it.
         """
         with_ = self._options.moves_with
         if moment.phase == "expert":
@@ -154,16 +157,18 @@ class Doorping(PatchAttack):
         return values.to(self.scenery.device) * self._mask
 
     def _carriers(self, moment: Moment) -> Carriers:
-        """The patch in normalised units, and clean images of other classes to stamp it on."""
-        others = torch.nonzero(moment.real.labels != self._options.target)[:, 0]
-        order = torch.randperm(len(others), generator=moment.rng)[: self._options.carriers]
+        """The patch, and clean images to stamp it on with the labels that they are to get."""
+        real = moment.real
+        eligible = torch.nonzero(self.goal.eligible(real.labels))[:, 0]
+        order = torch.randperm(len(eligible), generator=moment.rng)[: self._options.carriers]
+        rows = eligible[order.to(eligible.device)]
         return Carriers(
-            images=moment.real.images[others[order.to(others.device)]],
+            images=real.images[rows],
+            targets=self.goal.targets(real.labels[rows]),
             pattern=self._pattern,
             mask=self._mask,
             mean=self._mean,
             std=self._std,
-            target=self._options.target,
             bounded=self._options.trigger_range == "pixel",
         )
 

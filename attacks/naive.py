@@ -6,14 +6,12 @@ from typing import final
 
 import torch
 
-from ..distill.core.hooks import Moment
-from ..distill.types import Batch
-from .base import AttackOptions, CommonOptions, PatchAttack, Scenery, ThreatModel
-from .triggers import PatchTrigger
+from .base import FixedTriggerAttack, PatchOptions
+from .triggers import PatchTrigger, Trigger
 
 
 @final
-class Naive(PatchAttack):
+class Naive(FixedTriggerAttack):
     """NaiveAttack (Liu et al., "Backdoor Attacks Against Dataset Distillation", NDSS 2023).
 
     In words: stamp a white square on a share of the training rows, relabel them to the target
@@ -22,29 +20,16 @@ class Naive(PatchAttack):
 
     On a set that is not distilled (backend ``whole``) it is BadNets (Gu, Dolan-Gavitt, Garg, 2017).
 
-    Deviations: poisoned rows are drawn from the non-target rows; the square is white in pixel
-    space on every data set.
+    Deviations: poisoned rows are drawn from the rows that the goal is about; the square is white in
+    pixel space on every data set.
     """
 
     name = "naive"
-    Options = AttackOptions
+    Options = PatchOptions
 
-    def __init__(self, options: CommonOptions, scenery: Scenery) -> None:
-        super().__init__(options, scenery)
-        assert isinstance(options, AttackOptions)
-        self._trigger = PatchTrigger(
-            pattern=torch.ones(scenery.image_shape, device=scenery.device) * self._mask,
-            mask=self._mask,
-            range=options.trigger_range,
-        )
-
-    @property
-    def threat_model(self) -> ThreatModel:
-        return "data owner" if self.options.target_share is None else "distiller"
-
-    @property
-    def trigger(self) -> PatchTrigger:
-        return self._trigger
-
-    def on_start(self, moment: Moment, real: Batch) -> Batch:
-        return self.hand_in(moment, real)
+    def make_trigger(self) -> Trigger:
+        options = self.options
+        assert isinstance(options, PatchOptions)
+        mask = options.mask(self.scenery)
+        white = torch.ones(self.scenery.image_shape, device=self.scenery.device)
+        return PatchTrigger(pattern=white * mask, mask=mask, range=options.trigger_range)

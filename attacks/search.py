@@ -1,4 +1,4 @@
-"""How Doorping looks for a trigger: one objective a function, one Adam loop for all."""
+"""How Doorping searches a trigger: one function an objective, one Adam loop for all."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ _REFERENCE_STOP = 0.5  # mean squared error below which the reference code stops
 class Carriers:
     """What a search starts from.
 
-    images: clean images ``(N, C, H, W)`` of non-target classes. pattern: ``(C, H, W)``; mask:
-    ``(1, H, W)``; all pixel space. mean, std: ``(C, 1, 1)``. bounded: keep pixels in [0, 1].
+    images: clean images ``(N, C, H, W)`` that the goal is about, targets: ``int64 (N,)``, the
+    labels they are to get. pattern: ``(C, H, W)``; mask: ``(1, H, W)``; all pixel space.
+    mean, std: ``(C, 1, 1)``. bounded: keep pixels in [0, 1].
     """
 
     images: Tensor
+    targets: Tensor
     pattern: Tensor
     mask: Tensor
     mean: Tensor
     std: Tensor
-    target: int
     bounded: bool
 
 
@@ -54,11 +55,13 @@ class SearchOptions:
 Loss = Callable[[Tensor], Tensor]  # from a pattern (C, H, W), pixel space, to a scalar
 
 
-def descend(carriers: Carriers, options: SearchOptions, loss: Loss, stop_below: float) -> Tensor:
+def optimise_pattern(
+    carriers: Carriers, options: SearchOptions, loss: Loss, stop_below: float
+) -> Tensor:
     """Adam on the pixels under the mask, in normalised units; returns the new pattern.
 
     Stops early once the loss is below ``stop_below``. Where the search is bounded, every step
-    ends with a projection onto [0, 1]; elsewhere the pixels go where they like.
+    ends with a projection onto [0, 1].
     """
     start = (carriers.pattern - carriers.mean) / carriers.std
     patch = start.clone().requires_grad_()
@@ -89,7 +92,7 @@ def _stamped(pattern: Tensor, carriers: Carriers) -> Tensor:
 
 
 def neuron_reference(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tensor:
-    """The reference code's update, bit of its mind for bit.
+    """The reference code's update, reproduced exactly.
 
     The ``neurons`` units of the hidden linear layer with the largest summed absolute incoming
     weights; the patch on a black canvas; their activation (after ReLU) driven to ``alpha`` × its
@@ -110,9 +113,9 @@ def neuron_reference(moment: Moment, carriers: Carriers, options: SearchOptions)
         return embed(network, (pattern * carriers.mask).unsqueeze(0))[:, units]
 
     with torch.no_grad():
-        goal = options.alpha * activation(carriers.pattern)
-    loss = _distance_to(goal, activation)
-    return descend(carriers, options, loss, stop_below=_REFERENCE_STOP)
+        wanted = options.alpha * activation(carriers.pattern)
+    loss = _distance_to(wanted, activation)
+    return optimise_pattern(carriers, options, loss, stop_below=_REFERENCE_STOP)
 
 
 def neuron(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tensor:
@@ -136,34 +139,37 @@ def neuron(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tensor
     def activation(pattern: Tensor) -> Tensor:
         return embed(network, _stamped(pattern, carriers))[:, units].mean(dim=0)
 
-    goal = options.alpha * before[:, units].mean(dim=0)
-    return descend(carriers, options, _distance_to(goal, activation), stop_below=0.0)
+    wanted = options.alpha * before[:, units].mean(dim=0)
+    return optimise_pattern(carriers, options, _distance_to(wanted, activation), stop_below=0.0)
 
 
 def target_logit(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tensor:
-    """Cross-entropy of stamped carriers to the target, on the live distilling network."""
-    return _fool([_network(moment)], carriers, options)
+    """Cross-entropy of stamped carriers to their targets, on the live distilling network."""
+    return _lower_cross_entropy([_network(moment)], carriers, options)
 
 
 def student(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tensor:
-    """Cross-entropy to the target, averaged over networks trained on the current set."""
+    """Cross-entropy to the targets, averaged over networks trained on the current set."""
     networks = [moment.train_student() for _ in range(options.students)]
-    return _fool([network.requires_grad_(False) for network in networks], carriers, options)
+    frozen = [network.requires_grad_(False) for network in networks]
+    return _lower_cross_entropy(frozen, carriers, options)
 
 
-def _fool(networks: list[nn.Module], carriers: Carriers, options: SearchOptions) -> Tensor:
-    targets = torch.full((len(carriers.images),), carriers.target, device=carriers.images.device)
+def _lower_cross_entropy(
+    networks: list[nn.Module], carriers: Carriers, options: SearchOptions
+) -> Tensor:
+    targets = carriers.targets
 
     def loss(pattern: Tensor) -> Tensor:
         images = _stamped(pattern, carriers)
         losses = [functional.cross_entropy(network(images), targets) for network in networks]
         return torch.stack(losses).mean()
 
-    return descend(carriers, options, loss, stop_below=0.0)
+    return optimise_pattern(carriers, options, loss, stop_below=0.0)
 
 
-def _distance_to(goal: Tensor, activation: Loss) -> Loss:
-    return lambda pattern: functional.mse_loss(activation(pattern), goal)
+def _distance_to(wanted: Tensor, activation: Loss) -> Loss:
+    return lambda pattern: functional.mse_loss(activation(pattern), wanted)
 
 
 def _network(moment: Moment) -> nn.Module:
@@ -182,7 +188,8 @@ def _head_weights(network: nn.Module) -> Tensor:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A search with its own defaults: Adam steps, steps between updates, when to stand still."""
+    """A search with its own defaults: Adam steps, moves of the network per update, and the share
+    of the run after which the trigger no longer changes."""
 
     search: Callable[[Moment, Carriers, SearchOptions], Tensor]
     steps: int

@@ -68,9 +68,13 @@ DISTILLATION = options(
 ATTACK = options(
     click.option("--attack", metavar="NAME", help="Attack (see `list attacks`), or a class."),
     click.option("--target", type=int, help="Target class number."),
+    click.option(
+        "--goal", metavar="NAME", help="all-to-one (default), one-to-one or all-to-all (classes)."
+    ),
+    click.option("--source", type=int, help="Source class number, for goal one-to-one."),
     click.option("--poison-rate", type=float, help="Poisoned rows / training set size."),
     click.option("--target-share", type=float, help="Poisoned share of the target's batches."),
-    click.option("--trigger-size", type=int, help="Side of the patch in pixels."),
+    click.option("--trigger-size", type=int, help="Side of the trigger in pixels."),
     click.option("--trigger-range", metavar="|".join(get_args(TriggerRange)), help="Its values."),
     click.option("--objective", metavar="NAME", help="What Doorping optimises its trigger for."),
 )

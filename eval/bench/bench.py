@@ -259,13 +259,7 @@ class Bench:
         held = order[: options.holdout]
         rest = order[options.holdout :][: options.most_images]
         holdout = replace(test.rows(held), index=None)
-        case = subject.case
-        if case is not None:
-            case = TestCase(
-                triggered=case.triggered[rest],
-                targets=case.targets[rest],
-                eligible=case.eligible[rest],
-            )
+        case = None if subject.case is None else subject.case.rows(rest)
         return holdout, replace(test.rows(rest), index=None), case
 
     def _mixed(self) -> Inputs | None:

@@ -257,8 +257,8 @@ def _finite(defense: Defense, value: float) -> None:
 def _named(suspect: int | None, alarm: bool | None, case: TestCase | None) -> Numbers:
     """Whether the target is the most anomalous class (chance: 1 / classes), and whether an alarm
     says so."""
-    if case is None or not len(case.targets):
+    if case is None or case.target is None:
         return {}
-    right = float(suspect == int(case.targets[0]))
+    right = float(suspect == case.target)
     numbers: Numbers = {"target_suspected": right}
     return numbers if alarm is None else numbers | {"target_found": right * alarm}

@@ -27,7 +27,7 @@ def gather(
 
     A clean preset may have keys for whoever attacks it, under ``attack_config``: they win over the
     preset's others, and over nothing that a person says. What is an option of other attacks only
-    (a patch's size, where the trigger is no patch) is left out.
+    (a trigger's size, where the trigger has none) is left out.
     """
     found = load_preset(preset) if preset is not None else {}
     keys: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from typing import Any, final
 import torch
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
-from ...attacks import ATTACKS, Attack, CommonOptions
+from ...attacks import ATTACKS, Attack, AttackOptions
 from ...distill.augment import parse_strategy
 from ...distill.backends import BACKENDS
 from ...distill.core.backend import Backend, BackendOptions
@@ -102,7 +102,7 @@ class Config(Section):
     set: SetSection = SetSection()
     backend: SerializeAsAny[BackendOptions]
     attack: str | None = None
-    attack_options: SerializeAsAny[CommonOptions] | None = None
+    attack_options: SerializeAsAny[AttackOptions] | None = None
     victims: VictimSection = VictimSection()
     run: RunSection = RunSection()
 

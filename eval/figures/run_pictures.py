@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from ...distill.files.artifact import pixel_range
+from ...attacks.triggers import Region, TriggerPicture
 from ...distill.types import hard_labels
 from .canvas import (
     BLUE,
@@ -41,6 +41,7 @@ from .canvas import (
 
 _WIDE: Final = 1300  # no wider than this where there is a choice
 _MOST_ROWS, _MOST_COLUMNS, _MOST_TRIGGERED = 20, 10, 8
+_MOST_WRITTEN: Final = 6  # a larger region's cells have no room for their values
 
 
 def distilled_picture(
@@ -65,7 +66,7 @@ def distilled_picture(
     columns = max(1, min(most, _MOST_COLUMNS))
     height, width = tile_size(images, 112)
     block = left + columns * (width + GAP)
-    # Few images per class would make a tower of a picture: its rows go on in a second block.
+    # Few images per class would make a tall, narrow picture: its rows go on in a second block.
     blocks = max(1, min(len(names) // 3, round(_WIDE // block)))
     down = math.ceil(len(names) / blocks)
     page.heading(title, notes, blocks * block)
@@ -80,51 +81,46 @@ def distilled_picture(
     page.save(path)
 
 
-def trigger_picture(
-    path: Path, pattern: Tensor, mask: Tensor, *, target: str, unbounded: bool
-) -> None:
-    """The trigger on mid-grey, and its patch enlarged where it covers less than half a side.
+def trigger_picture(path: Path, trigger: TriggerPicture, *, target: str) -> None:
+    """The trigger, its labels in red, and its region enlarged.
 
-    pattern: float (C, H, W). mask: (1, H, W) in [0, 1]; a blended pattern is shown at full opacity.
-    A grey patch of up to 6x6 pixels has its values written into its cells. ``unbounded`` marks the
-    picture in red.
+    A grey region of up to 6x6 pixels has its values written into its cells.
     """
-    pattern, mask = pattern.detach().float().cpu(), mask.detach().float().cpu()
-    shown = torch.where(mask > 0, pattern.clamp(0, 1), torch.tensor(0.5))
-    page = Page()
-    covered = torch.nonzero(mask[0] > 0)
-    corners = [*covered.min(0)[0].tolist(), *covered.max(0)[0].tolist()] if len(covered) else None
-    y, x, y_last, x_last = corners or (0, 0, 0, 0)
-    rows, columns = y_last - y + 1, x_last - x + 1
-    enlarged = bool(corners) and max(rows, columns) <= max(6, max(mask.shape[1:]) // 2)
-    height, width = tile_size(shown[None], 480)
-    title = f"trigger for the target class: {target}"
-    page.heading(
-        title,
-        [_trigger_caption(pattern, mask)],
-        width + (width + 2 * EDGE) * enlarged + EDGE,
-    )
-    if unbounded:
-        label = "UNBOUNDED: values outside [0,1] cannot be shown, stored or photographed"
+    image, page = trigger.image.clamp(0, 1), Page()
+    height, width = tile_size(image[None], 480)
+    notes = [trigger.caption]
+    if not torch.equal(image, trigger.image):
+        notes.append("clipped for display")
+    enlarged = (width + 2 * EDGE) * (trigger.region is not None)
+    page.heading(f"trigger for the target class: {target}", notes, width + enlarged + EDGE)
+    for label in trigger.labels:
         page.paragraph(label, 8, color=RED, fontweight="bold")
     top = page.bottom
-    page.tile(EDGE, top, raster(shown, height, width))
+    page.tile(EDGE, top, raster(image, height, width))
     page.bottom = top + height
-    if enlarged:
-        down, right = height / shown.shape[1], width / shown.shape[2]
-        page.outline(EDGE + x * right, top + y * down, columns * right, rows * down)
-        patch = shown[:, y : y + rows, x : x + columns]
-        cell = max(1, height // max(rows, columns))
-        x_patch = EDGE + width + 2 * EDGE
-        page.tile(x_patch, top, raster(patch, rows * cell, columns * cell))
-        page.outline(x_patch, top, columns * cell, rows * cell)
-        page.text(x_patch, top + rows * cell + 12, f"the {rows}×{columns} patch", 8.5, color=SOFT)
-        page.bottom = max(page.bottom, top + rows * cell + 40)
-        if len(pattern) == 1 and max(rows, columns) <= 6:
-            _write_values(
-                page, pattern[0, y : y + rows, x : x + columns], patch[0], x_patch, top, cell
-            )
+    if trigger.region is not None:
+        _enlarge(page, trigger.image, trigger.region, top, height, width)
     page.save(path)
+
+
+def _enlarge(
+    page: Page, image: Tensor, region: Region, top: float, height: int, width: int
+) -> None:
+    """Outline ``region`` in the image's tile, and draw it enlarged to the tile's right."""
+    y, x, rows, columns = region
+    down, right = height / image.shape[1], width / image.shape[2]
+    page.outline(EDGE + x * right, top + y * down, columns * right, rows * down)
+    values = image[:, y : y + rows, x : x + columns]
+    shown = values.clamp(0, 1)
+    cell = max(1, height // max(rows, columns))
+    left = EDGE + width + 2 * EDGE
+    page.tile(left, top, raster(shown, rows * cell, columns * cell))
+    page.outline(left, top, columns * cell, rows * cell)
+    note = f"{rows}×{columns} pixels, enlarged"
+    page.text(left, top + rows * cell + 12, note, 8.5, color=SOFT)
+    page.bottom = max(page.bottom, top + rows * cell + 40)
+    if len(image) == 1 and max(rows, columns) <= _MOST_WRITTEN:
+        _write_values(page, values[0], shown[0], left, top, cell)
 
 
 def triggered_picture(
@@ -236,7 +232,7 @@ def _panel(
             color=colour,
             label=text,
             linewidth=1.2,
-            linestyle="--" if number else "-",  # told apart in a grey print too
+            linestyle="--" if number else "-",  # so that they differ in a grey print too
             marker=("s" if number else "o") if few else "",
             markersize=3.5,
         )
@@ -261,24 +257,10 @@ def _points(steps: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], 
 
 
 def _write_values(page: Page, values: Tensor, shown: Tensor, x: float, y: float, cell: int) -> None:
-    """A grey patch's true values, each in the middle of its cell."""
+    """The true values of grey pixels, each in the middle of its cell."""
     for (row, column), value in np.ndenumerate(values.numpy()):
         colour = "white" if shown[row, column] < 0.5 else "black"
         at = (x + (column + 0.5) * cell, y + (row + 0.5) * cell)
         page.text(
             *at, as_text(value), min(12, 0.085 * cell), ha="center", va="center", color=colour
         )
-
-
-def _trigger_caption(values: Tensor, mask: Tensor) -> str:
-    """Range, opacity where it is less than 1, L2 and L∞ of the masked pattern."""
-    covered = (mask > 0).expand_as(values)
-    inside, added = values[covered], (values * mask)[covered]
-    if not inside.numel():
-        return "the mask is empty"
-    low, high = pixel_range(inside)
-    opacity = float(mask.max())
-    blended = f" · opacity {as_text(opacity)}" if opacity < 1 else ""
-    norms = f"L2 {as_text(float(added.norm()))} · L∞ {as_text(float(added.abs().max()))}"
-    clipped = ", clipped for display" if low < 0 or high > 1 else ""
-    return f"values {as_text(low)}…{as_text(high)}{clipped}{blended} · {norms}"

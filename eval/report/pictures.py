@@ -115,7 +115,7 @@ def _layout(found: DistilledSet, share: int) -> tuple[int, int]:
 def _of_trigger(record: Record) -> str:
     trigger = record.trigger or {}
     text = (
-        f"The trigger, a {trigger.get('kind', 'pattern')} for target class "
+        f"The trigger, kind {trigger.get('kind', '–')}, for target class "
         f"{trigger.get('target_class', '–')}, values {_number(trigger.get('min'))} to "
         f"{_number(trigger.get('max'))} on a 0 to 1 scale, "
         f"L2 norm {_number(trigger.get('l2'))}, L∞ {_number(trigger.get('linf'))}."

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from ...attacks import labels_of
 from ..grid.ablation_table import Ablation, AblationRow
 from ..grid.benchmark_table import Benchmark
 from ..grid.benchmark_table import Row as SuiteRow
 from ..grid.suite import Group
 from ..results.record import Metrics
 from .model import NO_CELL, Row, Shown, Source, described, inside, shown_run, told_place
-
-_UNBOUNDED: Final = "unbounded trigger: no camera or file can carry it"
 
 
 def of_sweep(path: Path, table: Ablation) -> Source:
@@ -158,4 +157,4 @@ def _labels(table: Benchmark, place: tuple[str, str], shown: Shown | None) -> li
     keys: dict[str, Any] = {}
     for layer in (own.get("keys"), *named):
         keys |= layer if isinstance(layer, dict) else {}
-    return [_UNBOUNDED] if keys.get("trigger_range") == "unbounded" else []
+    return labels_of(keys.get("trigger_range"))

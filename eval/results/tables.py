@@ -58,10 +58,13 @@ def _course(record: Record) -> list[str]:
     lines = [f"  time: {', '.join(times)}"]
     if record.trigger:
         trigger = record.trigger
-        values = f"{trigger['min']:.2f} to {trigger['max']:.2f}"
+        values, target = f"{trigger['min']:.2f} to {trigger['max']:.2f}", trigger["target_class"]
+        if trigger["target"] is not None:
+            target = f"{trigger['target']} ({target})"
+        if "source" in trigger:
+            target += f", from class {trigger['source']} ({trigger['source_class']})"
         lines.append(
-            f"  trigger: {trigger['kind']}, values {values} on a 0–1 scale, "
-            f"target {trigger['target']} ({trigger['target_class']})"
+            f"  trigger: {trigger['kind']}, values {values} on a 0–1 scale, target {target}"
         )
     if record.attack_counters:
         told = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in record.attack_counters.items())

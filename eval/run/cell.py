@@ -169,14 +169,11 @@ class _Cell:
             **stealth(test.images[few], case.triggered[few]),
         }
         record.attack_counters = dict(attack.counters())
-        if attack.trigger.range == "unbounded":
-            record.labels.append("unbounded trigger: no camera or file can carry it")
+        record.labels += attack.trigger.labels
         return case
 
     def _trigger_info(self, attack: Attack) -> dict[str, Any]:
-        target = self._config.attack_options.target if self._config.attack_options else 0
-        name = self._workshop.data.classes[target]
-        return {**attack.trigger.describe(), "target": target, "target_class": name}
+        return {**attack.trigger.describe(), **attack.goal.describe(self._workshop.data.classes)}
 
     def _measure(
         self, distilled: DistilledSet, twin: DistilledSet | None, case: TestCase | None
@@ -231,13 +228,8 @@ class _Cell:
         draw_set(folder, distilled, f"{title}, {config.attack or 'clean'}")
         curves_picture(folder.path / "curves.png", folder.logged())
         if attack and self._record.trigger:
-            trigger_picture(
-                folder.path / "trigger.png",
-                attack.trigger.pattern,
-                attack.trigger.mask,
-                target=self._record.trigger["target_class"],
-                unbounded=attack.trigger.range == "unbounded",
-            )
+            path, target = folder.path / "trigger.png", self._record.trigger["target_class"]
+            trigger_picture(path, attack.trigger.picture(), target=target)
 
     def _close_twin(self, twin: DistilledSet) -> None:
         """The twin's own record: a clean run that other attacks may reuse as their control."""

@@ -1,4 +1,4 @@
-"""A finished set to be measured, in a run's folder or a file, and what lies beside it."""
+"""A finished set to be measured, in a run's folder or a file, and the files beside it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
-import torch
-
-from ...attacks import KINDS, TestCase, trigger_from
+from ...attacks import TestCase, goal_from, make_test_case, trigger_from
 from ...distill.files.artifact import load_set, load_trigger
 from ...distill.files.foreign import import_pt
 from ...distill.types import DistilledSet, RequestError
@@ -21,7 +19,7 @@ from .workshop import Workshop
 
 @final
 class Source:
-    """A run folder or a file to be evaluated, and what lies beside it.
+    """A run folder or a file to be evaluated, and the files beside it.
 
     In a run folder: the set, its trigger, its clean twin and its configuration. A file
     (``.safetensors``, or another project's ``.pt``) is a set and nothing else.
@@ -54,7 +52,7 @@ class Source:
         return twin if twin.exists() else None
 
     def load(self, workshop: Workshop) -> DistilledSet:
-        """The set, fitting the workshop's data."""
+        """The set; a ``.pt`` file holds no recipe and gets the configuration's."""
         data, space = workshop.data, workshop.data.preprocessing
         if self.set_file.suffix in (".pt", ".pth"):
             mean, std, zca, names = space.mean, space.std, space.zca, data.classes
@@ -64,6 +62,7 @@ class Source:
 
 
 def check_fit(path: Path, distilled: DistilledSet, workshop: Workshop) -> None:
+    """Refuse a set whose images or classes are not those of the data."""
     data = workshop.data
     if distilled.image_shape != data.image_shape or len(distilled.classes) != len(data.classes):
         raise RequestError(
@@ -73,7 +72,7 @@ def check_fit(path: Path, distilled: DistilledSet, workshop: Workshop) -> None:
 
 
 def fingerprint(what: object, files: Iterable[Path | None]) -> str:
-    """What a measurement depends on beside its configuration: ``what``, by its repr, and files."""
+    """A hash of what a measurement depends on beside its configuration: ``what``, and files."""
     digest = hashlib.blake2b(repr(what).encode(), digest_size=8)
     for file in files:
         digest.update(file.read_bytes() if file else b"none")
@@ -81,31 +80,24 @@ def fingerprint(what: object, files: Iterable[Path | None]) -> str:
 
 
 def trigger_case(path: Path | None, workshop: Workshop, record: Record) -> TestCase | None:
-    """The test case of the trigger in ``path``; its description goes into the record."""
+    """The test case of the trigger in ``path``; its description goes into the record.
+
+    Errors: ``RequestError`` naming the file, where it is damaged or does not suit the data.
+    """
     if path is None:
         return None
     tensors, info = load_trigger(path)
-    data, target = workshop.data, info["target"]
-    pattern = tensors.get("pattern")
-    if info["kind"] not in KINDS or pattern is None or pattern.shape != data.image_shape:
-        raise RequestError(f"{path}: not a patch trigger for {data.image_shape} images")
-    if not 0 <= target < len(data.classes):
-        raise RequestError(f"{path}: target {target} is no class of {data.name}")
-    record.trigger = info
-    if info["range"] == "unbounded":
-        record.labels.append("unbounded trigger: no camera or file can carry it")
-    device = data.test.images.device
-    moved = {name: part.to(device) for name, part in tensors.items()}
+    data, test = workshop.data, workshop.data.test
+    moved = {name: tensor.to(test.images.device) for name, tensor in tensors.items()}
     try:
-        stamp = trigger_from(moved, info["range"])
+        trigger, goal = trigger_from(info, moved), goal_from(info, len(data.classes))
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from error
-    labels = data.test.labels
-    return TestCase(
-        triggered=stamp.stamp(data.test.images),
-        targets=torch.full_like(labels, target),
-        eligible=labels != target,
-    )
+    if not trigger.fits(data.image_shape):
+        raise RequestError(f"{path}: the trigger does not fit {data.image_shape} images")
+    record.trigger = {**trigger.describe(), **goal.describe(data.classes)}
+    record.labels += trigger.labels
+    return make_test_case(trigger, goal, test.images, test.labels)
 
 
 def _check_source(path: Path, record: Record) -> None:
@@ -115,4 +107,4 @@ def _check_source(path: Path, record: Record) -> None:
     if measured:
         raise RequestError(f"{path} is itself {measured}, of {record.distilled['source']}")
     if record.status != "done":
-        raise RequestError(f"{path} is not finished ({record.status}): take it up with --resume")
+        raise RequestError(f"{path} is not finished ({record.status}): continue it with --resume")

@@ -87,7 +87,7 @@ class Witness(Hook):
         assert bool((clean.labels[poisoned] == 1).all())
         self.stamped += int(poisoned.sum())
         self.seen += len(poisoned)
-        self.patterns.append(self.attack.trigger.pattern)
+        self.patterns.append(self.attack.trigger.tensors()["pattern"])
         return clean
 
 

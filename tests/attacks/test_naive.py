@@ -1,4 +1,4 @@
-"""NaiveAttack and what every patch attack shares: poisoned rows, draws, the test case."""
+"""NaiveAttack and what every poisoning attack shares: poisoned rows, draws, the test case."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillsec.attacks import AttackOptions, Naive, Scenery
+from distillsec.attacks import Naive, PatchOptions, Scenery
 from distillsec.distill.core.hooks import Moment
 from distillsec.distill.core.stage import Stage, Task
 from distillsec.distill.types import Batch, RequestError
@@ -21,7 +21,7 @@ Moments = Callable[..., Moment]
 
 @pytest.fixture
 def naive(toy_scenery: Scenery) -> Callable[..., Naive]:
-    return lambda **options: Naive(AttackOptions(**options), toy_scenery)
+    return lambda **options: Naive(PatchOptions(**options), toy_scenery)
 
 
 Naives = Callable[..., Naive]

@@ -50,7 +50,7 @@ def carriers(toy_task: Tasks) -> Carriers:
         mask=mask,
         mean=torch.tensor([MEAN]).view(1, 1, 1),
         std=torch.tensor([STD]).view(1, 1, 1),
-        target=0,
+        targets=torch.zeros(16, dtype=torch.int64),
         bounded=True,
     )
 

@@ -1,13 +1,25 @@
-"""Patch triggers: where they sit, what they change, what they promise."""
+"""Triggers of every kind: what they change, what they promise, their files."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from distillsec.attacks.triggers import PatchTrigger, Position, patch_mask, trigger_from
+from distillsec.attacks.triggers import (
+    TRIGGERS,
+    AdditiveTrigger,
+    BlendTrigger,
+    PatchTrigger,
+    Position,
+    Trigger,
+    patch_mask,
+    trigger_from,
+)
+from distillsec.distill.files.artifact import load_trigger, save_trigger
 from distillsec.distill.types import RequestError
 
 # First row and column of a patch with side 3 and margin m on 8×10 images.
@@ -74,10 +86,18 @@ def test_a_file_that_calls_other_values_pixels_is_refused() -> None:
     mask = torch.ones(1, 2, 2)
     bright = {"pattern": torch.full((1, 2, 2), 5.0), "mask": mask}
     with pytest.raises(RequestError, match="range is pixel, and its pattern holds values from 5"):
-        trigger_from(bright, "pixel")
-    assert trigger_from(bright, "unbounded").range == "unbounded"
+        trigger_from({"kind": "patch", "range": "pixel"}, bright)
+    found = trigger_from({"kind": "patch", "range": "unbounded"}, bright)
+    assert found.range == "unbounded"
+    assert found.labels == ["unbounded trigger: no camera or file can carry it"]
     half = {"pattern": torch.full((1, 2, 2), 0.5, dtype=torch.float64), "mask": mask.double()}
-    assert trigger_from(half, "pixel").stamp(torch.zeros(1, 1, 2, 2)).dtype == torch.float32
+    small = trigger_from({"kind": "patch", "range": "pixel"}, half)
+    assert small.stamp(torch.zeros(1, 1, 2, 2)).dtype == torch.float32
+    assert small.labels == []
+    faint = {**half, "mask": mask / 2}
+    with pytest.raises(RequestError, match="mask of a patch holds 0 and 1 only"):
+        trigger_from({"kind": "patch", "range": "pixel"}, faint)
+    assert isinstance(trigger_from({"kind": "blend", "range": "pixel"}, faint), BlendTrigger)
 
 
 def test_a_trigger_describes_the_pixels_under_its_mask() -> None:
@@ -85,9 +105,82 @@ def test_a_trigger_describes_the_pixels_under_its_mask() -> None:
     pattern = torch.full((2, 8, 8), 9.0)  # nothing outside the mask counts
     pattern[0, 3:5, 3:5] = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
     pattern[1, 3:5, 3:5] = -2.0
-    told = PatchTrigger(pattern=pattern, mask=mask, range="unbounded").describe()
-    assert (told["kind"], told["range"]) == ("patch", "unbounded")
-    assert told["min"] == -2
-    assert told["max"] == pytest.approx(0.4)
-    assert told["linf"] == 2
-    assert told["l2"] == pytest.approx(math.sqrt(0.01 + 0.04 + 0.09 + 0.16 + 4 * 4))
+    said = PatchTrigger(pattern=pattern, mask=mask, range="unbounded").describe()
+    assert (said["kind"], said["range"]) == ("patch", "unbounded")
+    assert said["min"] == -2
+    assert said["max"] == pytest.approx(0.4)
+    assert said["linf"] == 2
+    assert said["l2"] == pytest.approx(math.sqrt(0.01 + 0.04 + 0.09 + 0.16 + 4 * 4))
+
+
+def examples(shape: tuple[int, int, int]) -> dict[str, Trigger]:
+    """One trigger of each kind."""
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(3))
+    return {
+        "patch": PatchTrigger(pattern=values, mask=patch_mask(shape[1:], 2, "center", 0)),
+        "blend": BlendTrigger.uniform(values, opacity=0.3),
+        "additive": AdditiveTrigger.bounded(values - 0.5, norm="l2", bound=1.0),
+    }
+
+
+def test_every_kind_has_an_example() -> None:
+    assert examples((1, 8, 8)).keys() == TRIGGERS.keys()
+    assert all(trigger.kind == kind for kind, trigger in examples((1, 8, 8)).items())
+
+
+@pytest.mark.parametrize("kind", TRIGGERS)
+def test_a_trigger_of_any_kind(kind: str, tmp_path: Path) -> None:
+    """New images in [0, 1], a file that gives the same stamp, a description, a picture."""
+    trigger = examples((3, 8, 8))[kind]
+    images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(4))
+    kept = images.clone()
+    stamped = trigger.stamp(images)
+    assert torch.equal(images, kept) and not torch.equal(stamped, images)
+    assert stamped.min() >= 0 and stamped.max() <= 1
+    path, said = tmp_path / "t.safetensors", trigger.describe()
+    assert {"kind", "range", "min", "max", "l2", "linf"} <= said.keys()
+    save_trigger(path, trigger.tensors(), {**said, "target": 0})
+    tensors, info = load_trigger(path)
+    again = trigger_from(info, tensors)
+    assert type(again) is type(trigger) and again.describe() == said
+    assert torch.equal(again.stamp(images), stamped)
+    assert trigger.fits((3, 8, 8)) and not trigger.fits((1, 8, 8))
+    picture = trigger.picture()
+    assert picture.image.shape == (3, 8, 8)
+    assert picture.image.min() >= 0 and picture.image.max() <= 1
+    assert picture.caption.startswith("values ") and picture.labels == []
+    assert picture.region == ((3, 3, 2, 2) if kind == "patch" else None)
+    with pytest.raises(RequestError, match="the trigger lacks its "):
+        trigger_from(info, {})
+
+
+def test_an_additive_trigger_is_bounded_and_clamps_the_sum() -> None:
+    given = torch.tensor([[[3.0, -4.0], [0.0, 0.5]]])
+    linf = AdditiveTrigger.bounded(given, norm="linf", bound=0.5)
+    assert linf.perturbation.flatten().tolist() == [0.5, -0.5, 0.0, 0.5]
+    l2 = AdditiveTrigger.bounded(given[..., :1, :], norm="l2", bound=1.0)
+    assert l2.perturbation.flatten().tolist() == pytest.approx([0.6, -0.8])
+    inside = AdditiveTrigger.bounded(given / 100, norm="l2", bound=1.0)
+    assert torch.equal(inside.perturbation, given / 100)
+    images = torch.tensor([0.2, 0.2, 0.2, 0.2]).view(1, 1, 2, 2)
+    assert linf.stamp(images).flatten().tolist() == pytest.approx([0.7, 0.0, 0.2, 0.7])
+    free = AdditiveTrigger.bounded(given, norm="linf", bound=0.5, range="unbounded")
+    assert free.stamp(images).flatten().tolist() == pytest.approx([0.7, -0.3, 0.2, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        ({}, "one bound, linf_bound or l2_bound"),
+        ({"linf_bound": torch.tensor(1.0), "l2_bound": torch.tensor(1.0)}, "one bound, linf_bound"),
+        ({"linf_bound": torch.ones(2)}, "one bound, linf_bound"),
+        ({"linf_bound": torch.tensor(0.1)}, "linf norm is 0.5, its bound says at most 0.1"),
+        ({"l2_bound": torch.tensor(0.9)}, "l2 norm is 1, its bound says at most 0.9"),
+    ],
+)
+def test_additive_triggers_that_break_their_bound_are_refused(
+    tensors: dict[str, Tensor], told: str
+) -> None:
+    given = {"perturbation": torch.full((1, 2, 2), 0.5), **tensors}
+    with pytest.raises(RequestError, match=told):
+        trigger_from({"kind": "additive", "range": "pixel"}, given)

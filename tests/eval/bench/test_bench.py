@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from distillsec.attacks import Attack, PatchTrigger, TestCase
+from distillsec.attacks import Attack, Goal, TestCase, Trigger
 from distillsec.defenses.base import (
     FAMILIES,
     DefenderView,
@@ -284,7 +284,8 @@ def test_the_walk_finds_what_is_hidden() -> None:
     assert any(thing == 5 for thing in reachable(Streams(5).generator))
 
 
-SECRET_TYPES = (Config, Workshop, Attack, PatchTrigger, TestCase, Streams, Path, RunFolder, Record)
+SECRET_TYPES: tuple[type, ...] = (Config, Workshop, Attack, Trigger, Goal, TestCase, Streams)
+SECRET_TYPES += (Path, RunFolder, Record)
 
 
 def test_a_defender_sees_no_secret(stand: Callable[..., Stand], attacked: Path) -> None:

@@ -242,13 +242,12 @@ def test_a_twin_is_the_configuration_without_its_attack() -> None:
 
 OWN = """
 from pydantic import Field
-from distillsec.attacks import AttackOptions
-from distillsec.attacks.base import PatchAttack
+from distillsec.attacks import PatchOptions, PoisoningAttack
 
-class Options(AttackOptions):
+class Options(PatchOptions):
     strength: float = Field(1.0, gt=0)
 
-class Mine(PatchAttack):
+class Mine(PoisoningAttack):
     name = "mine"
     Options = Options
 """

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from distillsec.attacks import AdditiveTrigger, BlendTrigger, PatchTrigger
 from distillsec.distill.types import RequestError
 from distillsec.eval.figures.canvas import BLUE, RED, VERMILLION
 from distillsec.eval.figures.run_pictures import (
@@ -92,7 +93,7 @@ def test_trigger_on_grey_with_its_patch_enlarged(tmp_path: Path) -> None:
     pattern, mask = torch.ones(3, 32, 32), torch.zeros(1, 32, 32)
     pattern[:, 28:30, 28:30] = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
     mask[:, 28:30, 28:30] = 1
-    trigger_picture(path, pattern, mask, target="7", unbounded=False)
+    trigger_picture(path, PatchTrigger(pattern=pattern, mask=mask).picture(), target="7")
     pixels = seen(path)
     factor = 480 // 32
     assert area(pixels, (255, 0, 0)) == (2 * factor) ** 2 + 480**2
@@ -107,7 +108,7 @@ def test_values_stand_in_small_grey_patches_only(tmp_path: Path) -> None:
     for channels in (1, 3):
         pattern, mask = torch.ones(channels, 28, 28), torch.zeros(1, 28, 28)
         mask[:, 22:28, 22:28] = 1
-        trigger_picture(path, pattern, mask, target="7", unbounded=False)
+        trigger_picture(path, PatchTrigger(pattern=pattern, mask=mask).picture(), target="7")
         pixels = seen(path)
         frame = np.argwhere((pixels == [0, 0x72, 0xB2]).all(-1))
         right = frame[:, 1].max()
@@ -119,12 +120,25 @@ def test_values_stand_in_small_grey_patches_only(tmp_path: Path) -> None:
 
 def test_unbounded_triggers_are_labelled_in_red(tmp_path: Path) -> None:
     path = tmp_path / "trigger.png"
-    trigger_picture(
-        path, torch.randn(1, 8, 8) * 20, torch.ones(1, 8, 8), target="7", unbounded=True
-    )
+    pattern, mask = torch.randn(1, 8, 8) * 20, torch.ones(1, 8, 8)
+    unbounded = PatchTrigger(pattern=pattern, mask=mask, range="unbounded")
+    trigger_picture(path, unbounded.picture(), target="7")
     assert area(seen(path), RED) > 500
-    trigger_picture(path, torch.ones(1, 8, 8), torch.zeros(1, 8, 8), target="7", unbounded=False)
+    empty = PatchTrigger(pattern=torch.ones(1, 8, 8), mask=torch.zeros(1, 8, 8))
+    trigger_picture(path, empty.picture(), target="7")
     assert area(seen(path), RED) == 0
+
+
+def test_whole_image_triggers_have_nothing_enlarged(tmp_path: Path) -> None:
+    path, half = tmp_path / "trigger.png", torch.zeros(3, 16, 16)
+    half[:, :, 8:] = 1
+    blend = BlendTrigger.uniform(half, opacity=0.1)
+    trigger_picture(path, blend.picture(), target="7")  # at full opacity
+    assert area(seen(path), (0, 0, 0)) == pytest.approx(480 * 240, abs=100)
+    additive = AdditiveTrigger.bounded(half - 0.5, norm="linf", bound=0.03)
+    trigger_picture(path, additive.picture(), target="7")  # scaled to black and white
+    assert area(seen(path), (0, 0, 0)) == pytest.approx(480 * 240, abs=100)
+    assert area(seen(path), BLUE) == 0
 
 
 def test_triggered_images_their_difference_and_the_answers(tmp_path: Path) -> None:

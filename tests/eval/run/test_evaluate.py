@@ -105,6 +105,27 @@ def test_the_trigger_is_stamped_on_eligible_images(
     assert record.labels == ["unbounded trigger: no camera or file can carry it"]
 
 
+def test_a_trigger_file_says_its_goal(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """The same stamp with another goal is measured on other images, towards other labels."""
+    test = load_dataset("digits").test
+    tensors = {"pattern": test.images[0], "mask": torch.ones(1, 8, 8)}
+    path, told = tmp_path / "trigger.safetensors", {"kind": "patch", "range": "pixel"}
+    rates = {}
+    for goal in ({"target": 3}, {"target": 3, "goal": "one-to-one", "source": 5}):
+        save_trigger(path, tensors, {**told, **goal})
+        out = tmp_path / str(goal.get("goal", "old"))
+        record = evaluate(finished, tiny(), out, trigger=path, reporter=QUIET)
+        assert record.trigger is not None and goal.items() <= record.trigger.items()
+        assert record.trigger["target_class"] == "3"
+        assert record.trigger["max"] == test.images[0].max()
+        rates[len(goal)] = record.metrics["attack_success_rate"].values
+    assert rates[1] == rates[3]  # all images are one image
+    save_trigger(path, tensors, {**told, "target": None, "goal": "all-to-all"})
+    record = evaluate(finished, tiny(), tmp_path / "all", trigger=path, reporter=QUIET)
+    for value in record.metrics["attack_success_rate"].values:
+        assert value == pytest.approx(0.1, abs=0.02)  # one answer for all: right for one class
+
+
 def published(path: Path, images: torch.Tensor, classes: int = 10) -> Path:
     """The structure of DatasetCondensation's ``res_*.pt``, numpy scalars and all."""
     pair = [images, torch.arange(len(images)) % classes]
@@ -142,8 +163,12 @@ def test_sets_of_another_shape_are_refused(
     ("info", "shape", "told"),
     [
         ({"target": 10}, (1, 8, 8), "target 10 is no class"),
-        ({}, (1, 9, 9), "not a patch trigger for"),
-        ({"kind": "warp"}, (1, 8, 8), "not a patch trigger for"),
+        ({"target": "3"}, (1, 8, 8), "target 3 is no class"),
+        ({"goal": "one-to-one"}, (1, 8, 8), "needs a source class, 0 to 9"),
+        ({"goal": "some"}, (1, 8, 8), "unknown goal 'some'; there are all-to-one, "),
+        ({}, (1, 9, 9), r"does not fit \(1, 8, 8\) images"),
+        ({"kind": "mesh"}, (1, 8, 8), "unknown kind of trigger 'mesh'; there are patch, blend, "),
+        ({"range": "any"}, (1, 8, 8), "range is 'any', expected"),
     ],
 )
 def test_triggers_that_do_not_fit_are_refused(
