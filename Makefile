@@ -41,6 +41,7 @@ lint: $(VENV)/.tools $(VENV)/.package ## ruff's rules and format, mypy strict
 	$(RUN) ruff format --check .
 	$(RUN) mypy --strict -p distillsec
 	$(RUN) mypy --strict --explicit-package-bases tests
+	$(RUN) mypy --strict --explicit-package-bases examples
 
 format: $(VENV)/.tools ## let ruff put the format right, and what it can of the rules
 	$(RUN) ruff check --fix .

@@ -1,7 +1,8 @@
-"""What docs/own.md shows runs as it stands: a user's own network, attack and defense."""
+"""What docs/own.md shows runs as it is: a user's own network, and the code of the examples."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -11,45 +12,38 @@ from click.testing import CliRunner
 
 from distillsec.cli import main
 
-OWN = Path(__file__).resolve().parents[1] / "docs" / "own.md"
-SMALL = ["--preset", "digits-naive", "--ipc", "1", "--iterations", "1", "--set", "outer_loop=1"]
-SMALL += ["--victims", "1", "--victim-epochs", "1", "--threads", "1", "--quiet"]
+ROOT = Path(__file__).resolve().parents[1]
+OWN = (ROOT / "docs" / "own.md").read_text("utf-8")
+CODE = re.findall(r"(?ms)^```python\n(.*?)^```", OWN)
 
 
-@pytest.mark.parametrize(
-    ("number", "options"),
-    [
-        (0, ["--network", "own_network:Tiny", "--set", "width=null", "--set", "depth=null"]),
-        (1, ["--attack", "own_attack:Grey", "--set", "shade=0.8"]),
-    ],
-    ids=["network", "attack"],
-)
-def test_the_users_own(
-    number: int, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = re.findall(r"(?ms)^```python\n(.*?)^```", OWN.read_text("utf-8"))[number]
-    module = options[1].partition(":")[0]
-    (tmp_path / f"{module}.py").write_text(code)
+def test_the_network_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_network.py").write_text(CODE[0])
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(main, ["attack", *SMALL, *options, "--out", "run"])
+    words = ["attack", "--preset", "digits-naive", "--ipc", "1", "--iterations", "1"]
+    words += ["--network", "own_network:Tiny", "--set", "width=null", "--set", "depth=null"]
+    words += ["--victims", "1", "--victim-epochs", "1", "--threads", "1", "--quiet", "--out", "run"]
+    done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.stderr
     record = json.loads(Path("run/record.json").read_text())
-    assert record["status"] == "done"
-    assert options[1] in (record["config"]["network"], record["config"]["attack"])
-    if number == 1:
-        assert record["config"]["shade"] == 0.8
-        assert record["trigger"]["max"] == pytest.approx(0.8)
+    assert (record["status"], record["config"]["network"]) == ("done", "own_network:Tiny")
 
 
-def test_the_users_own_defense(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = re.findall(r"(?ms)^```python\n(.*?)^```", OWN.read_text("utf-8"))[2]
-    (tmp_path / "own_defense.py").write_text(code)
-    monkeypatch.chdir(tmp_path)
-    options = ["--defense", "own_defense:Sure", "--option", "own_defense:Sure.limit=0.99"]
-    done = CliRunner().invoke(main, ["defend", str(finished), *options, "--quiet", "--out", "run"])
-    assert done.exit_code == 0, done.stderr
-    outcome = json.loads(Path("run/record.json").read_text())["defenses"]["own_defense:Sure"]
-    assert outcome["status"] == "done" and outcome["options"] == {"limit": 0.99}
-    assert 0 <= outcome["metrics"]["auroc"]["mean"] <= 1
+@pytest.mark.parametrize(("number", "name"), [(1, "own_attack"), (2, "own_defense")])
+def test_the_code_of_an_example_is_the_files(number: int, name: str) -> None:
+    """The examples themselves are run by test_examples."""
+    text = (ROOT / "examples" / f"{name}.py").read_text("utf-8")
+    head = ast.parse(text).body[0]
+    after = text.splitlines(keepends=True)[head.end_lineno or 0 :]
+    assert CODE[number].strip() == "".join(after).strip()
+    assert len(CODE) == 3
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_an_example_is_named_with_its_commands(path: Path) -> None:
+    assert f"[examples/{path.name}](../examples/{path.name})" in OWN
+    head = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    commands = [line for line in head.splitlines() if line.startswith("    distillsec ")]
+    assert commands
+    if "npz:" not in commands[-1]:
+        assert all(command in OWN for command in commands)
