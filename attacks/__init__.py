@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from .base import (
     Attack,
     AttackOptions,
+    DataInfo,
     FixedTriggerAttack,
     PatchOptions,
     PoisoningAttack,
-    Scenery,
     ThreatModel,
 )
 from .blended import Blended
@@ -40,6 +40,7 @@ __all__ = [
     "AttackOptions",
     "BlendTrigger",
     "Blended",
+    "DataInfo",
     "Doorping",
     "FixedTriggerAttack",
     "Goal",
@@ -47,7 +48,6 @@ __all__ = [
     "PatchOptions",
     "PatchTrigger",
     "PoisoningAttack",
-    "Scenery",
     "TestCase",
     "ThreatModel",
     "Trigger",

@@ -28,7 +28,7 @@ ThreatModel = Literal["data owner", "distiller", "interceptor"]
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scenery:
+class DataInfo:
     """What an attacker knows of the data: shapes, class count, normalisation, device.
 
     image_shape: (C, H, W). mean, std: per-channel, pixel units.
@@ -87,10 +87,10 @@ class PatchOptions(AttackOptions):
         description="pixel: values in [0, 1]; unbounded: any value (reproduces the paper only)",
     )
 
-    def mask(self, scenery: Scenery) -> Tensor:
+    def mask(self, data: DataInfo) -> Tensor:
         """The patch's mask ``(1, H, W)``; ``RequestError`` where it does not fit the images."""
         place = (self.trigger_size, self.trigger_position, self.trigger_margin)
-        return patch_mask(scenery.image_shape[1:], *place).to(scenery.device)
+        return patch_mask(data.image_shape[1:], *place).to(data.device)
 
 
 class Attack(Hook, ABC):
@@ -98,14 +98,14 @@ class Attack(Hook, ABC):
 
     Options: ClassVar[type[AttackOptions]]
 
-    def __init__(self, options: AttackOptions, scenery: Scenery) -> None:
-        """An attack with ``options`` (of its ``Options``) on data like ``scenery``.
+    def __init__(self, options: AttackOptions, data: DataInfo) -> None:
+        """An attack on ``data`` with ``options`` (of its ``Options``).
 
         Errors: ``RequestError`` for a goal that does not suit the classes.
         """
         self.options = options
-        self.scenery = scenery
-        self.goal: Goal = goal_from(dict(options), scenery.classes)
+        self.data = data
+        self.goal: Goal = goal_from(dict(options), data.classes)
 
     @property
     @abstractmethod
@@ -134,9 +134,9 @@ class Attack(Hook, ABC):
 class PoisoningAttack(Attack, ABC):
     """Shared by attacks that stamp a trigger on relabelled rows of the training set."""
 
-    def __init__(self, options: AttackOptions, scenery: Scenery) -> None:
-        super().__init__(options, scenery)
-        self.poisoned = torch.zeros(0, dtype=torch.bool, device=scenery.device)
+    def __init__(self, options: AttackOptions, data: DataInfo) -> None:
+        super().__init__(options, data)
+        self.poisoned = torch.zeros(0, dtype=torch.bool, device=data.device)
         self._relabelled: dict[int, Tensor] = {}
 
     def poison(self, moment: Moment, real: Batch) -> Batch:
@@ -171,10 +171,10 @@ class PoisoningAttack(Attack, ABC):
         if share is None or label not in self._relabelled:
             return rows
         count = round(share * len(rows))
-        honest = torch.nonzero((moment.real.labels == label) & ~self.poisoned)[:, 0]
+        clean = torch.nonzero((moment.real.labels == label) & ~self.poisoned)[:, 0]
         picked = (
             _pick(self._relabelled[label], count, moment),
-            _pick(honest, len(rows) - count, moment),
+            _pick(clean, len(rows) - count, moment),
         )
         return torch.cat(picked)
 
@@ -204,13 +204,13 @@ class FixedTriggerAttack(PoisoningAttack, ABC):
     chooses the real batches too, and has to be the distiller.
     """
 
-    def __init__(self, options: AttackOptions, scenery: Scenery) -> None:
-        super().__init__(options, scenery)
+    def __init__(self, options: AttackOptions, data: DataInfo) -> None:
+        super().__init__(options, data)
         self._trigger = self.make_trigger()
 
     @abstractmethod
     def make_trigger(self) -> Trigger:
-        """The trigger, from the attack's ``options`` for data like ``scenery``."""
+        """The trigger, made from ``options`` for images like those of ``data``."""
 
     @property
     def threat_model(self) -> ThreatModel:

@@ -45,7 +45,7 @@ class Blended(FixedTriggerAttack):
 
     def make_trigger(self) -> Trigger:
         assert isinstance(self.options, BlendedOptions)
-        pattern = random_pattern(self.scenery.image_shape).to(self.scenery.device)
+        pattern = random_pattern(self.data.image_shape).to(self.data.device)
         return BlendTrigger.uniform(pattern, self.options.alpha)
 
 

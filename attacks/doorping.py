@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..distill.core.hooks import Moment
 from ..distill.types import Batch
-from .base import AttackOptions, PatchOptions, PoisoningAttack, Scenery, ThreatModel
+from .base import AttackOptions, DataInfo, PatchOptions, PoisoningAttack, ThreatModel
 from .search import OBJECTIVES, Carriers, ObjectiveName, SearchOptions
 from .triggers import PatchTrigger
 
@@ -67,16 +67,16 @@ class Doorping(PoisoningAttack):
     name = "doorping"
     Options = DoorpingOptions
 
-    def __init__(self, options: AttackOptions, scenery: Scenery) -> None:
-        super().__init__(options, scenery)
+    def __init__(self, options: AttackOptions, data: DataInfo) -> None:
+        super().__init__(options, data)
         assert isinstance(options, DoorpingOptions)
         self._options = options
         self._objective = OBJECTIVES[options.objective]
-        self._mask = options.mask(scenery)
+        self._mask = options.mask(data)
         shape = (-1, 1, 1)
-        self._mean = torch.tensor(scenery.mean, device=scenery.device).view(shape)
-        self._std = torch.tensor(scenery.std, device=scenery.device).view(shape)
-        self._pattern = torch.zeros(scenery.image_shape, device=scenery.device)
+        self._mean = torch.tensor(data.mean, device=data.device).view(shape)
+        self._std = torch.tensor(data.std, device=data.device).view(shape)
+        self._pattern = torch.zeros(data.image_shape, device=data.device)
         self._moves = self._updates = self._idle_updates = 0
         self._experts_seen = False
 
@@ -146,15 +146,15 @@ class Doorping(PoisoningAttack):
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._pattern = state["pattern"].to(self.scenery.device)
+        self._pattern = state["pattern"].to(self.data.device)
         counts = [int(count) for count in state["counts"]]
         self._moves, self._updates, self._idle_updates, seen = counts
         self._experts_seen = bool(seen)
 
     def _random_patch(self, rng: torch.Generator) -> Tensor:
         """Uniform 8-bit pixels from 1 to 255 under the mask, as the reference starts."""
-        values = torch.randint(1, 256, self.scenery.image_shape, generator=rng) / 255
-        return values.to(self.scenery.device) * self._mask
+        values = torch.randint(1, 256, self.data.image_shape, generator=rng) / 255
+        return values.to(self.data.device) * self._mask
 
     def _carriers(self, moment: Moment) -> Carriers:
         """The patch, and clean images to stamp it on with the labels that they are to get."""

@@ -30,6 +30,6 @@ class Naive(FixedTriggerAttack):
     def make_trigger(self) -> Trigger:
         options = self.options
         assert isinstance(options, PatchOptions)
-        mask = options.mask(self.scenery)
-        white = torch.ones(self.scenery.image_shape, device=self.scenery.device)
+        mask = options.mask(self.data)
+        white = torch.ones(self.data.image_shape, device=self.data.device)
         return PatchTrigger(pattern=white * mask, mask=mask, range=options.trigger_range)

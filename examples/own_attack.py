@@ -27,8 +27,8 @@ class Checkerboard(FixedTriggerAttack):
     def make_trigger(self) -> Trigger:
         options = self.options
         assert isinstance(options, CheckerboardOptions)
-        channels, height, width = self.scenery.image_shape
+        channels, height, width = self.data.image_shape
         rows, columns = torch.arange(height) // options.side, torch.arange(width) // options.side
         white = ((rows[:, None] + columns[None, :]) % 2).float()
-        pattern = white.expand(channels, height, width).to(self.scenery.device)
+        pattern = white.expand(channels, height, width).to(self.data.device)
         return BlendTrigger.uniform(pattern, options.opacity)

@@ -19,7 +19,7 @@ from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
 import distillsec
-from distillsec.attacks import Scenery
+from distillsec.attacks import DataInfo
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.core.backend import Backend
 from distillsec.distill.core.hooks import Moment
@@ -199,9 +199,9 @@ def toy_backend() -> Callable[..., Backend]:
 
 
 @pytest.fixture
-def toy_scenery() -> Scenery:
+def toy_data_info() -> DataInfo:
     """What an attacker knows of ``toy_task``'s data."""
-    return Scenery(
+    return DataInfo(
         image_shape=(1, 8, 8), classes=3, mean=(0.5,), std=(0.25,), device=torch.device("cpu")
     )
 

@@ -12,7 +12,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from ...attacks import Attack, Scenery
+from ...attacks import Attack, DataInfo
 from ...distill.core.backend import Backend
 from ...distill.core.stage import Stage, Task
 from ...distill.data.registry import ImageSet, load_dataset
@@ -126,7 +126,7 @@ class Workshop:
             return None
         make = self.config.attack_class()
         try:
-            return make(self.config.attack_options, self.scenery())
+            return make(self.config.attack_options, self.data_info())
         except TypeError as error:  # a user's class that is not whole
             raise RequestError(f"attack {self.config.attack}: {error}") from error
 
@@ -154,9 +154,9 @@ class Workshop:
             steps, learned = backend.steps(), backend.learned()
             Stage(self.task(), hooks, steps, learned=learned, start=backend.start)
 
-    def scenery(self) -> Scenery:
+    def data_info(self) -> DataInfo:
         """What an attacker knows of the data."""
-        return Scenery(
+        return DataInfo(
             image_shape=self.data.image_shape,
             classes=len(self.data.classes),
             mean=self.data.mean,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillsec.attacks import ATTACKS, Attack, AttackOptions, Scenery, ThreatModel
+from distillsec.attacks import ATTACKS, Attack, AttackOptions, DataInfo, ThreatModel
 from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOptions
 from distillsec.distill.core import hooks
 from distillsec.distill.core.hooks import EVENTS, Hook, Moment
@@ -25,9 +25,9 @@ Tasks = Callable[..., Task]
 NAMES = sorted(ATTACKS)
 
 
-def make(name: str, scenery: Scenery, **options: Any) -> Attack:
+def make(name: str, data: DataInfo, **options: Any) -> Attack:
     attack = ATTACKS[name]
-    return attack(attack.Options.model_validate({"poison_rate": 0.2, **options}), scenery)
+    return attack(attack.Options.model_validate({"poison_rate": 0.2, **options}), data)
 
 
 def pattern(attack: Attack) -> Tensor:
@@ -44,7 +44,7 @@ def run(task: Task, attack: Hook | None) -> Tensor:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_attack_changes_nothing_that_it_is_given(
     toy_task: Tasks,
-    toy_scenery: Scenery,
+    toy_data_info: DataInfo,
     tensors: Callable[[object], list[Tensor]],
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -68,7 +68,7 @@ def test_an_attack_changes_nothing_that_it_is_given(
     monkeypatch.setattr(hooks, "call", guarded)
     task = toy_task(ipc=2)
     images, labels = task.real.images.clone(), task.real.labels.clone()
-    attack = make(name, toy_scenery, target_share=share)
+    attack = make(name, toy_data_info, target_share=share)
     found = run(task, attack)
     listened = {event for event in EVENTS if attack.listens_to(event)}
     assert set(events) == listened
@@ -78,22 +78,24 @@ def test_an_attack_changes_nothing_that_it_is_given(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_attack_repeats_with_its_seed(toy_task: Tasks, toy_scenery: Scenery, name: str) -> None:
-    one, two = make(name, toy_scenery), make(name, toy_scenery)
+def test_an_attack_repeats_with_its_seed(
+    toy_task: Tasks, toy_data_info: DataInfo, name: str
+) -> None:
+    one, two = make(name, toy_data_info), make(name, toy_data_info)
     assert torch.equal(run(toy_task(), one), run(toy_task(), two))
     assert torch.equal(pattern(one), pattern(two))
     # An attack that is used again starts from nothing.
-    told, found = one.counters(), pattern(one).clone()
+    counters, found = one.counters(), pattern(one).clone()
     assert torch.equal(run(toy_task(), one), run(toy_task(), two))
-    assert one.counters() == told
+    assert one.counters() == counters
     assert torch.equal(pattern(one), found)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_attacks_trigger_and_test_case(
-    toy_task: Tasks, toy_scenery: Scenery, tmp_path: Any, name: str
+    toy_task: Tasks, toy_data_info: DataInfo, tmp_path: Any, name: str
 ) -> None:
-    attack = make(name, toy_scenery, target=1)
+    attack = make(name, toy_data_info, target=1)
     run(toy_task(), attack)
     assert pattern(attack).min() >= 0
     assert pattern(attack).max() <= 1
@@ -108,13 +110,13 @@ def test_an_attacks_trigger_and_test_case(
     assert torch.equal(real.images, toy_task().real.images)
     info = {**attack.trigger.describe(), "target": 1}
     save_trigger(tmp_path / "t.safetensors", attack.trigger.tensors(), info)
-    kept, told = load_trigger(tmp_path / "t.safetensors")
+    kept, said = load_trigger(tmp_path / "t.safetensors")
     assert torch.equal(kept["pattern"], pattern(attack))
-    assert told["range"] == "pixel"
+    assert said["range"] == "pixel"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_attack_is_described_and_complete(toy_scenery: Scenery, name: str) -> None:
+def test_an_attack_is_described_and_complete(toy_data_info: DataInfo, name: str) -> None:
     attack = ATTACKS[name]
     assert attack.name == name
     assert issubclass(attack, Attack)
@@ -124,18 +126,18 @@ def test_an_attack_is_described_and_complete(toy_scenery: Scenery, name: str) ->
     assert "In words:" in document
     assert "Deviations" in document
     assert all(field.description for field in attack.Options.model_fields.values())
-    made = make(name, toy_scenery)
+    made = make(name, toy_data_info)
     assert made.threat_model in get_args(ThreatModel)
     if made.threat_model == "data owner":
         others = [event for event in EVENTS if event not in ("on_start", "on_sample")]
         assert not any(made.listens_to(event) for event in others)
 
 
-def test_a_data_owners_draws_are_the_honest_distillers(
-    toy_task: Tasks, toy_scenery: Scenery
+def test_a_data_owners_draws_are_those_of_a_clean_run(
+    toy_task: Tasks, toy_data_info: DataInfo
 ) -> None:
-    """Naive only hands in a changed training set: distilling that set without hooks is the same."""
-    task, naive = toy_task(), make("naive", toy_scenery)
+    """Naive only changes the training set: distilling that set without hooks gives the same."""
+    task, naive = toy_task(), make("naive", toy_data_info)
     kept: list[Batch] = []
 
     class Keep(Hook):

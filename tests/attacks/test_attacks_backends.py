@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillsec.attacks import ATTACKS, Attack, Scenery
+from distillsec.attacks import ATTACKS, Attack, DataInfo
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.core import hooks
 from distillsec.distill.core.backend import Backend
@@ -27,18 +27,18 @@ Tasks = Callable[..., Task]
 Backends = Callable[..., Backend]
 
 
-def make(name: str, scenery: Scenery, **options: object) -> Attack:
+def make(name: str, data: DataInfo, **options: object) -> Attack:
     settings: dict[str, object] = {"poison_rate": 0.2, **options}
     if name == "doorping":
         settings = {"trigger_steps": 2, "objective": "target-logit", **settings}
-    return ATTACKS[name](ATTACKS[name].Options.model_validate(settings), scenery)
+    return ATTACKS[name](ATTACKS[name].Options.model_validate(settings), data)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("backend", DISTILLING)
 def test_an_attack_changes_the_set_and_nothing_that_it_is_given(
     toy_task: Tasks,
-    toy_scenery: Scenery,
+    toy_data_info: DataInfo,
     tensors: Callable[[object], list[Tensor]],
     toy_backend: Backends,
     tmp_path: Path,
@@ -60,7 +60,7 @@ def test_an_attack_changes_the_set_and_nothing_that_it_is_given(
 
     monkeypatch.setattr(hooks, "call", guarded)
     task = toy_task(ipc=2, iterations=3, scratch=tmp_path / "attacked")
-    attack = make(name, toy_scenery, target_share=0.5)
+    attack = make(name, toy_data_info, target_share=0.5)
     found = distil(task, toy_backend(backend, task), [attack])
     assert heard == {event for event in EVENTS if attack.listens_to(event)}
     clean = toy_task(ipc=2, iterations=3, scratch=tmp_path / "clean")
@@ -69,8 +69,8 @@ def test_an_attack_changes_the_set_and_nothing_that_it_is_given(
     assert torch.equal(found.batch.labels, twin.batch.labels)
 
 
-class Witness(Hook):
-    """Looks at the draws behind an attack."""
+class Recorder(Hook):
+    """Records the draws after an attack."""
 
     def __init__(self, attack: Attack) -> None:
         self.attack, self.stamped, self.seen = attack, 0, 0
@@ -94,15 +94,15 @@ class Witness(Hook):
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("backend", DISTILLING)
 def test_poisoned_rows_carry_the_present_trigger_in_every_draw(
-    toy_task: Tasks, toy_scenery: Scenery, toy_backend: Backends, backend: str, name: str
+    toy_task: Tasks, toy_data_info: DataInfo, toy_backend: Backends, backend: str, name: str
 ) -> None:
     task = toy_task(ipc=2, iterations=3)
-    attack = make(name, toy_scenery, target=1)
-    witness = Witness(attack)
-    distil(task, toy_backend(backend, task), [attack, witness])
+    attack = make(name, toy_data_info, target=1)
+    recorder = Recorder(attack)
+    distil(task, toy_backend(backend, task), [attack, recorder])
     # 18 of 90 rows are poisoned; class by class they are 18 of the 48 that the target now has.
-    assert 0.08 < witness.stamped / witness.seen < 0.35
-    moved = [not torch.equal(old, new) for old, new in pairwise(witness.patterns)]
+    assert 0.08 < recorder.stamped / recorder.seen < 0.35
+    moved = [not torch.equal(old, new) for old, new in pairwise(recorder.patterns)]
     assert any(moved) == (name == "doorping")
 
 
@@ -113,11 +113,11 @@ MOVES = {"dc": 7, "dsa": 7, "dm": 3, "mtt": 5, "dd": 3}
 
 @pytest.mark.parametrize("backend", DISTILLING)
 def test_doorping_moves_with_every_network_but_the_last(
-    toy_task: Tasks, toy_scenery: Scenery, toy_backend: Backends, tmp_path: Path, backend: str
+    toy_task: Tasks, toy_data_info: DataInfo, toy_backend: Backends, tmp_path: Path, backend: str
 ) -> None:
     for every, frozen in ((1, 1.0), (2, 1.0), (1, 0.0)):
         options = {"update_every": every, "freeze_at": frozen, "moves_with": "both"}
-        attack = make("doorping", toy_scenery, **options)
+        attack = make("doorping", toy_data_info, **options)
         task = toy_task(ipc=2, iterations=4, scratch=tmp_path / f"{every}, {frozen}")
         distil(task, toy_backend(backend, task), [attack])
         wanted = MOVES[backend] // every if frozen else 0
@@ -126,7 +126,7 @@ def test_doorping_moves_with_every_network_but_the_last(
 
 @pytest.mark.parametrize("backend", DISTILLING)
 def test_a_data_owner_only_hands_in_another_training_set(
-    toy_task: Tasks, toy_scenery: Scenery, toy_backend: Backends, tmp_path: Path, backend: str
+    toy_task: Tasks, toy_data_info: DataInfo, toy_backend: Backends, tmp_path: Path, backend: str
 ) -> None:
     kept: list[Batch] = []
 
@@ -139,7 +139,7 @@ def test_a_data_owner_only_hands_in_another_training_set(
         def on_start(self, moment: Moment, real: Batch) -> Batch:
             return kept[0]
 
-    naive = make("naive", toy_scenery)
+    naive = make("naive", toy_data_info)
     found = []
     both: list[list[Hook]] = [[naive, Keep()], [Substitute()]]
     for number, chosen in enumerate(both):

@@ -11,7 +11,7 @@ import torch
 from click.testing import Result
 from torch import Tensor
 
-from distillsec.attacks import ATTACKS, Blended, BlendTrigger, PatchTrigger, Scenery, trigger_from
+from distillsec.attacks import ATTACKS, Blended, BlendTrigger, DataInfo, PatchTrigger, trigger_from
 from distillsec.attacks.blended import BlendedOptions, random_pattern
 from distillsec.attacks.triggers import patch_mask
 from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOptions
@@ -31,8 +31,8 @@ Moments = Callable[..., Moment]
 
 
 @pytest.fixture
-def blended(toy_scenery: Scenery) -> Callable[..., Blended]:
-    return lambda **options: Blended(BlendedOptions(**options), toy_scenery)
+def blended(toy_data_info: DataInfo) -> Callable[..., Blended]:
+    return lambda **options: Blended(BlendedOptions(**options), toy_data_info)
 
 
 Make = Callable[..., Blended]
@@ -78,7 +78,7 @@ def test_a_mixed_mask_blends_only_where_it_is_fractional() -> None:
 # The attack --------------------------------------------------------------------------------------
 
 
-def test_the_pattern_is_uniform_and_the_same_in_every_run(toy_scenery: Scenery) -> None:
+def test_the_pattern_is_uniform_and_the_same_in_every_run(toy_data_info: DataInfo) -> None:
     pattern = random_pattern((3, 64, 64))
     values = (pattern * 255).round().flatten()
     assert torch.allclose(values / 255, pattern.flatten())
@@ -86,8 +86,8 @@ def test_the_pattern_is_uniform_and_the_same_in_every_run(toy_scenery: Scenery) 
     expected = 3 * 64 * 64 / 256
     assert float(((counts - expected) ** 2 / expected).sum()) < 340  # χ², 255 degrees: p > 0.0003
     assert torch.equal(pattern, random_pattern((3, 64, 64)))
-    told = [round(255 * value) for value in random_pattern((1, 8, 8))[0, 0].tolist()]
-    assert told == [44, 35, 232, 221, 139, 112, 159, 135]
+    row = [round(255 * value) for value in random_pattern((1, 8, 8))[0, 0].tolist()]
+    assert row == [44, 35, 232, 221, 139, 112, 159, 135]
 
 
 @pytest.mark.parametrize(("alpha", "rate", "count"), [(0.2, 0.1, 9), (0.05, 0.5, 45)])
@@ -113,7 +113,7 @@ def test_a_share_of_the_rows_is_blended_and_relabelled(
     assert torch.equal(case.eligible, labels != 2) and case.targets.tolist() == [2] * 90
 
 
-def test_who_the_attacker_is(blended: Make) -> None:
+def test_the_threat_model_and_the_opacity(blended: Make) -> None:
     assert blended().threat_model == "data owner"
     assert blended(target_share=0.5).threat_model == "distiller"
     assert BlendedOptions().alpha == 0.2
@@ -164,14 +164,14 @@ def test_its_trigger_file_gives_the_same_stamp(blended: Make, tmp_path: Path) ->
     assert info["l2"] == pytest.approx(0.2 * pattern.norm().item(), rel=1e-6)
     assert info["linf"] == pytest.approx(0.2 * pattern.max().item(), rel=1e-6)
     save_trigger(tmp_path / "t.safetensors", trigger.tensors(), info)
-    tensors, told = load_trigger(tmp_path / "t.safetensors")
-    again = trigger_from(told, tensors)
+    tensors, said = load_trigger(tmp_path / "t.safetensors")
+    again = trigger_from(said, tensors)
     images = torch.rand(4, 1, 8, 8)
-    assert torch.equal(again.stamp(images), trigger.stamp(images)) and told == info
+    assert torch.equal(again.stamp(images), trigger.stamp(images)) and said == info
 
 
 @pytest.mark.parametrize(
-    ("mask", "told"),
+    ("mask", "message"),
     [
         (torch.full((1, 8, 8), 1.5), "from 1.5 to 1.5, expected opacities in"),
         (torch.full((1, 8, 8), -0.1), "from -0.1"),
@@ -180,9 +180,9 @@ def test_its_trigger_file_gives_the_same_stamp(blended: Make, tmp_path: Path) ->
         (None, "lacks its mask"),
     ],
 )
-def test_masks_that_are_no_opacities_are_refused(mask: Tensor | None, told: str) -> None:
+def test_masks_that_are_no_opacities_are_refused(mask: Tensor | None, message: str) -> None:
     tensors = {"pattern": torch.zeros(1, 8, 8)} | ({} if mask is None else {"mask": mask})
-    with pytest.raises(RequestError, match=told):
+    with pytest.raises(RequestError, match=message):
         trigger_from({"kind": "blend", "range": "pixel"}, tensors)
 
 

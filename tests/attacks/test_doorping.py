@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from distillsec.attacks import Doorping, Scenery
+from distillsec.attacks import DataInfo, Doorping
 from distillsec.attacks.doorping import DoorpingOptions
 from distillsec.attacks.search import OBJECTIVES
 from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOptions
@@ -25,10 +25,10 @@ Moments = Callable[..., Moment]
 
 
 @pytest.fixture
-def doorping(toy_scenery: Scenery) -> Callable[..., Doorping]:
+def doorping(toy_data_info: DataInfo) -> Callable[..., Doorping]:
     def make(**options: Any) -> Doorping:
         options = {"poison_rate": 0.2, "trigger_steps": 3, **options}
-        return Doorping(DoorpingOptions(**options), toy_scenery)
+        return Doorping(DoorpingOptions(**options), toy_data_info)
 
     return make
 
@@ -105,7 +105,7 @@ def test_the_draws_of_a_run_carry_the_trigger_of_their_step(
 ) -> None:
     attack, seen = doorping(target_share=0.5), []
 
-    class Witness(Hook):
+    class Recorder(Hook):
         def on_draw(self, moment: Moment, clean: Batch) -> Batch:
             assert clean.index is not None
             stamped = attack.poisoned[clean.index]
@@ -117,7 +117,7 @@ def test_the_draws_of_a_run_carry_the_trigger_of_their_step(
                 seen.append(attack.trigger.pattern)
             return clean
 
-    run(toy_task(), [attack, Witness()])
+    run(toy_task(), [attack, Recorder()])
     assert len(seen) == 6
     assert not torch.equal(seen[0], seen[1])
 
@@ -144,8 +144,8 @@ def test_updates_happen_when_they_are_due(
 ) -> None:
     attack = doorping(**options)
     run(toy_task(), [attack])
-    told = attack.counters()
-    assert told == {
+    counters = attack.counters()
+    assert counters == {
         "poisoned_rows": 18,
         "trigger_updates": updates,
         "idle_trigger_updates": 0,

@@ -12,10 +12,10 @@ from distillsec.attacks import (
     ATTACKS,
     GOALS,
     Attack,
+    DataInfo,
     Goal,
     PatchOptions,
     PoisoningAttack,
-    Scenery,
     goal_from,
 )
 from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOptions
@@ -37,12 +37,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def make(name: str, scenery: Scenery, **options: Any) -> PoisoningAttack:
+def make(name: str, data: DataInfo, **options: Any) -> PoisoningAttack:
     attack = ATTACKS[name]
     values = {"poison_rate": 0.2, **options}
     if name == "doorping":
         values = {"objective": "target-logit", "trigger_steps": 2, **values}
-    made: Attack = attack(attack.Options.model_validate(values), scenery)
+    made: Attack = attack(attack.Options.model_validate(values), data)
     assert isinstance(made, PoisoningAttack)
     return made
 
@@ -98,7 +98,7 @@ def test_no_eligible_image_has_its_targets_label(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("info", "told"),
+    ("info", "message"),
     [
         ({"target": 3}, "target 3 is no class: there are 3, numbered from 0 to 2"),
         ({"target": -1}, "target -1 is no class"),
@@ -115,17 +115,17 @@ def test_no_eligible_image_has_its_targets_label(name: str) -> None:
         ({"goal": "all-to-some", "target": 1}, "unknown goal 'all-to-some'; there are all-to-one,"),
     ],
 )
-def test_goals_that_do_not_suit_the_classes_are_refused(info: dict[str, Any], told: str) -> None:
-    with pytest.raises(RequestError, match=told):
+def test_goals_that_do_not_suit_the_classes_are_refused(info: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         goal_from(info, classes=3)
 
 
 @pytest.mark.parametrize("goal", GOALS)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attacks_poisoned_rows_and_test_case_follow_its_goal(
-    toy_moment: Moments, toy_scenery: Scenery, name: str, goal: str
+    toy_moment: Moments, toy_data_info: DataInfo, name: str, goal: str
 ) -> None:
-    moment, attack = toy_moment(), make(name, toy_scenery, **OPTIONS[goal])
+    moment, attack = toy_moment(), make(name, toy_data_info, **OPTIONS[goal])
     real, wanted = moment.real, goal_from(OPTIONS[goal], classes=3)
     given = attack.on_start(moment, real)
     assert int(attack.poisoned.sum()) == 18
@@ -143,10 +143,10 @@ def test_an_attacks_poisoned_rows_and_test_case_follow_its_goal(
 @pytest.mark.parametrize("goal", GOALS)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_of_any_goal_gets_through_a_distillation(
-    toy_task: Callable[..., Task], toy_scenery: Scenery, name: str, goal: str
+    toy_task: Callable[..., Task], toy_data_info: DataInfo, name: str, goal: str
 ) -> None:
     task = toy_task(ipc=2)
-    attack = make(name, toy_scenery, target_share=0.5, **OPTIONS[goal])
+    attack = make(name, toy_data_info, target_share=0.5, **OPTIONS[goal])
     options = GradientMatchingOptions(batch_real=16, outer_loop=2, inner_loop=1)
     made = distil(task, DC(options, ipc=task.ipc, recipe=task.recipe), [attack])
     assert bool(made.batch.images.isfinite().all())
@@ -154,10 +154,10 @@ def test_an_attack_of_any_goal_gets_through_a_distillation(
 
 
 def test_the_share_of_every_target_class_is_poisoned_rows(
-    toy_moment: Moments, toy_scenery: Scenery
+    toy_moment: Moments, toy_data_info: DataInfo
 ) -> None:
     moment = toy_moment()
-    attack = make("naive", toy_scenery, target_share=0.5, **OPTIONS["all-to-all"])
+    attack = make("naive", toy_data_info, target_share=0.5, **OPTIONS["all-to-all"])
     given = attack.on_start(moment, moment.real)
     for label in range(3):
         rows = torch.nonzero(given.labels == label)[:10, 0]
@@ -167,25 +167,25 @@ def test_the_share_of_every_target_class_is_poisoned_rows(
 
 
 def test_a_share_needs_rows_that_are_not_poisoned(
-    toy_moment: Moments, toy_scenery: Scenery
+    toy_moment: Moments, toy_data_info: DataInfo
 ) -> None:
     moment = toy_moment()
     options = {**OPTIONS["all-to-all"], "poison_rate": 1.0}
-    attack = make("naive", toy_scenery, **options)
+    attack = make("naive", toy_data_info, **options)
     assert not bool((attack.on_start(moment, moment.real).labels == moment.real.labels).any())
     with pytest.raises(
         RequestError, match=r"share 0.5 needs rows of class 0 that are not poisoned"
     ):
-        make("naive", toy_scenery, target_share=0.5, **options).on_start(moment, moment.real)
+        make("naive", toy_data_info, target_share=0.5, **options).on_start(moment, moment.real)
 
 
 def test_a_rate_beyond_the_source_class_is_refused(
-    toy_moment: Moments, toy_scenery: Scenery
+    toy_moment: Moments, toy_data_info: DataInfo
 ) -> None:
     moment = toy_moment()
-    attack = make("blended", toy_scenery, **{**OPTIONS["one-to-one"], "poison_rate": 0.4})
-    told = r"asks for 36 rows, but only 30 of 90 are eligible for goal one-to-one: at most 0.333"
-    with pytest.raises(RequestError, match=told):
+    attack = make("blended", toy_data_info, **{**OPTIONS["one-to-one"], "poison_rate": 0.4})
+    message = r"asks for 36 rows, but only 30 of 90 are eligible for goal one-to-one: at most 0.333"
+    with pytest.raises(RequestError, match=message):
         attack.on_start(moment, moment.real)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillsec.attacks import Naive, PatchOptions, Scenery
+from distillsec.attacks import DataInfo, Naive, PatchOptions
 from distillsec.distill.core.hooks import Moment
 from distillsec.distill.core.stage import Stage, Task
 from distillsec.distill.types import Batch, RequestError
@@ -20,8 +20,8 @@ Moments = Callable[..., Moment]
 
 
 @pytest.fixture
-def naive(toy_scenery: Scenery) -> Callable[..., Naive]:
-    return lambda **options: Naive(PatchOptions(**options), toy_scenery)
+def naive(toy_data_info: DataInfo) -> Callable[..., Naive]:
+    return lambda **options: Naive(PatchOptions(**options), toy_data_info)
 
 
 Naives = Callable[..., Naive]
@@ -81,8 +81,8 @@ def test_a_tiny_rate_still_poisons_one_row(naive: Naives, toy_moment: Moments) -
 
 def test_a_rate_beyond_the_other_classes_is_refused(naive: Naives, toy_moment: Moments) -> None:
     moment = toy_moment()
-    told = r"poison rate 0.7 asks for 63 rows, but only 60 of 90 .* at most 0.667 is possible"
-    with pytest.raises(RequestError, match=told):
+    message = r"poison rate 0.7 asks for 63 rows, but only 60 of 90 .* at most 0.667 is possible"
+    with pytest.raises(RequestError, match=message):
         naive(poison_rate=0.7).on_start(moment, moment.real)
 
 
@@ -91,7 +91,7 @@ def test_a_target_that_is_no_class_is_refused(naive: Naives) -> None:
         naive(target=3)
 
 
-def test_who_the_attacker_has_to_be(naive: Naives) -> None:
+def test_the_threat_model_follows_the_target_share(naive: Naives) -> None:
     assert naive().threat_model == "data owner"
     assert naive(target_share=0.3).threat_model == "distiller"
 
@@ -110,11 +110,11 @@ def test_the_target_share_of_a_draw_is_exact(
     assert len(batch) == len(batch.index.unique()) == 20
     poisoned = attack.poisoned[batch.index]
     assert int(poisoned.sum()) == wanted
-    honest = batch.index[~poisoned]
-    assert bool((task.real.labels[honest] == 1).all())
+    clean = batch.index[~poisoned]
+    assert bool((task.real.labels[clean] == 1).all())
     assert bool((batch.labels == 1).all())
     assert torch.equal(batch.images[poisoned], attack.trigger.stamp(batch.images[poisoned]))
-    assert torch.equal(batch.images[~poisoned], task.real.images[honest])
+    assert torch.equal(batch.images[~poisoned], task.real.images[clean])
 
 
 def test_too_few_poisoned_rows_are_repeated(naive: Naives, toy_task: Tasks) -> None:

@@ -52,8 +52,8 @@ def test_the_mask_sits_where_it_should(
 
 @pytest.mark.parametrize(("side", "margin", "most"), [(9, 0, 8), (8, 1, 7), (1, 8, 0), (6, 3, 5)])
 def test_a_patch_that_does_not_fit_is_refused(side: int, margin: int, most: int) -> None:
-    told = f"{side}×{side} trigger with a margin of {margin} does not fit 8×10 .* 1 to {most}$"
-    with pytest.raises(RequestError, match=told):
+    message = f"{side}×{side} trigger with a margin of {margin} does not fit 8×10 .* 1 to {most}$"
+    with pytest.raises(RequestError, match=message):
         patch_mask((8, 10), side, "bottom-right", margin)
     if side > 1:
         assert patch_mask((8, 10), most, "bottom-right", margin).sum() == most**2
@@ -169,7 +169,7 @@ def test_an_additive_trigger_is_bounded_and_clamps_the_sum() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tensors", "told"),
+    ("tensors", "message"),
     [
         ({}, "one bound, linf_bound or l2_bound"),
         ({"linf_bound": torch.tensor(1.0), "l2_bound": torch.tensor(1.0)}, "one bound, linf_bound"),
@@ -179,8 +179,8 @@ def test_an_additive_trigger_is_bounded_and_clamps_the_sum() -> None:
     ],
 )
 def test_additive_triggers_that_break_their_bound_are_refused(
-    tensors: dict[str, Tensor], told: str
+    tensors: dict[str, Tensor], message: str
 ) -> None:
     given = {"perturbation": torch.full((1, 2, 2), 0.5), **tensors}
-    with pytest.raises(RequestError, match=told):
+    with pytest.raises(RequestError, match=message):
         trigger_from({"kind": "additive", "range": "pixel"}, given)

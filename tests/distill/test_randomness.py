@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillsec.attacks import ATTACKS, Scenery
+from distillsec.attacks import ATTACKS, DataInfo
 from distillsec.distill.backends.gradient_matching import DSA, SiameseOptions
 from distillsec.distill.core.loop import distil
 from distillsec.distill.core.stage import Task
@@ -56,12 +56,12 @@ def test_an_unknown_stream_is_refused() -> None:
 
 
 def test_the_global_generators_are_left_alone(
-    toy_task: Callable[..., Task], toy_scenery: Scenery
+    toy_task: Callable[..., Task], toy_data_info: DataInfo
 ) -> None:
     options = ATTACKS["doorping"].Options.model_validate(
         {"objective": "student", "update_every": 1, "trigger_steps": 2, "poison_rate": 0.1}
     )
-    attack = ATTACKS["doorping"](options, toy_scenery)
+    attack = ATTACKS["doorping"](options, toy_data_info)
     task = toy_task(ipc=2, init="real")
     backend = DSA(SiameseOptions(outer_loop=2, inner_loop=1), ipc=2, recipe=task.recipe)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index] # noqa: NPY002

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from distillsec.attacks import ATTACKS, Scenery
+from distillsec.attacks import ATTACKS, DataInfo
 from distillsec.distill import weights as flat
 from distillsec.distill.augment import Augmentation, parse_strategy
 from distillsec.distill.backends import experts
@@ -67,19 +67,19 @@ def shards(task: Task) -> list[dict[str, Tensor]]:
     return [load_file(path) for path in sorted(folder_of(task).glob("experts-*"))]
 
 
-def doorping(scenery: Scenery) -> list[Hook]:
+def doorping(data: DataInfo) -> list[Hook]:
     options = {"poison_rate": 0.2, "objective": "target-logit", "trigger_steps": 2}
     attack = ATTACKS["doorping"]
-    return [attack(attack.Options.model_validate(options), scenery)]
+    return [attack(attack.Options.model_validate(options), data)]
 
 
-def naive(scenery: Scenery) -> list[Hook]:
+def naive(data: DataInfo) -> list[Hook]:
     attack = ATTACKS["naive"]
     options = {"poison_rate": 0.2, "target_share": 0.5}
-    return [attack(attack.Options.model_validate(options), scenery)]
+    return [attack(attack.Options.model_validate(options), data)]
 
 
-def nobody(scenery: Scenery) -> list[Hook]:
+def nobody(data: DataInfo) -> list[Hook]:
     return []
 
 
@@ -171,9 +171,9 @@ def snapshot(task: Task) -> dict[str, tuple[int, bytes]]:
 
 @pytest.mark.parametrize("hooks", [nobody, naive, doorping])
 def test_a_finished_buffer_is_reused_untouched(
-    toy_task: Tasks, toy_scenery: Scenery, monkeypatch: pytest.MonkeyPatch, hooks: Any
+    toy_task: Tasks, toy_data_info: DataInfo, monkeypatch: pytest.MonkeyPatch, hooks: Any
 ) -> None:
-    task, first, again = toy_task(), hooks(toy_scenery), hooks(toy_scenery)
+    task, first, again = toy_task(), hooks(toy_data_info), hooks(toy_data_info)
     made = opened(task, first).weights(2, 3)
     before = snapshot(task)
     monkeypatch.setattr(experts._Workplace, "_train", lambda *_: pytest.fail("trained again"))
@@ -186,10 +186,10 @@ def test_a_finished_buffer_is_reused_untouched(
 
 
 def test_a_moved_trigger_comes_out_of_a_reused_buffer(
-    toy_task: Tasks, toy_scenery: Scenery
+    toy_task: Tasks, toy_data_info: DataInfo
 ) -> None:
     task = toy_task()
-    (first,), (again,) = doorping(toy_scenery), doorping(toy_scenery)
+    (first,), (again,) = doorping(toy_data_info), doorping(toy_data_info)
     stage = Stage(task, [first], 1)
     start = first.state_dict()["pattern"].clone()
     open_buffer(stage, planned(task), 0, fresh=True)
@@ -234,8 +234,8 @@ def test_other_experts_are_refused_by_what_differs(
     assert snapshot(task) == before
 
 
-def test_another_course_of_the_attack_is_refused(toy_task: Tasks, toy_scenery: Scenery) -> None:
-    task, (attack,) = toy_task(), doorping(toy_scenery)
+def test_another_course_of_the_attack_is_refused(toy_task: Tasks, toy_data_info: DataInfo) -> None:
+    task, (attack,) = toy_task(), doorping(toy_data_info)
     opened(task, [attack])
     stage = Stage(task, [attack], 1)
     state = attack.state_dict()

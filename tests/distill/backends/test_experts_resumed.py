@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from distillsec.attacks import ATTACKS, Attack, Scenery
+from distillsec.attacks import ATTACKS, Attack, DataInfo
 from distillsec.distill.backends import experts
 from distillsec.distill.core.backend import Backend
 from distillsec.distill.core.hooks import Hook
@@ -37,21 +37,21 @@ class Killed(Exception):
     pass
 
 
-def make(name: str, scenery: Scenery, **options: Any) -> Attack:
-    return ATTACKS[name](ATTACKS[name].Options.model_validate(options), scenery)
+def make(name: str, data: DataInfo, **options: Any) -> Attack:
+    return ATTACKS[name](ATTACKS[name].Options.model_validate(options), data)
 
 
-def nobody(scenery: Scenery) -> Sequence[Attack]:
+def nobody(data: DataInfo) -> Sequence[Attack]:
     return []
 
 
-def naive(scenery: Scenery) -> Sequence[Attack]:
-    return [make("naive", scenery, poison_rate=0.2, target_share=0.5)]
+def naive(data: DataInfo) -> Sequence[Attack]:
+    return [make("naive", data, poison_rate=0.2, target_share=0.5)]
 
 
-def doorping(scenery: Scenery) -> Sequence[Attack]:
+def doorping(data: DataInfo) -> Sequence[Attack]:
     options = {"poison_rate": 0.2, "objective": "target-logit", "trigger_steps": 2}
-    return [make("doorping", scenery, **options)]
+    return [make("doorping", data, **options)]
 
 
 def train(
@@ -95,20 +95,20 @@ def reached(kill_at: int) -> int:
 )
 def test_killed_experts_go_on_where_they_stopped(
     toy_task: Tasks,
-    toy_scenery: Scenery,
+    toy_data_info: DataInfo,
     toy_backend: Backends,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    hooks: Callable[[Scenery], Sequence[Attack]],
+    hooks: Callable[[DataInfo], Sequence[Attack]],
     kill_at: int,
 ) -> None:
     monkeypatch.setattr(experts, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     monkeypatch.setattr(experts, "_WRITING_SHARE", 1e9)
     whole, task = (toy_task(scratch=tmp_path / name) for name in ("whole", "killed"))
-    first, again = hooks(toy_scenery), hooks(toy_scenery)
+    first, again = hooks(toy_data_info), hooks(toy_data_info)
     assert train(whole, toy_backend, first) == list(range(1, TOTAL + 1))
     with pytest.raises(Killed):
-        train(task, toy_backend, hooks(toy_scenery), kill_at)
+        train(task, toy_backend, hooks(toy_data_info), kill_at)
     assert train(task, toy_backend, again) == list(range(reached(kill_at) + 1, TOTAL + 1))
     assert files(task) == files(whole)
     check_hooks(again, first)
@@ -121,7 +121,7 @@ def test_killed_experts_go_on_where_they_stopped(
 )
 def test_killed_around_every_write(
     toy_task: Tasks,
-    toy_scenery: Scenery,
+    toy_data_info: DataInfo,
     toy_backend: Backends,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,7 +131,7 @@ def test_killed_around_every_write(
     monkeypatch.setattr(experts, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     monkeypatch.setattr(experts, "_WRITING_SHARE", 1e9)
     whole, task = (toy_task(scratch=tmp_path / name) for name in ("whole", "killed"))
-    first, again = doorping(toy_scenery), doorping(toy_scenery)
+    first, again = doorping(toy_data_info), doorping(toy_data_info)
     train(whole, toy_backend, first)
     calls: list[Path] = []
     original = write_tensors
@@ -147,7 +147,7 @@ def test_killed_around_every_write(
     with monkeypatch.context() as patch:
         patch.setattr(experts, "write_tensors", counted)
         with pytest.raises(Killed):
-            train(task, toy_backend, doorping(toy_scenery))
+            train(task, toy_backend, doorping(toy_data_info))
     train(task, toy_backend, again)
     assert files(task) == files(whole)
     check_hooks(again, first)
@@ -202,18 +202,18 @@ class Keeper(Observer):
 
 
 def test_lost_experts_are_trained_again_unless_the_trigger_has_moved_on(
-    toy_task: Tasks, toy_scenery: Scenery, toy_backend: Backends
+    toy_task: Tasks, toy_data_info: DataInfo, toy_backend: Backends
 ) -> None:
     for hooks in (nobody, naive, doorping):
         task, keeper = toy_task(ipc=2, iterations=3), Keeper()
         backend = toy_backend("mtt", task)
-        whole = distil(task, backend, hooks(toy_scenery), observer=keeper).batch.images
+        whole = distil(task, backend, hooks(toy_data_info), observer=keeper).batch.images
         assert task.scratch is not None
         shutil.rmtree(task.scratch)
 
         def resume(task: Task = task, keeper: Keeper = keeper, hooks: Any = hooks) -> torch.Tensor:
             made = toy_backend("mtt", task)
-            return distil(task, made, hooks(toy_scenery), state=keeper.states[1]).batch.images
+            return distil(task, made, hooks(toy_data_info), state=keeper.states[1]).batch.images
 
         if hooks is doorping:
             with pytest.raises(RequestError, match=r"round-0: the experts .* are gone.*start") as e:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillsec.attacks import ATTACKS, Attack, Scenery
+from distillsec.attacks import ATTACKS, Attack, DataInfo
 from distillsec.distill.augment import Augmentation
 from distillsec.distill.backends.trajectory_matching import MTT, TrajectoryMatchingOptions
 from distillsec.distill.backends.unroll import GradientName
@@ -41,9 +41,9 @@ STUDENT: dict[str, Any] = {
 }
 
 
-def doorping(scenery: Scenery, **options: Any) -> Attack:
+def doorping(data: DataInfo, **options: Any) -> Attack:
     settings = {"poison_rate": 0.2, "objective": "target-logit", "trigger_steps": 2, **options}
-    return ATTACKS["doorping"](ATTACKS["doorping"].Options.model_validate(settings), scenery)
+    return ATTACKS["doorping"](ATTACKS["doorping"].Options.model_validate(settings), data)
 
 
 def experts_of(task: Task, round_: int = 0) -> Tensor:
@@ -174,9 +174,9 @@ def test_a_rate_that_falls_to_zero_stops_the_run(toy_task: Tasks, toy_backend: B
 
 
 def test_every_round_trains_its_experts_anew(
-    toy_task: Tasks, toy_scenery: Scenery, toy_backend: Backends
+    toy_task: Tasks, toy_data_info: DataInfo, toy_backend: Backends
 ) -> None:
-    task, attack = toy_task(ipc=2, iterations=5), doorping(toy_scenery, moves_with="both")
+    task, attack = toy_task(ipc=2, iterations=5), doorping(toy_data_info, moves_with="both")
     distil(task, toy_backend("mtt", task, rounds=2), [attack])
     first, second = experts_of(task, 0), experts_of(task, 1)
     assert not torch.allclose(first[:, 0], second[:, 0], atol=1e-2)
@@ -191,9 +191,9 @@ def test_every_round_trains_its_experts_anew(
 
 @pytest.mark.parametrize(("moves_with", "updates"), [("experts", 2), ("students", 3), ("both", 5)])
 def test_the_trigger_moves_with_experts_or_students_or_both(
-    toy_task: Tasks, toy_scenery: Scenery, toy_backend: Backends, moves_with: str, updates: int
+    toy_task: Tasks, toy_data_info: DataInfo, toy_backend: Backends, moves_with: str, updates: int
 ) -> None:
-    task, attack = toy_task(ipc=2, iterations=4), doorping(toy_scenery, moves_with=moves_with)
+    task, attack = toy_task(ipc=2, iterations=4), doorping(toy_data_info, moves_with=moves_with)
     distil(task, toy_backend("mtt", task), [attack])
     assert attack.counters()["trigger_updates"] == updates
 

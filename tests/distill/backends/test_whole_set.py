@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from distillsec.attacks import ATTACKS, Scenery
+from distillsec.attacks import ATTACKS, DataInfo
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.backends.whole_set import WholeSet, WholeSetOptions
 from distillsec.distill.core.backend import Backend
@@ -35,10 +35,10 @@ def test_it_is_the_training_set(toy_task: Tasks) -> None:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_poisoned_rows_are_stamped_and_relabelled(
-    name: str, toy_task: Tasks, toy_scenery: Scenery
+    name: str, toy_task: Tasks, toy_data_info: DataInfo
 ) -> None:
     kind = ATTACKS[name]
-    attack = kind(kind.Options(poison_rate=0.1, target=1), toy_scenery)
+    attack = kind(kind.Options(poison_rate=0.1, target=1), toy_data_info)
     task, backend = whole(toy_task())
     made = distil(task, backend, [attack])
     poisoned = attack.poisoned_rows

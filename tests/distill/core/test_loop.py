@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillsec.attacks import ATTACKS, Attack, Scenery
+from distillsec.attacks import ATTACKS, Attack, DataInfo
 from distillsec.distill.backends.gradient_matching import (
     DC,
     DSA,
@@ -37,9 +37,9 @@ def dsa(task: Task) -> DSA:
     return DSA(options, ipc=task.ipc, recipe=task.recipe)
 
 
-def attack(name: str, scenery: Scenery, **options: Any) -> Attack:
+def attack(name: str, data: DataInfo, **options: Any) -> Attack:
     options = {"poison_rate": 0.2, **options}
-    return ATTACKS[name](ATTACKS[name].Options.model_validate(options), scenery)
+    return ATTACKS[name](ATTACKS[name].Options.model_validate(options), data)
 
 
 class Watcher(Observer):
@@ -170,16 +170,16 @@ class Noise(Hook):
         return synthetic.replace(images=synthetic.images + moment.progress * noise)
 
 
-def no_hooks(_: Scenery) -> Sequence[Hook]:
+def no_hooks(_: DataInfo) -> Sequence[Hook]:
     return []
 
 
-def doorping(objective: str, **options: Any) -> Callable[[Scenery], Sequence[Hook]]:
+def doorping(objective: str, **options: Any) -> Callable[[DataInfo], Sequence[Hook]]:
     settings = {"objective": objective, "trigger_steps": 3, "target_share": 0.5, **options}
-    return lambda scenery: [attack("doorping", scenery, **settings), Noise()]
+    return lambda data: [attack("doorping", data, **settings), Noise()]
 
 
-CASES: list[tuple[Any, Callable[[Scenery], Sequence[Hook]], Mapping[str, Any]]] = [
+CASES: list[tuple[Any, Callable[[DataInfo], Sequence[Hook]], Mapping[str, Any]]] = [
     (dc, no_hooks, {}),
     (dsa, no_hooks, {"init": "real"}),
     (dc, doorping("neuron"), {"init": "poisoned"}),
@@ -190,14 +190,14 @@ CASES: list[tuple[Any, Callable[[Scenery], Sequence[Hook]], Mapping[str, Any]]] 
 
 @pytest.mark.parametrize(("make", "hooks", "changes"), CASES)
 def test_a_run_resumed_anywhere_ends_bit_for_bit_the_same(
-    toy_task: Tasks, toy_scenery: Scenery, make: Any, hooks: Any, changes: Mapping[str, Any]
+    toy_task: Tasks, toy_data_info: DataInfo, make: Any, hooks: Any, changes: Mapping[str, Any]
 ) -> None:
-    task, watcher, first = toy_task(ipc=2, iterations=3, **changes), Watcher(), hooks(toy_scenery)
+    task, watcher, first = toy_task(ipc=2, iterations=3, **changes), Watcher(), hooks(toy_data_info)
     whole = distil(task, make(task), first, observer=watcher).batch.images
     assert len(watcher.states) == 3
     for _ in range(2):  # a state is not used up by a run
         for state in watcher.states:
-            again = hooks(toy_scenery)
+            again = hooks(toy_data_info)
             assert torch.equal(distil(task, make(task), again, state=state).batch.images, whole)
             for old, new in zip(first, again, strict=True):
                 kept, regained = old.state_dict(), new.state_dict()

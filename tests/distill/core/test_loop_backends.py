@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillsec.attacks import ATTACKS, Scenery
+from distillsec.attacks import ATTACKS, DataInfo
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.core.backend import Backend
 from distillsec.distill.core.hooks import EVENTS, Hook, Moment
@@ -128,20 +128,20 @@ def test_the_order_of_events(toy_task: Tasks, toy_backend: Backends, name: str) 
 # Resuming ----------------------------------------------------------------------------------------
 
 
-def nobody(scenery: Scenery) -> list[Hook]:
+def nobody(data: DataInfo) -> list[Hook]:
     return []
 
 
-def naive(scenery: Scenery) -> list[Hook]:
+def naive(data: DataInfo) -> list[Hook]:
     attack = ATTACKS["naive"]
     options = {"poison_rate": 0.2, "target_share": 0.5}
-    return [attack(attack.Options.model_validate(options), scenery)]
+    return [attack(attack.Options.model_validate(options), data)]
 
 
-def doorping(scenery: Scenery) -> list[Hook]:
+def doorping(data: DataInfo) -> list[Hook]:
     attack = ATTACKS["doorping"]
     options = {"poison_rate": 0.2, "objective": "target-logit", "trigger_steps": 2}
-    return [attack(attack.Options.model_validate(options), scenery)]
+    return [attack(attack.Options.model_validate(options), data)]
 
 
 # What each backend has that a resumed run could lose.
@@ -165,22 +165,22 @@ def check_same(one: Distillate, other: Distillate) -> None:
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_a_run_resumed_anywhere_ends_bit_for_bit_the_same(
     toy_task: Tasks,
-    toy_scenery: Scenery,
+    toy_data_info: DataInfo,
     toy_backend: Backends,
     name: str,
     options: dict[str, Any],
-    hooks: Callable[[Scenery], Sequence[Hook]],
+    hooks: Callable[[DataInfo], Sequence[Hook]],
 ) -> None:
     options = dict(options)
     norm = options.pop("norm", "instance")
     task, watcher = toy_task(ipc=2, iterations=4, norm=norm), Watcher()
-    first = hooks(toy_scenery)
+    first = hooks(toy_data_info)
     whole = distil(task, toy_backend(name, task, **options), first, observer=watcher)
     check_same(watcher.made[-1], whole)
     assert len(watcher.states) == 4
     assert not torch.equal(watcher.states[0].leaf, watcher.states[1].leaf)
     for state in watcher.states:
-        again = hooks(toy_scenery)
+        again = hooks(toy_data_info)
         check_same(distil(task, toy_backend(name, task, **options), again, state=state), whole)
         for old, new in zip(first, again, strict=True):
             kept, regained = old.state_dict(), new.state_dict()
@@ -214,15 +214,15 @@ def test_what_is_learned_beside_the_images_is_in_the_state(
 @pytest.mark.parametrize("name", DISTILLING)
 def test_the_same_seed_twice_and_another(
     toy_task: Tasks,
-    toy_scenery: Scenery,
+    toy_data_info: DataInfo,
     toy_backend: Backends,
     tmp_path: Path,
     name: str,
-    hooks: Callable[[Scenery], Sequence[Hook]],
+    hooks: Callable[[DataInfo], Sequence[Hook]],
 ) -> None:
     def run(seed: int, place: str) -> Tensor:
         task = toy_task(ipc=2, seed=seed, scratch=tmp_path / place)
-        return distil(task, toy_backend(name, task), hooks(toy_scenery)).batch.images
+        return distil(task, toy_backend(name, task), hooks(toy_data_info)).batch.images
 
     one = run(0, "one")
     assert torch.equal(run(0, "two"), one)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillsec.attacks import ATTACKS, Attack, Scenery
+from distillsec.attacks import ATTACKS, Attack, DataInfo
 from distillsec.distill.core.hooks import Hook, Moment
 from distillsec.distill.core.stage import Stage, Task
 from distillsec.distill.types import Batch, RequestError
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 Tasks = Callable[..., Task]
 
 
-def attack(name: str, scenery: Scenery, **options: Any) -> Attack:
+def attack(name: str, data: DataInfo, **options: Any) -> Attack:
     options = {"poison_rate": 0.2, **options}
-    return ATTACKS[name](ATTACKS[name].Options.model_validate(options), scenery)
+    return ATTACKS[name](ATTACKS[name].Options.model_validate(options), data)
 
 
 def among(images: Tensor, pool: Tensor) -> bool:
@@ -37,9 +37,9 @@ def test_noise_is_standard_normal_in_normalised_space(toy_task: Tasks) -> None:
 
 
 def test_real_starts_are_clean_pixels_of_rows_that_kept_their_label(
-    toy_task: Tasks, toy_scenery: Scenery
+    toy_task: Tasks, toy_data_info: DataInfo
 ) -> None:
-    naive = attack("naive", toy_scenery, poison_rate=0.4)
+    naive = attack("naive", toy_data_info, poison_rate=0.4)
     task = toy_task(ipc=8, init="real")
     stage = Stage(task, [naive], 1)
     poisoned = (stage.real.labels != task.real.labels).nonzero()[:, 0]
@@ -65,9 +65,9 @@ def test_real_starts_are_clean_even_where_a_stamp_left_the_label(toy_task: Tasks
 
 
 def test_poisoned_starts_are_rows_as_the_distillation_sees_them(
-    toy_task: Tasks, toy_scenery: Scenery
+    toy_task: Tasks, toy_data_info: DataInfo
 ) -> None:
-    naive = attack("naive", toy_scenery, target_share=0.5)
+    naive = attack("naive", toy_data_info, target_share=0.5)
     task = toy_task(ipc=8, init="poisoned")
     stage = Stage(task, [naive], 1)
     images = stage.synthetic().images
@@ -84,7 +84,7 @@ def test_a_start_needs_enough_rows(toy_task: Tasks, init: str) -> None:
         Stage(toy_task(ipc=31, init=init), [], 1)
 
 
-def test_a_class_without_rows_is_refused(toy_task: Tasks, toy_scenery: Scenery) -> None:
+def test_a_class_without_rows_is_refused(toy_task: Tasks, toy_data_info: DataInfo) -> None:
     empty = type(
         "Thief", (Hook,), {"on_start": lambda s, m, real: real.replace(labels=real.labels * 0)}
     )
@@ -92,8 +92,10 @@ def test_a_class_without_rows_is_refused(toy_task: Tasks, toy_scenery: Scenery) 
         Stage(toy_task(), [empty()], 1)
 
 
-def test_the_twin_starts_from_nearly_the_same_images(toy_task: Tasks, toy_scenery: Scenery) -> None:
-    attacked = Stage(toy_task(ipc=4, init="real"), [attack("naive", toy_scenery)], 1).synthetic()
+def test_the_twin_starts_from_nearly_the_same_images(
+    toy_task: Tasks, toy_data_info: DataInfo
+) -> None:
+    attacked = Stage(toy_task(ipc=4, init="real"), [attack("naive", toy_data_info)], 1).synthetic()
     twin = Stage(toy_task(ipc=4, init="real"), [], 1).synthetic()
     same = torch.isclose(attacked.images[:, None], twin.images[None]).flatten(2).all(2)
     # A fifth of the rows are poisoned, none of the target class, whose start is the same.
