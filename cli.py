@@ -13,8 +13,8 @@ from .commands import batch, options, reporting
 from .defenses.base import Budget
 from .defenses.common.shadows import ShadowOptions
 from .distill.types import RequestError, RunError
-from .eval.bench.bench import BenchOptions, choose_defenses
 from .eval.bench.defend import defend as defend_set
+from .eval.bench.options import BenchOptions, choose_defenses
 from .eval.bench.zoo import make_zoo
 from .eval.config import catalogue
 from .eval.config.layers import by_owner

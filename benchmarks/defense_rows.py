@@ -26,7 +26,8 @@ from distillsec.defenses.base import Sanitiser, SetScorer, Trainer
 from distillsec.distill.core.stage import Stage
 from distillsec.distill.files.safe import write_json, write_text
 from distillsec.distill.types import DistilledSet
-from distillsec.eval.bench.bench import Bench, BenchOptions, Subject, make_defense
+from distillsec.eval.bench.bench import Bench, SetUnderTest
+from distillsec.eval.bench.options import BenchOptions, make_defense
 from distillsec.eval.bench.store import VictimStore
 from distillsec.eval.config.layers import gather
 from distillsec.eval.config.schema import configure
@@ -77,7 +78,7 @@ def outcomes(count: int, seed: int) -> Iterator[tuple[str, Outcome]]:
     assert attack.poisoned_rows is not None
     rows = chosen_rows(attack.poisoned_rows, count, seed)
     test = workshop.data.test
-    subject = Subject(
+    tested = SetUnderTest(
         workshop=workshop,
         attacked=replace(attacked, batch=attacked.batch.rows(rows)),
         twin=replace(clean, batch=clean.batch.rows(rows)),
@@ -86,7 +87,7 @@ def outcomes(count: int, seed: int) -> Iterator[tuple[str, Outcome]]:
     )
     with tempfile.TemporaryDirectory() as place:
         options = BenchOptions(holdout=200, budget="paper")
-        bench = Bench(subject, options, VictimStore(Path(place)), lambda *_: None)
+        bench = Bench(tested, options, VictimStore(Path(place)), lambda *_: None)
         yield (
             "none",
             Outcome(family="training", status="done", budget="paper", metrics=bench.before()),

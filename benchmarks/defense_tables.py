@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from distillsec.eval.grid.benchmark_table import Benchmark, Row, judged
+from distillsec.eval.results.benchmark import Benchmark, BenchmarkRow
+from distillsec.eval.results.judgement import detection_figure
 from distillsec.eval.results.record import Metrics
 
 # A detector's false alarms on clean twins, by the figure it is judged by: the paper's, calibrated.
@@ -30,11 +31,11 @@ def mean(metrics: Metrics, name: str) -> str:
     return "–" if summary is None or summary.mean is None else f"{summary.mean:.2f}"
 
 
-def cell(row: Row) -> str:
+def cell(row: BenchmarkRow) -> str:
     """One defense against one attack."""
     if not row.seeds:
         return "n/a" if row.cells.get("not applicable") else "–"
-    detector = judged(row.metrics)
+    detector = detection_figure(row.metrics)
     if detector is None:
         rates = (
             mean(row.metrics, f"{name}") for name in ("attack_success_rate", "clean_test_accuracy")
@@ -57,7 +58,7 @@ def compact(found: Benchmark) -> str:
     for name in names:
         cells = []
         for setting, attack in places:
-            rows = found.chosen(setting=setting, attack=attack, defense=name)
+            rows = found.select(setting=setting, attack=attack, defense=name)
             cells.append(cell(rows[0]) if rows else "")
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)

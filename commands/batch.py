@@ -11,14 +11,15 @@ import click
 from ..distill.types import RequestError
 from ..eval.config.layers import key_values
 from ..eval.config.schema import RunSection
-from ..eval.grid import ablation_table, benchmark_table
 from ..eval.grid.ablate import ablate as run_sweep
-from ..eval.grid.ablate import outlook
 from ..eval.grid.benchmark import benchmark as run_suite
+from ..eval.grid.choose_executor import choose_executor
+from ..eval.grid.estimate import estimate_sweep
 from ..eval.grid.executors import Executor
-from ..eval.grid.machine import executor_for
 from ..eval.grid.suite import configurations, groups, read_suite
 from ..eval.grid.sweep import read_sweep
+from ..eval.results.ablation import ablation_markdown
+from ..eval.results.benchmark import benchmark_markdown
 from ..eval.results.record import Failure
 from ..eval.run.folder import fresh_folder
 from ..eval.run.progress import Reporter
@@ -47,7 +48,7 @@ def benchmark(file: Path, **given: Any) -> None:
     first = next(iter(configurations(suite, groups(suite)[0]).values()))
     with options.stoppable(out):
         found = run_suite(suite, out, _executor(first.run, given), **_common(given))
-    _show(found.model_dump_json(indent=2), benchmark_table.as_markdown(found), given)
+    _show(found.model_dump_json(indent=2), benchmark_markdown(found), given)
     _places(out, ("table.json", "table.md", "heatmap.png"), found.failures, given)
 
 
@@ -85,19 +86,19 @@ def ablate(
     first = sweep.config(sweep.points()[0], sweep.first_seed)
     executor = _executor(first.run, given)
     if dry_run:
-        room = given["jobs"] or (1 if given["ray"] else executor.room)
-        for line in outlook(sweep, given["out"]).lines(room):
+        workers = given["jobs"] or (1 if given["ray"] else executor.slots)
+        for line in estimate_sweep(sweep, given["out"]).lines(workers):
             click.echo(line)
         return
     out = _folder(given, f"ablate-{file.stem}")
     with options.stoppable(out):
         found = run_sweep(sweep, out, executor, limit=limit, **_common(given))
-    _show(found.model_dump_json(indent=2), ablation_table.as_markdown(found), given)
+    _show(found.model_dump_json(indent=2), ablation_markdown(found), given)
     _places(out, ("table.json", "table.md"), found.failures, given)
 
 
 def _executor(run: RunSection, given: dict[str, Any]) -> Executor:
-    return executor_for(run, **{name: given[name] for name in ("jobs", "ray", "gpus", "memory")})
+    return choose_executor(run, **{name: given[name] for name in ("jobs", "ray", "gpus", "memory")})
 
 
 def _folder(given: dict[str, Any], name: str) -> Path:

@@ -16,9 +16,9 @@ from ..defenses.base import Budget
 from ..distill.types import RequestError
 from ..eval.config.layers import for_clean, gather
 from ..eval.config.schema import Config, configure
-from ..eval.results.defense_tables import defense_table
+from ..eval.results.defend_table import defend_table
 from ..eval.results.record import Record, read_record
-from ..eval.results.tables import table
+from ..eval.results.run_table import run_table
 from ..eval.run.cell import run_cell
 from ..eval.run.folder import RunFolder, fresh_folder
 from ..eval.run.progress import Reporter
@@ -277,4 +277,4 @@ class Request:
         if self._given["as_json"]:
             click.echo(RunFolder(out).record.read_text(), nl=False)
         else:
-            click.echo((defense_table if record.kind == "defend" else table)(record, out))
+            click.echo((defend_table if record.kind == "defend" else run_table)(record, out))

@@ -113,6 +113,34 @@ def read_json(path: Path) -> Any:
     return _parse(path, text, "truncated or not JSON")
 
 
+def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Appends one line to a JSON Lines file.
+
+    Raises ValueError for NaN or infinity, TypeError for what JSON cannot hold.
+    """
+    with path.open("a") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a JSON Lines file; empty where there is no such file.
+
+    A line that is no JSON object is skipped: a process that is killed while it writes leaves half a
+    line, and the next process appends to it.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
     """Writes named tensors with a JSON description as one safetensors file, atomically.
 

@@ -1,1 +1,1 @@
-"""The defender's bench: a set, its clean twin, their victims, one defense after the other."""
+"""The bench: measures defenses on a set and on its clean twin."""

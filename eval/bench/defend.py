@@ -1,4 +1,4 @@
-"""Set defenses against a finished set: a run's, with its clean twin, or a file that was sent."""
+"""Measure defenses on a finished set: that of a run, with its clean twin, or a received file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from ..run.folder import RunFolder
 from ..run.progress import Phase, Reporter
 from ..run.source import Source, check_fit, fingerprint, trigger_case
 from ..run.workshop import Workshop, open_workshop
-from .bench import VICTIMS, Bench, BenchOptions, Subject, check_holdout
+from .bench import Bench, SetUnderTest, check_holdout
+from .options import VICTIMS, BenchOptions
 from .store import VictimStore
 
 
@@ -40,13 +41,12 @@ def defend(
 ) -> Record:
     """Measure ``defenses`` on the set in ``source``; returns and writes the record.
 
-    The primary victim network is the one that is defended. Where the source is a run with its clean
-    twin, everything is measured on the twin too. store: where victims are kept, by default in
-    ``out``. With ``resume``, defenses that are done are not run again; those that failed are, and
-    others may be added.
+    Only victims of the primary network are defended. If the source is a run with a clean twin, all
+    is measured on the twin too. store: the cache of victims, by default in ``out``. With
+    ``resume``, finished defenses are not run again; failed ones are, and new ones may be added.
     given, trigger, data_dir: as for ``evaluate``.
-    Errors: ``RequestError`` where the set doesn't fit the test data. A defense that fails or does
-    not apply fails nothing: its outcome says why.
+    Errors: ``RequestError`` where the set does not fit the test data. The outcome of a defense that
+    fails or is not applicable says why; the others run all the same.
     """
     reporter, options = reporter or Reporter(), options or BenchOptions()
     if "victims" not in given:
@@ -71,30 +71,30 @@ def defend(
     earlier = folder.enter(resume=resume)
     if earlier is not None:
         check_same_run(earlier, record, folder.path)
-        record.defenses = still_true(earlier, defenses)
+        record.defenses = reusable_outcomes(earlier, defenses)
     with folder.keeping(record):
-        subject = _subject(workshop, attacked, twin, case)
+        tested = _set_under_test(workshop, attacked, twin, case)
         store = store or VictimStore(folder.path / "victims")
-        _run(record, folder, subject, defenses, options, store, reporter)
+        _run_defenses(record, folder, tested, defenses, options, store, reporter)
         defenses_picture(folder.path / "defenses.png", record)
     return record
 
 
-def _run(
+def _run_defenses(
     record: Record,
     folder: RunFolder,
-    subject: Subject,
+    tested: SetUnderTest,
     defenses: Mapping[str, Defense],
     options: BenchOptions,
     store: VictimStore,
     reporter: Reporter,
 ) -> None:
-    """Every defense that has no outcome yet; the record is written after each."""
+    """Run the defenses that have no outcome yet; the record is written after each."""
     began = time.monotonic()
     left = [name for name in defenses if name not in record.defenses]
     phase: Phase
     with reporter.phase("defending", len(defenses), len(defenses) - len(left)) as phase:
-        bench = Bench(subject, options, store, phase.side)
+        bench = Bench(tested, options, store, phase.side)
         record.timings["victims_seconds"] = time.monotonic() - began
         record.metrics = bench.before()
         for number, name in enumerate(left):
@@ -105,11 +105,11 @@ def _run(
     record.timings["defenses_seconds"] = sum(each.seconds for each in record.defenses.values())
 
 
-def _subject(
+def _set_under_test(
     workshop: Workshop, attacked: DistilledSet, twin: DistilledSet | None, case: TestCase | None
-) -> Subject:
+) -> SetUnderTest:
     device = workshop.config.run.device
-    return Subject(
+    return SetUnderTest(
         workshop=workshop,
         attacked=attacked.to(device),
         twin=None if twin is None else twin.to(device),
@@ -118,8 +118,8 @@ def _subject(
     )
 
 
-def still_true(earlier: Record, defenses: Mapping[str, Defense]) -> dict[str, Outcome]:
-    """The earlier outcomes that need no second run: no failures, and with the same options."""
+def reusable_outcomes(earlier: Record, defenses: Mapping[str, Defense]) -> dict[str, Outcome]:
+    """The earlier outcomes to keep: those that did not fail, and have the same options."""
     return {
         name: outcome
         for name, outcome in earlier.defenses.items()

@@ -1,4 +1,4 @@
-"""Trained victims, kept by what they were trained on: each is trained once, for everybody."""
+"""A cache of trained victims: each is trained once."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..run.victims import train_victim
 
 @final
 class VictimStore:
-    """A folder of victims. The same set, recipe, architecture, seed and number: the same victim.
+    """A folder of victims, by a hash of set, recipe, architecture, seed and number.
 
-    So attacks that share a clean twin share its victims too, and so do defenses that hand back the
-    same set. Without ``keep`` it hands out what is there, and keeps nothing new.
+    Attacks with the same clean twin share its victims, and so do defenses that return the same set.
+    Without ``keep`` the store is only read.
     """
 
     def __init__(self, folder: Path, *, keep: bool = True) -> None:
@@ -32,7 +32,7 @@ class VictimStore:
     def victim(
         self, distilled: DistilledSet, network: NetworkMaker, streams: Streams, number: int
     ) -> nn.Module:
-        """Victim ``number`` of ``distilled``, frozen, in evaluation mode; trained if it is new.
+        """Victim ``number`` of ``distilled``, frozen, in evaluation mode; trained if it is missing.
 
         Errors: ``RequestError`` naming a file that is damaged.
         """
@@ -58,7 +58,7 @@ def _read(path: Path, network: NetworkMaker) -> nn.Module:
 
 
 def _key(distilled: DistilledSet, network: NetworkMaker, streams: Streams, number: int) -> str:
-    """A digest of all that a victim's weights depend on."""
+    """A digest of everything that the weights of a victim depend on."""
     space = network.preprocessing
     parts = {
         "set": digest(distilled.batch.images, distilled.batch.labels),

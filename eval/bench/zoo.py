@@ -1,4 +1,4 @@
-"""Make the zoo of shadow networks that MNTD learns from, once, as a file."""
+"""Train the zoo of shadow networks for MNTD, and keep it in a file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..config.schema import Config
 from ..run.progress import Reporter
 from ..run.workshop import Workshop, open_workshop
 
-_AT_ONCE = 16
-"""Pairs of shadows between two writings of the file."""
+_PAIRS_PER_WRITE = 16
+"""The file is written after as many pairs of shadows."""
 
 
 def make_zoo(
@@ -30,24 +30,25 @@ def make_zoo(
     """Train ``options.pairs`` pairs of shadows of the victims' architecture and keep them in
     ``out``.
 
-    images: clean training images that they train on. The file is there from the first pairs on;
-    ``resume`` goes on with it, also to a larger number of pairs than it was begun with.
-    Errors: ``RequestError`` for a file that exists, or that holds other shadows than these.
+    images: the number of clean training images that they train on. The file exists after the first
+    pairs; ``resume`` continues it, with the same or a larger number of pairs.
+    Errors: ``RequestError`` for a file that exists (without ``resume``), or that holds shadows of
+    other options.
     """
     reporter = reporter or Reporter()
     if out.exists() and not resume:
-        raise RequestError(f"{out} exists: choose another --out, or go on with --resume")
+        raise RequestError(f"{out} exists: choose another --out, or continue with --resume")
     out.parent.mkdir(parents=True, exist_ok=True)
     workshop = open_workshop(config, data_dir, bars=reporter.bars)
     network = next(iter(workshop.victim_networks().values()))
     clean = _images(workshop, images)
     zoo = load_zoo(out, network) if out.exists() else None
     if zoo is not None:
-        _same(zoo, describe_zoo(network, clean, options), out)
+        _check_same(zoo, describe_zoo(network, clean, options), out)
     total = 2 * options.pairs
     with reporter.phase("shadows", total, len(zoo) if zoo else 0) as phase:
         while zoo is None or len(zoo) < total:
-            pairs = min(options.pairs, (len(zoo) // 2 if zoo else 0) + _AT_ONCE)
+            pairs = min(options.pairs, (len(zoo) // 2 if zoo else 0) + _PAIRS_PER_WRITE)
             zoo = grow_zoo(
                 network,
                 clean,
@@ -62,20 +63,20 @@ def make_zoo(
 
 
 def _images(workshop: Workshop, count: int) -> Batch:
-    """Clean training images; defenses are measured on test images, so none of those."""
+    """Clean training images: defenses are measured on the test images."""
     train = workshop.data.train
     if not 10 <= count <= len(train):
-        raise RequestError(f"--images {count}: expected 10 to {len(train)}, what there is to train")
+        raise RequestError(f"--images {count}: expected 10 to {len(train)} (the training images)")
     order = torch.randperm(len(train), generator=workshop.streams.generator("defense", 3))
     return replace(train.rows(order[:count].to(train.labels.device)), index=None)
 
 
-def _same(zoo: Zoo, wanted: dict[str, object], out: Path) -> None:
-    """Refuse a begun zoo of other shadows, or of more than are asked for."""
+def _check_same(zoo: Zoo, wanted: dict[str, object], out: Path) -> None:
+    """Refuse a zoo of other options, or with more pairs than wanted."""
     for key, value in wanted.items():
         found = zoo.described.get(key)
         if key == "pairs":
             if len(zoo) > 2 * int(str(value)):
                 raise RequestError(f"{out} holds {len(zoo) // 2} pairs already, more than {value}")
         elif found != value:
-            raise RequestError(f"{out} was begun with {key} {found}, not {value}")
+            raise RequestError(f"{out} was made with {key} {found}, not {value}")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from ..results.defense_tables import budget_label, cell
+from ..results.columns import budget_label, twin_pair
 from ..results.record import Outcome, Record
 from .canvas import BLUE, DPI, INK, SOFT, VERMILLION, save
 
@@ -54,12 +54,12 @@ def defenses_picture(path: Path, record: Record) -> None:
 def _detectors(axes: Axes, outcomes: dict[str, Outcome]) -> None:
     told: dict[str, str] = {}
     for y, (name, outcome) in enumerate(outcomes.items()):
-        figures = (key for key in _DETECTED if cell(outcome.metrics, key).attacked is not None)
+        figures = (key for key in _DETECTED if twin_pair(outcome.metrics, key).attacked is not None)
         figure = next(figures, None)
         if figure is None:
             told[name] = outcome.reason or "no figure: it raises no alarm"
             continue
-        both = cell(outcome.metrics, figure)
+        both = twin_pair(outcome.metrics, figure)
         _mark(axes, y, both.attacked, VERMILLION, filled=True)
         _mark(axes, y, both.twin, BLUE, filled=False)
         if figure.endswith("alarm"):
@@ -78,11 +78,11 @@ def _answers(axes: Axes, outcomes: dict[str, Outcome], record: Record) -> None:
         if outcome.status != "done":
             told[name] = outcome.reason or outcome.status
         for figure, colour in colours.items():
-            both = cell(outcome.metrics, figure)
+            both = twin_pair(outcome.metrics, figure)
             _mark(axes, y, both.attacked, colour, filled=True)
             _mark(axes, y, both.twin, colour, filled=False)
     for figure, colour in colours.items():
-        before = cell(record.metrics, figure).attacked
+        before = twin_pair(record.metrics, figure).attacked
         if before is not None:
             axes.axvline(before, color=colour, linewidth=0.9, linestyle="--")
     _finish(axes, list(outcomes), told, "share of test images (dashed: no defense)")

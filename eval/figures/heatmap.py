@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
-from ..grid.benchmark_table import Benchmark, judged
-from ..results.defense_tables import budget_label, cell
+from ..results.benchmark import Benchmark
+from ..results.columns import budget_label, twin_pair
+from ..results.judgement import DETECTION_FIGURES, detection_figure
 from ..results.record import Metrics
 from .canvas import DPI, INK, save
 from .defense_pictures import DETECTORS
-
-_KINDS: Final = {
-    "row_auroc": "rows",
-    "auroc": "inputs",
-    "set_auroc": "sets",
-    "model_auroc": "models",
-}  # what an AUROC is of
 
 
 def heatmap_picture(path: Path, found: Benchmark) -> None:
@@ -59,7 +52,7 @@ def _heat(
     axes: Axes, found: Benchmark, names: list[str], places: list[tuple[str, str, str]]
 ) -> None:
     for x, (setting, attack, network) in enumerate(places):
-        rows = found.chosen(setting=setting, attack=attack, network=network)
+        rows = found.select(setting=setting, attack=attack, network=network)
         by_name = {row.defense: row for row in rows}
         for y, name in enumerate(names):
             row = by_name.get(name)
@@ -82,18 +75,18 @@ def heat_cell(metrics: Metrics, states: Iterable[str]) -> tuple[float | None, st
 
     states: how its runs ended, for where there is no figure.
     """
-    detector = judged(metrics)
+    detector = detection_figure(metrics)
     if detector is not None:
-        value, named = metrics[detector].mean, cell(metrics, "target_suspected").attacked
+        value, named = metrics[detector].mean, twin_pair(metrics, "target_suspected").attacked
         if value is None:
             return None, "–"
-        below = _KINDS[detector] if named is None else f"target {named:.2f}"
+        below = DETECTION_FIGURES[detector] if named is None else f"target {named:.2f}"
         return value, f"{value:.2f}\n{below}"
-    left = cell(metrics, "attack_success_rate").attacked
-    kept = cell(metrics, "clean_test_accuracy").attacked
+    left = twin_pair(metrics, "attack_success_rate").attacked
+    kept = twin_pair(metrics, "clean_test_accuracy").attacked
     if left is None or kept is None:
         return None, next((status for status in states if status != "done"), "–")
-    rated = cell(metrics, "defense_effectiveness_rating").attacked
+    rated = twin_pair(metrics, "defense_effectiveness_rating").attacked
     head = "" if rated is None else f"{rated:.2f}\n"
     return rated, f"{head}{left:.2f} / {kept:.2f}"
 

@@ -1,1 +1,1 @@
-"""Many runs: sweeps and suites as jobs in processes or on Ray."""
+"""Many runs: the jobs of sweeps and suites, in processes or on Ray."""

@@ -1,4 +1,4 @@
-"""Run a suite: every attack with its clean twin, every defense on both, cell by cell."""
+"""Run a suite: every attack with its clean twin, and every defense on both."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from ...distill.files.safe import read_json, write_json, write_text
 from ...distill.types import RequestError
 from ..figures.heatmap import heatmap_picture
+from ..results.benchmark import Benchmark, benchmark_markdown
 from ..results.record import Failure
 from ..run.progress import Reporter
-from .benchmark_table import Benchmark, as_markdown, summarise_suite
 from .executors import Executor
-from .ledger import entered
-from .scheduler import carry_out
-from .suite import Suite, plan
+from .folder import opened
+from .scheduler import run_jobs
+from .suite import Suite, suite_jobs
+from .summarise_benchmark import summarise_suite
 
 _SUITE = "suite.json"
 
@@ -29,22 +30,25 @@ def benchmark(
     retries: int = 1,
     reporter: Reporter | None = None,
 ) -> Benchmark:
-    """Run ``suite`` in the folder ``out`` and return its table, which also lies there.
+    """Run ``suite`` in the folder ``out``, and return the table that is also written there.
 
-    Cells that are done are not run again with ``resume``; failed ones are. A cell that fails or
-    does not apply is in the table with its reason, and keeps no other from running.
-    Errors: ``RequestError`` for a folder that holds something else.
+    With ``resume`` finished runs are not run again; failed ones are. The table gives the reason of
+    a failure, or why a defense is not applicable; the other runs continue.
+    Errors: ``RequestError`` for a folder with other content.
     """
 
     def refresh(failures: Sequence[Failure]) -> None:
-        write_benchmark(out, summarise_suite(suite, out, failures))
+        table = summarise_suite(suite, out, failures)
+        write_json(out / "table.json", table.model_dump(mode="json"))
+        write_text(out / "table.md", benchmark_markdown(table))
+        heatmap_picture(out / "heatmap.png", table)
 
-    with entered(out, _SUITE, "suite", resume=resume) as earlier:
+    with opened(out, _SUITE, "suite", resume=resume) as earlier:
         if earlier is not None and earlier.get("key") != suite.key():
             raise RequestError(f"{out} holds another suite: choose another --out")
         write_json(out / _SUITE, {"key": suite.key(), "suite": suite.model_dump(mode="json")})
-        carry_out(
-            plan(suite),
+        run_jobs(
+            suite_jobs(suite),
             out,
             executor,
             title="benchmark",
@@ -54,10 +58,3 @@ def benchmark(
             reporter=reporter or Reporter(),
         )
     return Benchmark.model_validate(read_json(out / "table.json"))
-
-
-def write_benchmark(out: Path, found: Benchmark) -> None:
-    """``table.json``, ``table.md`` and ``heatmap.png`` in ``out``."""
-    write_json(out / "table.json", found.model_dump(mode="json"))
-    write_text(out / "table.md", as_markdown(found))
-    heatmap_picture(out / "heatmap.png", found)

@@ -1,4 +1,4 @@
-"""Where independent pieces of work run: here one after the other, or in several processes."""
+"""Executors: where independent work runs, in this process or in several."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from typing import Any, Self, final
 Work = Callable[[], Any]
 
 
-class Lost(Exception):
-    """A worker died with a piece of work in its hands: nobody knows what became of it."""
+class WorkerDied(Exception):
+    """The result of work whose worker died before it answered."""
 
 
 class Executor(ABC):
-    """Takes pieces of work and gives back what each came to, in the order in which they end.
+    """Runs work, and returns results in the order in which the work ends.
 
-    A context manager: whoever leaves it stops what is still running. Work and results must be
-    picklable where they go to another process.
+    A context manager, which stops running work at its exit. Work and results must be picklable
+    where they go to another process.
     """
 
     @property
     @abstractmethod
-    def room(self) -> int:
-        """How many pieces to have under way at once."""
+    def slots(self) -> int:
+        """How much work to submit at once."""
 
     @abstractmethod
     def submit(self, ticket: int, work: Work) -> None:
-        """Take ``work``; ``ticket`` is how ``ended`` will call it."""
+        """Start ``work``; ``next_result`` returns its result with ``ticket``."""
 
     @abstractmethod
-    def ended(self) -> tuple[int, Any]:
-        """Wait for any piece to end: its ticket, and its result or a ``Lost``.
+    def next_result(self) -> tuple[int, Any]:
+        """Wait for any work to end; returns its ticket, and its result or a ``WorkerDied``.
 
-        What ``work`` raises is raised here.
+        An error of the work is raised here.
         """
 
     def __enter__(self) -> Self:
@@ -54,63 +54,63 @@ class Executor(ABC):
     ) -> None:
         self.stop()
 
-    def stop(self) -> None:  # noqa: B027 (some have nothing to stop)
-        """Stop what is still running."""
+    def stop(self) -> None:  # noqa: B027 (not every executor has something to stop)
+        """Stop running work."""
 
 
 @final
-class Here(Executor):
-    """In this process, one piece after the other."""
+class SerialExecutor(Executor):
+    """Runs work in this process, one after the other."""
 
-    room = 1
+    slots = 1
 
     def __init__(self) -> None:
-        self._taken: deque[tuple[int, Work]] = deque()
+        self._submitted: deque[tuple[int, Work]] = deque()
 
     def submit(self, ticket: int, work: Work) -> None:
-        self._taken.append((ticket, work))
+        self._submitted.append((ticket, work))
 
-    def ended(self) -> tuple[int, Any]:
-        ticket, work = self._taken.popleft()
+    def next_result(self) -> tuple[int, Any]:
+        ticket, work = self._submitted.popleft()
         return ticket, work()
 
 
 @final
-class Processes(Executor):
-    """Several processes on this machine, started afresh (spawned), each with its own GPU.
+class ProcessExecutor(Executor):
+    """Runs work in several spawned processes on this machine.
 
-    gpus: how many GPUs there are to hand out; process k sees GPU k modulo ``gpus`` as its only one.
-    A process that dies (killed, out of memory) takes the others of its pool down: what they had in
-    hand comes back as ``Lost``, and a new pool takes over.
+    gpus: the number of GPUs; process k sees only GPU k modulo ``gpus``. A process that dies
+    (killed, out of memory) ends all processes of its pool: the result of their work is
+    ``WorkerDied``, and a new pool is started.
     """
 
     def __init__(self, jobs: int, *, gpus: int = 0) -> None:
-        # A fork would inherit torch's threads in whatever state they are.
+        # A fork would copy torch's threads in an undefined state.
         self._context = multiprocessing.get_context("spawn")
         self._jobs, self._gpus = jobs, gpus
-        self._pool = self._fresh()
+        self._pool = self._new_pool()
         self._tickets: dict[Future[Any], int] = {}
 
     @property
-    def room(self) -> int:
+    def slots(self) -> int:
         return self._jobs
 
     def submit(self, ticket: int, work: Work) -> None:
         try:
             future = self._pool.submit(work)
         except BrokenProcessPool:
-            self._pool = self._fresh()
+            self._pool = self._new_pool()
             future = self._pool.submit(work)
         self._tickets[future] = ticket
 
-    def ended(self) -> tuple[int, Any]:
+    def next_result(self) -> tuple[int, Any]:
         done, _ = wait(self._tickets, return_when=FIRST_COMPLETED)
         future = done.pop()
         ticket = self._tickets.pop(future)
         try:
             return ticket, future.result()
         except BrokenProcessPool:
-            return ticket, Lost("the worker process died")
+            return ticket, WorkerDied("the worker process died")
 
     def stop(self) -> None:
         processes = list((self._pool._processes or {}).values())
@@ -119,31 +119,37 @@ class Processes(Executor):
         for process in processes if busy else ():
             process.terminate()
 
-    def _fresh(self) -> ProcessPoolExecutor:
-        turns = self._context.Value("i", 0)
+    def _new_pool(self) -> ProcessPoolExecutor:
+        count = self._context.Value("i", 0)
         return ProcessPoolExecutor(
-            self._jobs, mp_context=self._context, initializer=_begin, initargs=(turns, self._gpus)
+            self._jobs,
+            mp_context=self._context,
+            initializer=_start_worker,
+            initargs=(count, self._gpus),
         )
 
 
-def _begin(turns: Any, gpus: int) -> None:
-    """What a worker process does first: take its GPU, and be ready to die with its parent."""
-    with turns.get_lock():
-        turn = turns.value
-        turns.value += 1
+def _start_worker(count: Any, gpus: int) -> None:
+    """Run at the start of a worker process: choose its GPU, and watch its parent.
+
+    count: a shared counter of started workers.
+    """
+    with count.get_lock():
+        number = count.value
+        count.value += 1
     if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = _nth_gpu(turn % gpus)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+        os.environ["CUDA_VISIBLE_DEVICES"] = _nth_gpu(number % gpus)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _nth_gpu(number: int) -> str:
-    """GPU ``number`` of those that this process may see."""
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return seen.split(",")[number] if seen else str(number)
+    """GPU ``number`` of those that are visible to this process."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return visible.split(",")[number] if visible else str(number)
 
 
-def _die_with_parent() -> None:
-    """A driver that is killed leaves no worker behind, to write where the next one writes."""
+def _exit_with_parent() -> None:
+    """End this worker when its parent ends: a resumed command may write to the same folder."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,11 +1,11 @@
-"""A plan: runs in folders below one folder, and which of them must be there before which."""
+"""The jobs of a sweep or a suite: runs in folders below one folder, and their dependencies."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -13,8 +13,8 @@ from typing import Any, final
 from ...defenses.base import Defense
 from ...distill.core.hooks import Hook
 from ...distill.types import RequestError
-from ..bench.bench import BenchOptions
-from ..bench.defend import defend, still_true
+from ..bench.defend import defend, reusable_outcomes
+from ..bench.options import BenchOptions
 from ..bench.store import VictimStore
 from ..config.schema import Config, configure
 from ..results.record import Record, read_record
@@ -26,11 +26,11 @@ _VICTIMS = "victims"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Piece(ABC):
-    """One run of a plan: the unit of work, of retries, and of resuming.
+class Job(ABC):
+    """One run: the unit of work, of retries, and of resuming.
 
-    place: its folder, below the plan's. config: what it runs. after: places that go first; a piece
-    whose ``control`` or ``source`` among them failed can't run, the others only go first.
+    place: its folder, below the sweep's or the suite's. config: what it runs. after: the places of
+    jobs that run first; unlike the job in ``needs``, they may fail.
     """
 
     place: str
@@ -40,11 +40,11 @@ class Piece(ABC):
     @property
     @abstractmethod
     def needs(self) -> str | None:
-        """The one place without whose finished run this one can't be."""
+        """The place of the job that must have succeeded before this one can run."""
 
     @abstractmethod
     def run(self, out: Path, data_dir: Path | None) -> None:
-        """Do it, in ``out / place``, from wherever an earlier attempt stopped."""
+        """Run in ``out / place``; an earlier attempt is resumed."""
 
     def done(self, out: Path) -> bool:
         """Whether ``out / place`` holds this run, finished."""
@@ -52,23 +52,23 @@ class Piece(ABC):
         return found is not None and found.status == "done"
 
     def record(self, out: Path) -> Record | None:
-        """This run's record, however far it came; ``None`` where there is none that is whole."""
+        """The record of this run, finished or not; ``None`` where it is missing or damaged."""
         path = out / self.place / "record.json"
         if not path.exists():
             return None
         try:
             found = read_record(path)
-        except RequestError:  # damaged: the run itself says so
+        except RequestError:  # the run itself reports the damage
             return None
         return found if found.config_key == self.config.key() else None
 
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Distillation(Piece):
-    """Distil and measure. control: the place of the clean twin, for an attack that has one.
+class DistillationJob(Job):
+    """Distil a set and measure it. control: the place of the clean twin, if the attack has one.
 
-    keep_victims: whether the trained victims are kept for others that want the same.
+    keep_victims: whether to store the trained victims for other jobs.
     """
 
     control: str | None = None
@@ -94,8 +94,8 @@ class Distillation(Piece):
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Defending(Piece):
-    """Set defenses against the set of the run in ``source``."""
+class DefenseJob(Job):
+    """Measure defenses on the set of the run in ``source``."""
 
     source: str
     defenses: Mapping[str, Defense]
@@ -124,22 +124,21 @@ class Defending(Piece):
         found = self.record(out)
         if found is None or found.status != "done":
             return False
-        return set(self.defenses) <= set(still_true(found, self.defenses))
+        return set(self.defenses) <= set(reusable_outcomes(found, self.defenses))
 
 
-def defended(
-    source: Distillation,
+def defense_job(
+    source: DistillationJob,
     place: str,
     network: str | None,
     defenses: Mapping[str, Defense],
     bench: BenchOptions,
-) -> Defending:
+) -> DefenseJob:
     """Defenses of ``source``'s set; ``network``: the victims' (default: the distilling one)."""
     keys = source.config.flat() | ({"victim_network": network} if network else {})
-    return Defending(
+    return DefenseJob(
         place=place,
         config=configure(**keys),
-        after=(source.place,),
         source=source.place,
         defenses=defenses,
         bench=bench,
@@ -147,9 +146,9 @@ def defended(
 
 
 def experts_key(config: Config) -> str | None:
-    """A hash of what a run's experts depend on; ``None`` for a backend without experts.
+    """A hash of everything that a run's experts depend on; ``None`` for a backend without experts.
 
-    Runs that share it share a buffer. An attack that moves with the experts shares with nobody.
+    Runs with the same key share a buffer. An attack that changes while experts train shares none.
     """
     wanted = config.backend_class().expert_options
     if not wanted:
@@ -172,16 +171,14 @@ def experts_key(config: Config) -> str | None:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def in_sequence(pieces: list[Piece]) -> list[Piece]:
-    """The pieces, those that train the same experts one after the first of them.
-
-    So the first trains them, and the others find them.
-    """
+def share_experts(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, where the first of several with the same experts runs before the others: it trains
+    the experts, and the others find them."""
     first: dict[str, str] = {}
 
-    def after_the_first(piece: Piece) -> Piece:
-        key = experts_key(piece.config) if isinstance(piece, Distillation) else None
-        leader = piece.place if key is None else first.setdefault(key, piece.place)
-        return piece if leader == piece.place else replace(piece, after=(*piece.after, leader))
+    def after_first(job: Job) -> Job:
+        key = experts_key(job.config) if isinstance(job, DistillationJob) else None
+        trainer = job.place if key is None else first.setdefault(key, job.place)
+        return job if trainer == job.place else replace(job, after=(*job.after, trainer))
 
-    return [after_the_first(piece) for piece in pieces]
+    return [after_first(job) for job in jobs]

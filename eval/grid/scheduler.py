@@ -1,4 +1,4 @@
-"""Carry out a plan: every piece after those it needs, lost ones again, failed ones recorded."""
+"""The scheduler: runs jobs after their dependencies, retries failures, and keeps the ledger."""
 
 from __future__ import annotations
 
@@ -14,43 +14,44 @@ from ...distill.types import DistillsecError, RequestError
 from ..results.record import Failure
 from ..run.checks import out_of_memory
 from ..run.progress import Reporter
-from .executors import Executor, Lost
-from .jobs import Piece
-from .ledger import Event, Ledger, alone
+from .executors import Executor, WorkerDied
+from .folder import locked
+from .jobs import Job
+from .ledger import Event, Ledger
 
-_MOST_LOSSES = 3
-_PATIENCE = 60.0  # seconds in which a worker whose driver died must have gone
-_BETWEEN_TABLES = 20.0  # seconds, and ten times what a table takes
+_MOST_DEATHS = 3
+_LOCK_TIMEOUT = 60.0  # seconds within which a worker ends whose parent died
+_BETWEEN_TABLES = 20.0  # seconds, and at least ten times what a table takes
 
 
 @final
 @dataclass(frozen=True)
-class Ended:
-    """What became of a piece: ``reason`` is ``None`` when it is done."""
+class FinishedJob:
+    """A job that will not run again; ``reason``: why it failed, ``None`` where it succeeded."""
 
-    piece: Piece
+    job: Job
     reason: str | None
 
 
 @final
 @dataclass(frozen=True)
 class _Attempt:
-    """One attempt's answer, from whichever process. hopeless: another would end the same way."""
+    """The result of one attempt. permanent: whether another attempt would fail in the same way."""
 
     reason: str | None
     seconds: float
-    hopeless: bool = False
+    permanent: bool = False
 
 
 class Refresh(Protocol):
-    """Writes the tables of what is finished so far."""
+    """Writes the tables of the jobs that are finished."""
 
     def __call__(self, failures: Sequence[Failure]) -> None:
-        """failures: what came to nothing until now."""
+        """failures: all failures so far."""
 
 
-def carry_out(
-    pieces: Sequence[Piece],
+def run_jobs(
+    jobs: Sequence[Job],
     out: Path,
     executor: Executor,
     *,
@@ -60,18 +61,19 @@ def carry_out(
     retries: int = 1,
     reporter: Reporter,
 ) -> None:
-    """``conduct`` what is not done yet of ``pieces``, telling and tabulating on the way."""
-    left = [piece for piece in pieces if not piece.done(out)]
-    done, failures = len(pieces) - len(left), list[Failure]()
+    """Run the jobs that are not done yet; report progress, and refresh the tables from time to
+    time."""
+    left = [job for job in jobs if not job.done(out)]
+    done, failures = len(jobs) - len(left), list[Failure]()
     if done:
-        reporter.say(f"{title}: {done} of {len(pieces)} are there already")
+        reporter.say(f"{title}: {done} of {len(jobs)} are done already")
     refreshed, cost = time.monotonic(), 0.0
-    with executor, reporter.phase(title, len(pieces), done) as phase:
-        for ended in conduct(left, out, executor, data_dir=data_dir, retries=retries):
+    with executor, reporter.phase(title, len(jobs), done) as phase:
+        for finished in schedule(left, out, executor, data_dir=data_dir, retries=retries):
             done += 1
-            if ended.reason is not None:
-                failures.append(Failure(place=ended.piece.place, reason=ended.reason))
-                reporter.say(f"{ended.piece.place}: {ended.reason}")
+            if finished.reason is not None:
+                failures.append(Failure(place=finished.job.place, reason=finished.reason))
+                reporter.say(f"{finished.job.place}: {finished.reason}")
             began = time.monotonic()
             if began - refreshed > max(_BETWEEN_TABLES, 10 * cost):
                 refresh(failures)
@@ -81,108 +83,110 @@ def carry_out(
     refresh(failures)
 
 
-def conduct(
-    pieces: Sequence[Piece],
+def schedule(
+    jobs: Sequence[Job],
     out: Path,
     executor: Executor,
     *,
     data_dir: Path | None = None,
     retries: int = 1,
-) -> Iterator[Ended]:
-    """Run ``pieces`` in folders below ``out``, and give each as it ends.
+) -> Iterator[FinishedJob]:
+    """Run ``jobs`` in folders below ``out``, and yield each when it is finished.
 
-    The order is that of ``pieces``, as far as ``after`` allows; a place that is not among them is
-    taken to be there. A piece that fails is tried again ``retries`` times, unless the request
-    itself was wrong; one whose worker died three times; then it is over, with the reason. What
-    needs a failed piece fails with it. Everything that happens is a line of the ledger.
+    Jobs start in the order of ``jobs``, as far as their dependencies allow; a dependency that is
+    not among ``jobs`` counts as done. A failed job is retried ``retries`` times, unless the request
+    was wrong; a job whose worker dies is retried twice. A job whose dependency in ``needs`` failed
+    fails without an attempt. The ledger gets a line for every attempt.
     """
     ledger = Ledger(out)
-    queue = _Queue(pieces)
-    tries = [0] * len(pieces)
-    losses = [0] * len(pieces)
+    queue = _Queue(jobs)
+    tries = [0] * len(jobs)
+    deaths = [0] * len(jobs)
     while queue.unfinished:
-        while queue.under_way < executor.room and (number := queue.next()) is not None:
-            executor.submit(number, partial(_attempt, pieces[number], out, data_dir))
-        number, answer = executor.ended()
-        piece = pieces[number]
-        if isinstance(answer, Lost):
-            losses[number] += 1
-            ledger.write("lost", piece.place)
-            if losses[number] < _MOST_LOSSES:
-                queue.again(number)
+        while queue.running < executor.slots and (number := queue.next()) is not None:
+            executor.submit(number, partial(_attempt, jobs[number], out, data_dir))
+        number, result = executor.next_result()
+        job = jobs[number]
+        if isinstance(result, WorkerDied):
+            deaths[number] += 1
+            ledger.write("lost", job.place)
+            if deaths[number] < _MOST_DEATHS:
+                queue.retry(number)
                 continue
-            answer = _Attempt(f"its worker died {_MOST_LOSSES} times", 0.0)
-        elif answer.reason is not None and not answer.hopeless and tries[number] < retries:
+            result = _Attempt(f"its worker died {_MOST_DEATHS} times", 0.0)
+        elif result.reason is not None and not result.permanent and tries[number] < retries:
             tries[number] += 1
-            ledger.write("again", piece.place, seconds=answer.seconds, reason=answer.reason)
-            queue.again(number)
+            ledger.write("again", job.place, seconds=result.seconds, reason=result.reason)
+            queue.retry(number)
             continue
-        event: Event = "done" if answer.reason is None else "failed"
-        ledger.write(event, piece.place, seconds=answer.seconds, reason=answer.reason or "")
-        yield Ended(piece, answer.reason)
-        for stranded in queue.over(number, failed=answer.reason is not None):
-            reason = f"{pieces[stranded].needs}, which it needs, failed"
-            yield Ended(pieces[stranded], reason)
+        event: Event = "done" if result.reason is None else "failed"
+        ledger.write(event, job.place, seconds=result.seconds, reason=result.reason or "")
+        yield FinishedJob(job, result.reason)
+        for dependent in queue.finish(number, failed=result.reason is not None):
+            yield FinishedJob(jobs[dependent], f"failed dependency: {jobs[dependent].needs}")
 
 
-def _attempt(piece: Piece, out: Path, data_dir: Path | None) -> _Attempt:
-    """Run in the worker: one attempt, its time, and what it failed of."""
+def _attempt(job: Job, out: Path, data_dir: Path | None) -> _Attempt:
+    """One attempt at a job, in the worker."""
     began = time.monotonic()
     try:
-        place = out / piece.place
+        place = out / job.place
         place.mkdir(parents=True, exist_ok=True)
-        with alone(place, patience=_PATIENCE):
-            piece.run(out, data_dir)
+        with locked(place, timeout=_LOCK_TIMEOUT):
+            job.run(out, data_dir)
     except Exception as error:  # a user's attack runs here too
         text = str(error) if isinstance(error, DistillsecError) else repr(error)
         if out_of_memory(error):
             text = f"out of memory: {text}"
-        hopeless = isinstance(error, RequestError)
-        return _Attempt(" ".join(text.split()), time.monotonic() - began, hopeless)
+        permanent = isinstance(error, RequestError)
+        return _Attempt(" ".join(text.split()), time.monotonic() - began, permanent)
     return _Attempt(None, time.monotonic() - began)
 
 
 @final
 class _Queue:
-    """Which pieces may run now, by number, the first first."""
+    """The jobs that may run now, by number, the lowest first."""
 
-    def __init__(self, pieces: Sequence[Piece]) -> None:
-        self._pieces = pieces
-        places = {piece.place: number for number, piece in enumerate(pieces)}
-        self._waiting = [{places[p] for p in piece.after if p in places} for piece in pieces]
-        self._followers: list[list[int]] = [[] for _ in pieces]
-        for number, others in enumerate(self._waiting):
-            for other in others:
-                self._followers[other].append(number)
-        self._ready = [number for number, others in enumerate(self._waiting) if not others]
-        self._stranded: set[int] = set()
-        self.unfinished, self.under_way = len(pieces), 0
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
+        numbers = {job.place: number for number, job in enumerate(jobs)}
+        self._waiting_for = [
+            {numbers[place] for place in (*job.after, job.needs) if place in numbers}
+            for job in jobs
+        ]
+        self._dependents: list[list[int]] = [[] for _ in jobs]
+        for number, dependencies in enumerate(self._waiting_for):
+            for dependency in dependencies:
+                self._dependents[dependency].append(number)
+        self._ready = [number for number, others in enumerate(self._waiting_for) if not others]
+        self._failed: set[int] = set()
+        self.unfinished, self.running = len(jobs), 0
 
     def next(self) -> int | None:
-        """The next piece to begin; ``None`` where all others wait for those under way."""
+        """The next job to start; ``None`` where all others wait for running jobs."""
         if not self._ready:
             return None
-        self.under_way += 1
+        self.running += 1
         return heapq.heappop(self._ready)
 
-    def again(self, number: int) -> None:
-        """Put a piece that was under way back."""
-        self.under_way -= 1
+    def retry(self, number: int) -> None:
+        """Put a running job back."""
+        self.running -= 1
         heapq.heappush(self._ready, number)
 
-    def over(self, number: int, *, failed: bool) -> list[int]:
-        """Let go of those who waited for ``number``; returns those that can't be any more."""
-        self.under_way -= 1
-        return self._leave(number, failed=failed)
+    def finish(self, number: int, *, failed: bool) -> list[int]:
+        """End a running job; returns the jobs that fail with it."""
+        self.running -= 1
+        return self._release(number, failed=failed)
 
-    def _leave(self, number: int, *, failed: bool) -> list[int]:
+    def _release(self, number: int, *, failed: bool) -> list[int]:
         self.unfinished -= 1
-        stranded = []
-        for follower in self._followers[number]:
-            self._waiting[follower].discard(number)
-            if failed and self._pieces[follower].needs == self._pieces[number].place:
-                self._stranded.add(follower)
-                stranded += [follower, *self._leave(follower, failed=True)]
-            elif not self._waiting[follower] and follower not in self._stranded:
-                heapq.heappush(self._ready, follower)
-        return stranded
+        failing = []
+        for dependent in self._dependents[number]:
+            self._waiting_for[dependent].discard(number)
+            if failed and self._jobs[dependent].needs == self._jobs[number].place:
+                self._failed.add(dependent)
+                failing += [dependent, *self._release(dependent, failed=True)]
+            elif not self._waiting_for[dependent] and dependent not in self._failed:
+                heapq.heappush(self._ready, dependent)
+        return failing

@@ -1,4 +1,4 @@
-"""A suite: attacks × defenses × seeds × victims on several settings, as a YAML file says."""
+"""A suite: attacks × defenses × seeds × victims on several settings, from a YAML file."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pydantic import Field, field_validator
 
 from ...defenses.base import Budget, Defense, Inspector, SetScorer
 from ...distill.types import RequestError
-from ..bench.bench import VICTIMS, BenchOptions, choose_defenses
+from ..bench.options import VICTIMS, BenchOptions, choose_defenses
 from ..config.layers import for_clean, gather, read_yaml
 from ..config.schema import Config, Section, build_options, configure
-from .jobs import Distillation, Piece, defended, in_sequence
+from .jobs import DistillationJob, Job, defense_job, share_experts
 
 _CLEAN = "clean"
-_CALIBRATION = 1000  # calibration's seeds start that far above the first seed
+_CALIBRATION = 1000  # the distance of the calibration seeds from the first seed
 
 
 @final
 class Setting(Section):
     """One distillation that is attacked: a preset, or keys of the configuration, or both.
 
-    attacks: keys that one attack has here beside the suite's; ``null`` leaves it out.
+    attacks: further keys of an attack in this setting; ``null`` omits the attack.
     """
 
     preset: str | None = Field(None, description="start from a preset")
@@ -42,7 +42,7 @@ class Setting(Section):
 
 @final
 class Suite(Section):
-    """What a suite's file holds."""
+    """The content of a suite's file."""
 
     description: str = ""
     settings: dict[str, Setting] = Field(min_length=1)
@@ -57,7 +57,7 @@ class Suite(Section):
     holdout: int = Field(100, ge=0, description="clean images that the defender holds")
     images: int | None = Field(None, ge=1, description="test images measured")
     calibration: int = Field(
-        0, ge=0, description="more clean sets, whose statistics set the calibrated thresholds"
+        0, ge=0, description="further clean sets, for the calibrated thresholds"
     )
 
     @field_validator("settings", "attacks")
@@ -65,14 +65,14 @@ class Suite(Section):
     def _names_are_folders(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-                raise ValueError(f"{name!r} names a folder: letters, digits, - _ .")
+                raise ValueError(f"{name!r} names a folder: expected letters, digits, - _ .")
             if name == _CLEAN:
-                raise ValueError(f"{_CLEAN!r} is the folder of the clean twin: another name")
+                raise ValueError(f"{_CLEAN!r} is the folder of the clean twin: choose another name")
         return value
 
     def key(self) -> str:
-        """A hash of what the suite measures; what may grow on the way is left out: its seeds,
-        clean sets for calibration, and defenses."""
+        """A hash of what the suite measures, without what may grow when it is resumed: seeds, clean
+        sets for calibration, and defenses."""
         growing = {"seeds": True, "defenses": True, "calibration": True}
         settings = {"settings": {"__all__": growing}}
         parts = self.model_dump(mode="json", exclude={"description": True, **growing, **settings})
@@ -85,7 +85,7 @@ class Suite(Section):
         )
 
     def calibration_seeds_of(self, setting: str) -> range:
-        """The distillation seeds of the clean sets that are made for calibration alone."""
+        """The distillation seeds of the clean sets for calibration."""
         own, first = self.settings[setting].calibration, self.first_seed + _CALIBRATION
         return range(first, first + (self.calibration if own is None else own))
 
@@ -96,7 +96,7 @@ class Suite(Section):
         return choose_defenses(names, self.budget, options)
 
     def bench_of(self, setting: str) -> BenchOptions:
-        """What holds for every defense on a setting."""
+        """The options for every defense on a setting."""
         own = self.settings[setting]
         return BenchOptions(
             budget=self.budget,
@@ -105,7 +105,7 @@ class Suite(Section):
         )
 
     def attacks_of(self, setting: str) -> list[str]:
-        """The attacks that a setting has."""
+        """The attacks on a setting."""
         own = self.settings[setting].attacks
         return [name for name in self.attacks if own.get(name, {}) is not None]
 
@@ -120,7 +120,7 @@ class Suite(Section):
             "seed": seed,
         }
         if not keys.get("attack"):
-            raise RequestError(f"{attack} of {setting}: no attack is named: attack: NAME")
+            raise RequestError(f"{attack} of {setting}: no attack is set: attack: NAME")
         return gather(preset=own.preset, options=keys)
 
     def networks(self) -> tuple[str | None, ...]:
@@ -130,21 +130,20 @@ class Suite(Section):
 
 @final
 @dataclass(frozen=True)
-class Group:
-    """A clean twin and the attacks that are measured against it: the unit of parallel work."""
+class TwinGroup:
+    """A clean twin, and the attacks that are measured against it."""
 
     setting: str
     seed: int
 
     def place(self, name: str) -> str:
-        """Where one of its runs lies, below the suite's folder."""
+        """The folder of one of its runs, below the suite's."""
         return f"{self.setting}/seed-{self.seed}/{name}"
 
-    def defended(self, attack: str, network: str | None) -> str:
-        """Where the bench's record of one attack lies."""
-        return self.place(f"{attack}-defended" + (f"-{network}" if network else "")).replace(
-            ":", "_"
-        )
+    def defense_place(self, attack: str, network: str | None) -> str:
+        """The folder of the defenses against one attack, below the suite's."""
+        name = f"{attack}-defended" + (f"-{network}" if network else "")
+        return self.place(name).replace(":", "_")
 
 
 def read_suite(path: Path) -> Suite:
@@ -155,9 +154,9 @@ def read_suite(path: Path) -> Suite:
     suite: Suite = build_options(Suite, read_yaml(path), str(path))
     try:
         chosen = {name for setting in suite.settings for name in suite.defenses_of(setting)}
-        idle = [name for name in suite.options if name not in chosen]
-        if idle:
-            raise RequestError(f"options for {', '.join(idle)}, which was not chosen")
+        unused = [name for name in suite.options if name not in chosen]
+        if unused:
+            raise RequestError(f"options for {', '.join(unused)}, which was not chosen")
         for group in groups(suite):
             twin(suite, group)
             for config in configurations(suite, group).values():
@@ -167,29 +166,29 @@ def read_suite(path: Path) -> Suite:
     return suite
 
 
-def groups(suite: Suite) -> list[Group]:
-    """All groups: a first seed of every setting, then a second …"""
+def groups(suite: Suite) -> list[TwinGroup]:
+    """All groups: the first seed of every setting, then the second, and so on."""
     most = max(len(suite.seeds_of(setting)) for setting in suite.settings)
     return [
-        Group(setting, suite.seeds_of(setting)[number])
+        TwinGroup(setting, suite.seeds_of(setting)[number])
         for number in range(most)
         for setting in suite.settings
         if number < len(suite.seeds_of(setting))
     ]
 
 
-def calibration_groups(suite: Suite, setting: str) -> list[Group]:
-    """The clean sets of a setting that are made for calibration alone; they have no attack."""
-    return [Group(setting, seed) for seed in suite.calibration_seeds_of(setting)]
+def calibration_groups(suite: Suite, setting: str) -> list[TwinGroup]:
+    """The groups of a setting that are only for calibration: a clean set without attacks."""
+    return [TwinGroup(setting, seed) for seed in suite.calibration_seeds_of(setting)]
 
 
 def calibrated_defenses(suite: Suite, setting: str) -> dict[str, Defense]:
-    """The defenses of a setting that have a statistic of sets or of models."""
+    """The defenses of a setting that give a statistic of sets or of models."""
     chosen = suite.defenses_of(setting)
     return {n: d for n, d in chosen.items() if isinstance(d, SetScorer | Inspector)}
 
 
-def configurations(suite: Suite, group: Group) -> Mapping[str, Config]:
+def configurations(suite: Suite, group: TwinGroup) -> Mapping[str, Config]:
     """The attacked configurations of a group, by attack."""
     return {
         attack: configure(**suite.config(group.setting, attack, group.seed))
@@ -197,51 +196,48 @@ def configurations(suite: Suite, group: Group) -> Mapping[str, Config]:
     }
 
 
-def twin(suite: Suite, group: Group) -> Config:
-    """The clean configuration that all of a group's attacks share.
+def twin(suite: Suite, group: TwinGroup) -> Config:
+    """The clean configuration that all attacks of a group share.
 
-    Errors: ``RequestError`` where they don't share one.
+    Errors: ``RequestError`` where they need different ones.
     """
     configs = configurations(suite, group)
     first = next(iter(configs.values()))
     for name, config in configs.items():
         if config.control_key() != first.control_key():
-            raise RequestError(f"{group.setting}: {name} has another clean twin than the others")
+            raise RequestError(f"{group.setting}: {name} needs another clean twin than the others")
     return for_clean(first.flat())
 
 
-def plan(suite: Suite) -> list[Piece]:
-    """Each group's twin, its attacks, and for each of these the defenses against it."""
-    found: list[Piece] = []
+def suite_jobs(suite: Suite) -> list[Job]:
+    """For each group its clean twin, its attacks, and the defenses against each of them."""
+    jobs: list[Job] = []
     for group in groups(suite):
-        clean = Distillation(place=group.place(_CLEAN), config=twin(suite, group))
-        found.append(clean)
+        clean = DistillationJob(place=group.place(_CLEAN), config=twin(suite, group))
+        chosen, bench = suite.defenses_of(group.setting), suite.bench_of(group.setting)
+        jobs.append(clean)
         for attack, config in configurations(suite, group).items():
-            attacked = Distillation(
-                place=group.place(attack),
-                config=config,
-                after=(clean.place,),
-                control=clean.place,
+            attacked = DistillationJob(
+                place=group.place(attack), config=config, control=clean.place
             )
-            chosen, bench = suite.defenses_of(group.setting), suite.bench_of(group.setting)
-            found.append(attacked)
-            found += [
-                defended(attacked, group.defended(attack, network), network, chosen, bench)
+            jobs.append(attacked)
+            jobs += [
+                defense_job(attacked, group.defense_place(attack, network), network, chosen, bench)
                 for network in suite.networks()
             ]
-    return in_sequence(found + _calibration(suite))
+    return share_experts(jobs + _calibration_jobs(suite))
 
 
-def _calibration(suite: Suite) -> list[Piece]:
+def _calibration_jobs(suite: Suite) -> list[Job]:
     """The clean sets for calibration, and the detectors of sets and models on each."""
-    found: list[Piece] = []
+    jobs: list[Job] = []
     for setting in suite.settings:
         chosen, bench = calibrated_defenses(suite, setting), suite.bench_of(setting)
         for group in calibration_groups(suite, setting) if chosen else ():
-            clean = Distillation(place=group.place(_CLEAN), config=twin(suite, group))
-            found.append(clean)
-            found += [
-                defended(clean, group.defended(_CLEAN, network), network, chosen, bench)
+            clean = DistillationJob(place=group.place(_CLEAN), config=twin(suite, group))
+            jobs.append(clean)
+            jobs += [
+                defense_job(clean, group.defense_place(_CLEAN, network), network, chosen, bench)
                 for network in suite.networks()
             ]
-    return found
+    return jobs

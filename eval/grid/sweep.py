@@ -1,4 +1,4 @@
-"""A sweep: one base configuration, axes along which it varies, seeds, and what is measured."""
+"""A sweep: one base configuration, the axes along which it varies, seeds, and defenses."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pydantic import Field
 
 from ...defenses.base import Budget, Defense
 from ...distill.types import RequestError
-from ..bench.bench import BenchOptions, choose_defenses
+from ..bench.options import BenchOptions, choose_defenses
 from ..config.layers import as_key, for_clean, gather, read_yaml
 from ..config.schema import Config, Section, build_options, configure
-from .jobs import Distillation, Piece, defended, in_sequence
+from .jobs import DistillationJob, Job, defense_job, share_experts
 
 _CELLS = "cells"
 
 
 @final
 class Sweep(Section):
-    """What a sweep's file holds.
+    """The content of a sweep's file.
 
-    base: keys of the configuration, ``preset`` among them. The points around it are all
-    combinations of: an entry of ``list`` (keys, written out), a step of ``zip`` (its axes go side
-    by side), one value of each axis of ``grid``. ``each`` adds points where a single axis leaves
-    the base. A value that is a mapping sets several keys at once.
+    base: keys of the configuration, ``preset`` among them. The points are all combinations of: an
+    entry of ``list`` (keys and values), a step of ``zip`` (whose axes advance together), one value
+    of each axis of ``grid``. ``each`` adds points where a single axis differs from the base. A
+    value that is a mapping sets several keys at once.
     """
 
     description: str = ""
@@ -44,8 +44,8 @@ class Sweep(Section):
     holdout: int = Field(100, ge=0, description="clean images that the defender holds")
     images: int | None = Field(None, ge=1, description="test images that defenses are measured on")
 
-    def points(self) -> tuple[Point, ...]:
-        """All points, in the order in which they are written.
+    def points(self) -> tuple[SweepPoint, ...]:
+        """All points, in the order of the file.
 
         Errors: ``RequestError`` for an empty axis, or axes of ``zip`` of different lengths.
         """
@@ -54,28 +54,27 @@ class Sweep(Section):
                 raise RequestError(f"axis {axis} has no values")
         lengths = {axis: len(values) for axis, values in self.zip.items()}
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{axis} {count}" for axis, count in lengths.items())
-            raise RequestError(f"the axes of zip go side by side, and differ in length: {told}")
-        written = [Point.of(entry.items()) for entry in self.list] or [Point()]
-        sides = [Point.of(step) for step in _steps(self.zip)] or [Point()]
-        crossed = [Point.of(values) for values in _combinations(self.grid)]
-        found = [a.joined(b).joined(c) for a, b, c in itertools.product(written, sides, crossed)]
-        if self.each:
-            varied = self.grid or self.zip or self.list
-            alone = [
-                Point.of([(axis, value)], axis=as_key(axis))
-                for axis, values in self.each.items()
-                for value in values
-            ]
-            found = [*(found if varied else []), *alone]
-        return tuple(found)
+            text = ", ".join(f"{axis} {count}" for axis, count in lengths.items())
+            raise RequestError(f"the axes of zip need equally many values, got {text}")
+        listed = [SweepPoint.of(entry.items()) for entry in self.list] or [SweepPoint()]
+        zipped = [SweepPoint.of(step) for step in _steps(self.zip)] or [SweepPoint()]
+        crossed = [SweepPoint.of(values) for values in _combinations(self.grid)]
+        points = [a.joined(b).joined(c) for a, b, c in itertools.product(listed, zipped, crossed)]
+        if self.each and not (self.grid or self.zip or self.list):
+            points = []  # not the base itself
+        points += [
+            SweepPoint.of([(axis, value)], axis=as_key(axis))
+            for axis, values in self.each.items()
+            for value in values
+        ]
+        return tuple(points)
 
     def seed_range(self) -> range:
         """The distillation seeds."""
         return range(self.first_seed, self.first_seed + self.seeds)
 
-    def config(self, point: Point, seed: int) -> Config:
-        """One cell's configuration: one thread, unless something else is said."""
+    def config(self, point: SweepPoint, seed: int) -> Config:
+        """The configuration of one cell; threads: 1, unless the sweep sets it."""
         base = {as_key(str(key)): value for key, value in self.base.items()}
         keys = {"threads": 1, **base, **point.keys, "seed": seed}
         preset = keys.pop("preset", None)
@@ -89,14 +88,14 @@ class Sweep(Section):
         return choose_defenses([*self.defenses], self.budget, self.options)
 
     def bench(self) -> BenchOptions:
-        """What holds for every defense."""
+        """The options for every defense."""
         return BenchOptions(budget=self.budget, holdout=self.holdout, images=self.images)
 
 
 @final
 @dataclass(frozen=True)
-class Point:
-    """Where the base is varied: values by axis as people read them, and the keys that they set.
+class SweepPoint:
+    """A variation of the base. values: (axis, value as shown); settings: (key, value).
 
     axis: the one that varies, for a point of ``each``.
     """
@@ -106,24 +105,24 @@ class Point:
     axis: str | None = None
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[str, Any]], axis: str | None = None) -> Point:
+    def of(cls, pairs: Iterable[tuple[str, Any]], axis: str | None = None) -> SweepPoint:
         """A point from (axis, value) pairs."""
         values, settings = [], []
         for name, value in pairs:
-            told_as = as_key(name)
+            key = as_key(name)
             if isinstance(value, Mapping):
-                keys = {as_key(str(key)): each for key, each in value.items()}
-                told = keys.get(told_as, ", ".join(f"{k} {v}" for k, v in keys.items()))
+                keys = {as_key(str(inner)): each for inner, each in value.items()}
+                shown = keys.get(key, ", ".join(f"{k} {v}" for k, v in keys.items()))
                 settings += list(keys.items())
             else:
-                told = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-                settings.append((told_as, value))
-            values.append((told_as, told))
+                shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+                settings.append((key, value))
+            values.append((key, shown))
         return cls(tuple(values), tuple(settings), axis)
 
-    def joined(self, other: Point) -> Point:
-        """Both together, the other's keys winning."""
-        return Point(self.values + other.values, self.settings + other.settings)
+    def joined(self, other: SweepPoint) -> SweepPoint:
+        """Both together; ``other``'s keys take precedence."""
+        return SweepPoint(self.values + other.values, self.settings + other.settings)
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -139,7 +138,7 @@ def read_sweep(
 ) -> Sweep:
     """The sweep in a YAML file, every configuration and defense in it checked.
 
-    base, seeds: what wins over the file's.
+    base, seeds: these take precedence over the file's.
     Errors: ``RequestError`` naming the file, the point, and what is wrong in it.
     """
     sweep: Sweep = build_options(Sweep, read_yaml(path), str(path))
@@ -154,7 +153,7 @@ def read_sweep(
                 if config.attack:
                     config.attack_class()
                 if not config.attack and sweep.defenses:
-                    raise RequestError("there is no attack to set defenses against")
+                    raise RequestError("defenses need an attack, and none is set")
             except RequestError as error:
                 raise RequestError(f"{point}: {error}") from error
     except RequestError as error:
@@ -162,51 +161,50 @@ def read_sweep(
     return sweep
 
 
-def cell_of(config: Config) -> str:
-    """Where the cell of a configuration lies: the same configuration, the same cell."""
+def cell_place(config: Config) -> str:
+    """The folder of the cell of a configuration, below the sweep's; one for each configuration."""
     return f"{_CELLS}/{config.key()}"
 
 
-def defended_of(sweep: Sweep, config: Config) -> str:
-    """Where the bench's record of a cell lies."""
+def defense_place(sweep: Sweep, config: Config) -> str:
+    """The folder of the defenses of a cell, below the sweep's."""
     bench = sweep.bench()
-    return f"{cell_of(config)}-defended-{bench.budget}-{bench.holdout}-{bench.images or 'all'}"
+    return f"{cell_place(config)}-defended-{bench.budget}-{bench.holdout}-{bench.images or 'all'}"
 
 
-def plan(sweep: Sweep) -> list[Piece]:
+def sweep_jobs(sweep: Sweep) -> list[Job]:
     """Every cell once, seed by seed; before an attack its clean twin, after it its defenses."""
-    found: dict[str, Piece] = {}
+    jobs: dict[str, Job] = {}
     chosen, bench = sweep.chosen(), sweep.bench()
 
-    def add(config: Config) -> Distillation:
+    def add(config: Config) -> DistillationJob:
         control = None
         if config.attack and config.victims.control:
             control = add(config.without_attack()).place
-        cell = Distillation(
-            place=cell_of(config),
+        cell = DistillationJob(
+            place=cell_place(config),
             config=config,
-            after=() if control is None else (control,),
             control=control,
             keep_victims=not config.attack or bool(chosen),
         )
-        found.setdefault(cell.place, cell)
+        jobs.setdefault(cell.place, cell)
         return cell
 
     for seed in sweep.seed_range():
         for point in sweep.points():
             cell = add(sweep.config(point, seed))
             if chosen:
-                place = defended_of(sweep, cell.config)
-                found.setdefault(place, defended(cell, place, None, chosen, bench))
-    return in_sequence([*found.values()])
+                place = defense_place(sweep, cell.config)
+                jobs.setdefault(place, defense_job(cell, place, None, chosen, bench))
+    return share_experts([*jobs.values()])
 
 
 def _steps(axes: Mapping[str, tuple[Any, ...]]) -> Iterable[list[tuple[str, Any]]]:
-    """The steps of axes that go side by side."""
+    """The steps of axes that advance together."""
     length = len(next(iter(axes.values()))) if axes else 0
     return [[(axis, values[step]) for axis, values in axes.items()] for step in range(length)]
 
 
 def _combinations(axes: Mapping[str, tuple[Any, ...]]) -> Iterable[list[tuple[str, Any]]]:
-    """Every combination of one value from each axis; one empty combination of none."""
+    """Every combination of one value from each axis; for no axes a single empty one."""
     return [list(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]

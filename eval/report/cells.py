@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
-from ..grid.ablation_table import COLUMNS
-from ..grid.benchmark_table import judged
-from ..results.defense_tables import budget_label
+from ..results.columns import UNDEFENDED_COLUMNS, budget_label
+from ..results.judgement import DETECTION_FIGURES, detection_figure
 from ..results.metrics import Summary
 from ..results.record import Metrics
 from .compare import COMPARED, Change, Comparison, told_row
@@ -16,12 +15,6 @@ from .model import Row, Source
 
 _ALARMS: Final = ("set_alarm", "alarm")
 _NAMED: Final = "target_suspected"
-_OF: Final = {
-    "row_auroc": "rows",
-    "auroc": "inputs",
-    "set_auroc": "sets",
-    "model_auroc": "models",
-}
 _ANSWERS: Final = {
     "attack_success_rate": "ASR",
     "control_attack_success_rate": "ASR, control",
@@ -111,7 +104,11 @@ def over(source: Source) -> str:
 def summary_table(source: Source) -> Table:
     """The undefended figures of every row."""
     rows = source.undefended
-    shown = {key: title for key, title in COLUMNS.items() if any(key in r.metrics for r in rows)}
+    shown = {
+        key: title
+        for key, title in UNDEFENDED_COLUMNS.items()
+        if any(key in r.metrics for r in rows)
+    }
     several = _several(rows) or not source.columns
     heads = _place_heads(source) + ([("victims", False)] if several else [])
     naming = len(heads)
@@ -196,11 +193,11 @@ def _place(source: Source, row: Row, *, several: bool) -> list[Cell]:
 
 def _auroc(metrics: Metrics) -> Cell:
     """The figure that a detector is judged by, and what it is of."""
-    name = judged(metrics)
+    name = detection_figure(metrics)
     if name is None:
         return Cell("–")
     found = figure(metrics[name])
-    return Cell(found.text, f"of {_OF[name]} {found.more}".strip(), found.value)
+    return Cell(found.text, f"of {DETECTION_FIGURES[name]} {found.more}".strip(), found.value)
 
 
 def _alarms(metrics: Metrics) -> tuple[Cell, Cell]:
@@ -231,14 +228,14 @@ def _note(row: Row) -> Cell:
 def overview_table(sources: Sequence[Source]) -> Table:
     """What is on a page: a line for each run, sweep or suite; figures where there is one row."""
     heads = [("name", False), ("kind", False), ("status", False), ("what", False)]
-    heads += [("rows", True), *((title, True) for title in COLUMNS.values())]
+    heads += [("rows", True), *((title, True) for title in UNDEFENDED_COLUMNS.values())]
     rows = []
     for source in sources:
         count = len(source.rows)
         alone = source.undefended[0] if len(source.undefended) == 1 else None
         cells = [Cell(source.name), Cell(source.kind), Cell(source.status), Cell(source.title)]
         cells.append(Cell(str(count), value=float(count)))
-        cells += [figure(alone.metrics.get(key) if alone else None) for key in COLUMNS]
+        cells += [figure(alone.metrics.get(key) if alone else None) for key in UNDEFENDED_COLUMNS]
         rows.append(cells)
     labels = [source.labels for source in sources]
     return Table(caption="On this page", heads=heads, rows=rows, labels=labels)

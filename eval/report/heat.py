@@ -9,7 +9,7 @@ from typing import Final, final
 from ...defenses import DEFENSES
 from ..figures.defense_pictures import DETECTORS
 from ..figures.heatmap import heat_cell, shade
-from ..results.defense_tables import cell
+from ..results.columns import twin_pair
 from .model import Row, Source, told_place
 
 LEVELS: Final = 20
@@ -94,7 +94,7 @@ def _cell(row: Row) -> HeatCell:
         return HeatCell(level, text.split("\n"))
     alarm = next((name for name in _ALARMS if name in row.metrics), None)
     if alarm is not None and row.state == "done":
-        both = cell(row.metrics, alarm)
+        both = twin_pair(row.metrics, alarm)
         return HeatCell(None, [f"alarm {both}"])
     return HeatCell(None, text.split("\n"))
 

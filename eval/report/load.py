@@ -10,8 +10,8 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ...distill.files.safe import fault, read_json
-from ..grid.ablation_table import ABLATION_VERSION, Ablation
-from ..grid.benchmark_table import BENCHMARK_VERSION, Benchmark
+from ..results.ablation import ABLATION_VERSION, Ablation
+from ..results.benchmark import BENCHMARK_VERSION, Benchmark
 from ..results.record import Outcome, Record, read_record
 from .model import NO_CELL, Row, Source, described, shown_run
 from .plans import of_suite, of_sweep

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ...attacks import labels_of
-from ..grid.ablation_table import Ablation, AblationRow
-from ..grid.benchmark_table import Benchmark
-from ..grid.benchmark_table import Row as SuiteRow
-from ..grid.suite import Group
+from ..grid.suite import TwinGroup
+from ..results.ablation import Ablation, AblationRow
+from ..results.benchmark import Benchmark, BenchmarkRow
 from ..results.record import Metrics
 from .model import NO_CELL, Row, Shown, Source, described, inside, shown_run, told_place
 
@@ -87,7 +86,7 @@ def of_suite(path: Path, table: Benchmark) -> Source:
     """A suite: a row for each setting, attack, victims' network and defense."""
     runs = {
         (row.setting, row.attack): [
-            inside(path, Group(row.setting, seed).place(row.attack)) for seed in row.seeds
+            inside(path, TwinGroup(row.setting, seed).place(row.attack)) for seed in row.seeds
         ]
         for row in reversed(table.rows)
         if row.defense == "none" and row.seeds
@@ -117,7 +116,7 @@ def of_suite(path: Path, table: Benchmark) -> Source:
 
 
 def _of_line(
-    row: SuiteRow,
+    row: BenchmarkRow,
     runs: Mapping[tuple[str, str], Sequence[Path]],
     labels: Mapping[tuple[str, str], Sequence[str]],
 ) -> Row:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from ..grid.ablation_table import COLUMNS
+from ..results.columns import UNDEFENDED_COLUMNS
 from .cells import Table, change_table, defense_table, over, summary_table
 from .compare import COMPARED, Comparison
 from .model import Row, Source
@@ -44,7 +44,9 @@ def as_csv(sources: Sequence[Source], comparisons: Sequence[Comparison] = ()) ->
     """
     rows = [(source, row) for source in sources for row in source.rows]
     names = dict.fromkeys(name for source in sources for name in source.columns)
-    metrics = dict.fromkeys([*COLUMNS, *(name for _, row in rows for name in row.metrics)])
+    metrics = dict.fromkeys(
+        [*UNDEFENDED_COLUMNS, *(name for _, row in rows for name in row.metrics)]
+    )
     changes = {
         (id(change.row), change.metric): change for each in comparisons for change in each.changes
     }

@@ -1,1 +1,1 @@
-"""Records, metrics and tables: what everything else in eval reads and writes."""
+"""Records, metrics, statistics and tables: the ground floor of ``eval``."""

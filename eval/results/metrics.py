@@ -1,4 +1,4 @@
-"""What is measured: rates on test images, and their summaries over victims or seeds."""
+"""Rates on test images, and their summaries over victims or seeds."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ import numpy
 import torch
 from kornia.metrics import psnr, ssim
 from pydantic import BaseModel, ConfigDict
-from scipy import optimize, stats
 from torch import Tensor, nn
 
 from ...attacks import TestCase
 from ...distill.training import predict
 from ...distill.types import Batch
+from .statistics import FEWEST_VALUES, t_interval, wilson
 
-Kind = Literal["rate", "share", "number"]
-"""What a figure is: a rate in [0, 1] that each victim has (an accuracy), the share of yes among
-yes-or-no answers (alarms), or a number without bounds."""
-_EDGE = 1e-9
-FEWEST_VALUES = 3
-"""Fewer values have no interval."""
+MetricKind = Literal["rate", "share", "number"]
+"""A rate in [0, 1] of each victim (an accuracy), the share of yes among yes-or-no answers (alarms),
+or a number without bounds."""
 SHARES = frozenset(
     {"set_alarm", "alarm", "set_alarm_calibrated", "alarm_calibrated", "target_found"}
     | {"target_suspected", "target_found_calibrated"}
@@ -32,20 +29,20 @@ _RATES = frozenset(
     {"clean_test_accuracy", "attack_success_rate", "attack_success_rate_all", "robust_accuracy"}
     | {"rows_flagged", "rows_left", "auroc", "defense_effectiveness_rating", "ssim"}
 )
-_KINDS_OF_RATES = ("row_", "tpr_", "fpr_")
+_RATE_PREFIXES = ("row_", "tpr_", "fpr_")
 
 
-def kind_of(name: str) -> Kind:
-    """The kind of the metric ``name``; a control's is that of its metric. One that is not known is
-    a number."""
+def kind_of(name: str) -> MetricKind:
+    """The kind of the metric ``name``, or of the metric that it is the control of; a number where
+    the metric is unknown."""
     base = name.removeprefix("control_")
-    rate = base in _RATES or base.startswith(_KINDS_OF_RATES)
+    rate = base in _RATES or base.startswith(_RATE_PREFIXES)
     return "share" if base in SHARES else "rate" if rate else "number"
 
 
 @final
 class Summary(BaseModel):
-    """One measure over victims or seeds; what can't be computed is ``None``, never NaN.
+    """One metric over victims or seeds; what can't be computed is ``None``, never NaN.
 
     std: ddof 1. ci95: the 95 % interval of the mean: Student's t, cut to [0, 1] for a rate;
     Wilson's for a share; ``None`` for fewer than three values.
@@ -59,7 +56,7 @@ class Summary(BaseModel):
     values: tuple[float | None, ...]
 
 
-def summarise(values: Sequence[float | None], kind: Kind = "number") -> Summary:
+def summarise(values: Sequence[float | None], kind: MetricKind = "number") -> Summary:
     """Mean, deviation and 95 % interval of the values that exist."""
     found = numpy.array([value for value in values if value is not None], dtype=float)
     kept = tuple(None if value is None else float(value) for value in values)
@@ -72,70 +69,31 @@ def summarise(values: Sequence[float | None], kind: Kind = "number") -> Summary:
     return Summary(mean=mean, std=std, ci95=_interval(mean, std, len(found), kind), values=kept)
 
 
-def _interval(mean: float, std: float, count: int, kind: Kind) -> tuple[float, float] | None:
+def _interval(mean: float, std: float, count: int, kind: MetricKind) -> tuple[float, float] | None:
     if count < FEWEST_VALUES:
         return None
     if kind == "share":
         return wilson(mean, count)
-    half = float(stats.t.ppf(0.975, count - 1)) * std / math.sqrt(count)
-    low, high = mean - half, mean + half
+    low, high = t_interval(mean, std, count)
     return (max(0.0, low), min(1.0, high)) if kind == "rate" else (low, high)
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % score interval (Wilson, 1927) of a ``share`` of ``count`` independent answers.
-
-    A seed whose victims differ counts as one answer with its mean: the interval is then too wide
-    rather than too narrow.
-    """
-    z = float(stats.norm.ppf(0.975))
-    scale = 1 + z**2 / count
-    centre = (share + z**2 / (2 * count)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def auroc_interval(area: float, positives: int, negatives: int) -> tuple[float, float] | None:
-    """The 95 % score interval of an AUROC of that many independent positives and negatives.
-
-    Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic",
-    Statistics in Medicine 25 (2006), method 5: the areas whose own deviation (Hanley and McNeil's,
-    with both counts replaced by their mean) reaches to the one found. Unlike a bootstrap it has a
-    width at 0 and 1.
-    """
-    if min(positives, negatives) < FEWEST_VALUES:
-        return None
-    z, mean = float(stats.norm.ppf(0.975)), (positives + negatives) / 2 - 1
-
-    def excess(theta: float) -> float:
-        """How far ``area`` lies outside of the interval around ``theta``; negative within."""
-        spread = theta * (1 - theta) / (positives * negatives)
-        spread *= 1 + mean * (1 - theta) / (2 - theta) + mean * theta / (1 + theta)
-        return (area - theta) ** 2 - z**2 * spread
-
-    inside = min(max(area, _EDGE), 1 - _EDGE)  # at 0 and 1 themselves nothing deviates
-    low = 0.0 if area <= 0 else float(optimize.brentq(excess, 0.0, inside))
-    high = 1.0 if area >= 1 else float(optimize.brentq(excess, inside, 1.0))
-    return low, high
 
 
 Scores = Mapping[str, float | None]
 
 
 def rates(network: nn.Module, test: Batch, case: TestCase | None) -> Scores:
-    """What one victim scores, as shares of 1; see ``rates_of``."""
+    """The rates of one victim; see ``rates_of``."""
     return rates_of(partial(predict, network), test, case)
 
 
 def rates_of(
     predictor: Callable[[Tensor], Tensor], test: Batch, case: TestCase | None
 ) -> dict[str, float | None]:
-    """What a predictor (images to class numbers) scores; ``None`` where no image counts.
+    """The rates of a predictor (images to class numbers), in [0, 1]; ``None`` for no images.
 
-    clean_test_accuracy; and with a test case: attack_success_rate over the images that don't
-    belong to their target class anyway, attack_success_rate_all over all images (the paper's,
-    whose floor is about 1 / classes), robust_accuracy: triggered eligible images given their true
-    label all the same.
+    clean_test_accuracy; with a test case also attack_success_rate over the eligible images,
+    attack_success_rate_all over all images (the paper's, at least about 1 / classes), and
+    robust_accuracy: the share of triggered eligible images that get their true label.
     """
     scores: dict[str, float | None] = {
         "clean_test_accuracy": share(predictor(test.images) == test.labels)
@@ -150,11 +108,27 @@ def rates_of(
     return scores
 
 
-def collect(attacked: Sequence[Scores], control: Sequence[Scores] | None) -> dict[str, Summary]:
-    """The record's metrics from each victim's rates and its twin's.
+def effectiveness(before: Scores, after: Scores) -> float | None:
+    """Defense effectiveness rating: (max(0, ΔASR) − max(0, ΔCTA) + 1) / 2, Δ = before − after.
 
-    Victim k of the attacked set and victim k of the control share weights and training order, so
-    that backdoor_gain = ASR − control ASR is paired.
+    Zhu et al., "Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization",
+    ICCV 2023. Between 0 and 1; 0.5 where nothing is gained or lost. ``None`` where a rate is
+    missing.
+    """
+    drops = []
+    for name in ("attack_success_rate", "clean_test_accuracy"):
+        first, then = before.get(name), after.get(name)
+        if first is None or then is None:
+            return None
+        drops.append(max(0.0, first - then))
+    return (drops[0] - drops[1] + 1) / 2
+
+
+def collect(attacked: Sequence[Scores], control: Sequence[Scores] | None) -> dict[str, Summary]:
+    """The metrics of a record, from the rates of each victim and of each victim of the clean twin.
+
+    Victim k of the attacked set and victim k of the control share initial weights and training
+    order, so backdoor_gain = ASR − control ASR is paired.
     """
     values = {name: [scores[name] for scores in attacked] for name in attacked[0]}
     if control is not None:
@@ -169,25 +143,22 @@ def collect(attacked: Sequence[Scores], control: Sequence[Scores] | None) -> dic
 
 
 def over_seeds(records: Sequence[Mapping[str, Summary]]) -> dict[str, Summary]:
-    """Metrics over distillation seeds: each seed's mean over its victims, then the interval."""
-    names = records[0]
-    return {
-        name: summarise([record[name].mean for record in records], kind_of(name))
-        for name in names
-        if all(name in record for record in records)
-    }
+    """The metrics that all ``records`` have, over distillation seeds: each seed counts once, with
+    its mean over victims. Empty for no records."""
+    names = [name for name in records[0] if all(name in r for r in records)] if records else []
+    return {name: summarise([r[name].mean for r in records], kind_of(name)) for name in names}
 
 
 def share(hits: Tensor) -> float | None:
-    """The share of true values in ``hits`` (N,); ``None`` where there are none to count."""
+    """The share of true values in ``hits`` (N,); ``None`` for N = 0."""
     return float(hits.double().mean()) if len(hits) else None
 
 
 def stealth(images: Tensor, triggered: Tensor) -> Scores:
     """How visible a trigger is: mean PSNR (dB) and SSIM of triggered against clean images.
 
-    SSIM's window is 11 pixels, or what a smaller image has room for. ``None`` where there is no
-    image, and for a PSNR that is infinite because the trigger left an image as it was.
+    The window of SSIM is 11 pixels, or the largest odd size that a smaller image allows. ``None``
+    where there is no image, and for an infinite PSNR (the trigger changed no pixel).
     """
     if not len(images):
         return {"psnr": None, "ssim": None}

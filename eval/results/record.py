@@ -1,4 +1,4 @@
-"""The record: the versioned JSON that tables, reports and checks read, and nothing else."""
+"""The record of a run: the versioned JSON that tables, reports and checks read."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from .metrics import Summary
 SCHEMA_VERSION = 1
 _PACKAGES = ("torch", "torchvision", "kornia", "numpy", "scikit-learn", "scipy", "safetensors")
 
-Kind = Literal["attack", "distill", "evaluate", "seeds", "defend"]
-Status = Literal["running", "done", "interrupted", "error"]
+RecordKind = Literal["attack", "distill", "evaluate", "seeds", "defend"]
+RunStatus = Literal["running", "done", "interrupted", "error"]
 Metrics = dict[str, Summary]
 
 
 @final
 class Outcome(BaseModel):
-    """What one defense did.
+    """The result of one defense.
 
-    status: ``done``; ``not applicable`` or ``error`` with the reason. caution: why the figures mean
-    little all the same. metrics: over victims, the clean twin's with the prefix ``control_``.
-    tuning: of the tuned budget, what was tried on the attacked set and on its twin.
+    status: ``done``; ``not applicable`` or ``error`` with the reason. caution: why the figures say
+    little although the defense ran. metrics: over victims; the clean twin's have the prefix
+    ``control_``. tuning: for the tuned budget, what was tried on the attacked set and on its twin.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -52,7 +52,7 @@ class Outcome(BaseModel):
 
 @final
 class Failure(BaseModel):
-    """A run of a suite or a sweep that came to nothing: its folder there, and why."""
+    """A failed run of a suite or a sweep: its folder there, and the reason."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,24 +62,24 @@ class Failure(BaseModel):
 
 @final
 class Record(BaseModel):
-    """What a run was and what it measured.
+    """The configuration, environment and results of a run.
 
     config: the resolved flat configuration; config_given: the keys that were not defaults.
-    config_key, control_key: hashes of all of it, and of all but the attack.
+    config_key, control_key: hashes of the configuration, and of its part without the attack.
     hooks: the attack's hooks in their order, with the threat model of each.
     metrics: of the primary victim network. metrics_by_network: of the others, never pooled.
     conditional_on_set: true where intervals are over victims of one distilled set; false where
     they are over distillation seeds.
-    buffer: the folder of expert buffers that the run was given, where it was given one.
-    bench: what held for all defenses (budget, holdout, images). defenses: each one's outcome.
-    labels: what every table has to say beside a figure, such as an unbounded trigger.
+    buffer: the folder of expert buffers, where one was given.
+    bench: the options of all defenses (budget, holdout, images). defenses: their outcomes.
+    labels: warnings that stand beside a figure in every table, such as an unbounded trigger.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
-    kind: Kind
-    status: Status = "running"
+    kind: RecordKind
+    status: RunStatus = "running"
     error: str | None = None
     config: dict[str, Any]
     config_given: list[str] = Field(default_factory=list)
@@ -109,7 +109,7 @@ class Record(BaseModel):
         write_json(path, self.model_dump(mode="json"))
 
     def mean(self, metric: str) -> float | None:
-        """The mean of one of the primary network's metrics, ``None`` where it wasn't measured."""
+        """The mean of a metric of the primary network; ``None`` where it was not measured."""
         summary = self.metrics.get(metric)
         return summary.mean if summary else None
 
@@ -132,7 +132,7 @@ def read_record(path: Path | str) -> Record:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions, commit, machine and time, for the record."""
+    """Versions, commit, device and start time of this process."""
     versions = {name: metadata.version(name) for name in _PACKAGES}
     kind = torch.device(device).type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else platform.processor()
@@ -158,7 +158,7 @@ def metadata_version() -> str:
 
 def commit() -> dict[str, Any]:
     """``commit`` and ``dirty`` where the package runs from a checkout, else ``None`` for both."""
-    folder = Path(__file__).resolve().parents[1]
+    folder = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str | None:
         try:
@@ -175,5 +175,5 @@ def commit() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """The command that is running, as a shell would take it."""
+    """The command line of this process, quoted for a shell."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -24,7 +24,7 @@ from ..figures.run_pictures import (
     triggered_picture,
 )
 from ..results.metrics import Scores, collect, stealth
-from ..results.record import Kind, Metrics, Record, command_line, environment
+from ..results.record import Metrics, Record, RecordKind, command_line, environment
 from .checks import check_control, check_same_run
 from .folder import RunFolder
 from .observer import Watcher
@@ -250,7 +250,7 @@ class _Cell:
         folder.close(record, "done")
 
 
-def new_record(workshop: Workshop, given: Sequence[str], kind: Kind | None = None) -> Record:
+def new_record(workshop: Workshop, given: Sequence[str], kind: RecordKind | None = None) -> Record:
     """The record of a run that begins: all that is known before any work."""
     config = workshop.config
     return Record(

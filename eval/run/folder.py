@@ -16,15 +16,17 @@ from torch import Tensor
 from ...distill.core.loop import LoopState
 from ...distill.core.resume import below, under
 from ...distill.files.safe import (
+    append_json_line,
     fault,
     read_json,
+    read_json_lines,
     read_tensors,
     write_json,
     write_tensors,
     write_text,
 )
 from ...distill.types import DistillsecError, RequestError
-from ..results.record import Record, Status, read_record
+from ..results.record import Record, RunStatus, read_record
 
 # A small run loses at most this much work when it is killed.
 _SECONDS_BETWEEN_CHECKPOINTS = 1.0
@@ -107,7 +109,7 @@ class RunFolder:
             raise
         self.close(record, "done")
 
-    def close(self, record: Record, status: Status, error: str | None = None) -> None:
+    def close(self, record: Record, status: RunStatus, error: str | None = None) -> None:
         """Write ``record`` with how the work ended."""
         record.status, record.error = status, error
         record.write(self.record)
@@ -116,20 +118,11 @@ class RunFolder:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to progress.jsonl."""
-        with self._log.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        append_json_line(self._log, row)
 
     def logged(self) -> list[dict[str, Any]]:
-        """The lines of progress.jsonl; a line cut off by a kill is left out."""
-        if not self._log.exists():
-            return []
-        rows = []
-        for line in self._log.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
+        """The complete lines of progress.jsonl."""
+        return read_json_lines(self._log)
 
     # The checkpoint ----------------------------------------------------------------------------
 

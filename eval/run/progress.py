@@ -9,18 +9,10 @@ from typing import Self, final
 
 from tqdm import tqdm
 
+from ..results.formatting import duration
+
 _SECONDS_BETWEEN_LINES = 15.0
 _LONG = 60.0  # seconds from which a person wants to know beforehand
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 @final

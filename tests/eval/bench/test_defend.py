@@ -20,7 +20,7 @@ from distillsec.eval.run.progress import Reporter
 
 Cli = Callable[..., Result]
 
-# Defenses of a user: one that answers, one that fails until a file says otherwise.
+# Defenses of a user: one that works, and one that fails until a file exists.
 OWN = '''
 from pathlib import Path
 import torch
@@ -38,16 +38,16 @@ class Dim(Purifier):
     def purify(self, view):
         return lambda images: predict(view.victim, images * self.options.level)
 
-class Moody(InputScorer):
-    """Fails in a bad mood."""
-    name, Options = "moody", Options
+class Failing(InputScorer):
+    """Fails where the file ``good`` is missing."""
+    name, Options = "failing", Options
     def __init__(self, options):
         self.options = options
     def caution(self, view):
-        return "moods change"
+        return "it may fail"
     def score_inputs(self, view, images):
         if not Path("good").exists():
-            raise ValueError("in a bad mood")
+            raise ValueError("no such file")
         return images.mean(dim=(1, 2, 3))
     def threshold(self, view):
         return None
@@ -60,30 +60,30 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, 
 
     (tmp_path / "own_defenses_of_test.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
-    yield "own_defenses_of_test:Dim", "own_defenses_of_test:Moody"
+    yield "own_defenses_of_test:Dim", "own_defenses_of_test:Failing"
     sys.modules.pop("own_defenses_of_test", None)
 
 
 def test_a_run_is_defended(finished: Path, own: tuple[str, str], cli: Cli, tmp_path: Path) -> None:
-    dim, moody = own
+    dim, failing = own
     (tmp_path / "good").touch()
-    words = ("--defense", dim, "--defense", moody, "--holdout", 50, "--images", 80)
+    words = ("--defense", dim, "--defense", failing, "--holdout", 50, "--images", 80)
     done = cli("defend", finished, *words, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     for part in (
         "no defense: CTA",
         "purified input",
         "input scores",
-        "moods change",
+        "it may fail",
         "defenses.png",
     ):
         assert part in done.stdout
     record = read_record(tmp_path / "out" / "record.json")
     assert (record.kind, record.status) == ("defend", "done")
     assert record.bench == {"budget": "quick", "holdout": 50, "images": 80}
-    assert list(record.defenses) == [dim, moody]
+    assert list(record.defenses) == [dim, failing]
     assert record.defenses[dim].options == {"level": 0.5}  # the quick budget's
-    assert record.defenses[moody].caution == "moods change"
+    assert record.defenses[failing].caution == "it may fail"
     assert record.config["victims"] == 2
     for metrics in (record.metrics, record.defenses[dim].metrics):
         assert {"attack_success_rate", "control_attack_success_rate"} <= metrics.keys()
@@ -94,18 +94,18 @@ def test_a_run_is_defended(finished: Path, own: tuple[str, str], cli: Cli, tmp_p
 def test_a_failed_defense_is_recorded_and_run_again(
     finished: Path, own: tuple[str, str], cli: Cli, tmp_path: Path
 ) -> None:
-    dim, moody = own
-    words = ["defend", finished, "--defense", moody, "--defense", dim, "--out", tmp_path / "out"]
+    dim, failing = own
+    words = ["defend", finished, "--defense", failing, "--defense", dim, "--out", tmp_path / "out"]
     done = cli(*words, "--budget", "paper", "--victims", 1)
-    assert done.exit_code == 1 and f"{moody} failed: see the table" in done.stderr
-    assert "error: ValueError('in a bad mood')" in done.stdout
+    assert done.exit_code == 1 and f"{failing} failed: see the table" in done.stderr
+    assert "error: ValueError('no such file')" in done.stdout
     first = read_record(tmp_path / "out" / "record.json")
     assert first.status == "done" and first.defenses[dim].options == {"level": 1.0}
     (tmp_path / "good").touch()
     again = cli(*words, "--budget", "paper", "--victims", 1, "--resume", "--json")
     assert again.exit_code == 0, again.stderr
     record = Record.model_validate(json.loads(again.stdout))
-    assert record.defenses[moody].status == "done"
+    assert record.defenses[failing].status == "done"
     assert record.defenses[dim] == first.defenses[dim]  # its seconds too: it did not run again
     assert record.metrics == first.metrics
     changed = cli(
@@ -116,25 +116,23 @@ def test_a_failed_defense_is_recorded_and_run_again(
     assert record.defenses[dim].options == {"level": 0.25}
 
 
-def test_a_file_of_a_stranger(
-    finished: Path, own: tuple[str, str], cli: Cli, tmp_path: Path
-) -> None:
-    dim, moody = own
+def test_a_received_file(finished: Path, own: tuple[str, str], cli: Cli, tmp_path: Path) -> None:
+    dim, failing = own
     received = tmp_path / "received.safetensors"
     shutil.copy(finished / "distilled.safetensors", received)
     network = ["--set", "width=4", "--set", "depth=1", "--dataset", "digits", "--threads", 1]
-    words = ["defend", received, *network, "--defense", dim, "--defense", moody, "--quiet"]
+    words = ["defend", received, *network, "--defense", dim, "--defense", failing, "--quiet"]
     done = cli(*words, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     outcomes = read_record(tmp_path / "out" / "record.json").defenses
-    assert outcomes[moody].status == "not applicable"
+    assert outcomes[failing].status == "not applicable"
     assert outcomes[dim].metrics.keys() == {"clean_test_accuracy"}
     trigger = ("--trigger", finished / "trigger.safetensors")
     (tmp_path / "good").touch()
     done = cli(*words, *trigger, "--out", tmp_path / "other")
     assert done.exit_code == 0, done.stderr
     outcomes = read_record(tmp_path / "other" / "record.json").defenses
-    assert "attack_success_rate" in outcomes[dim].metrics and outcomes[moody].status == "done"
+    assert "attack_success_rate" in outcomes[dim].metrics and outcomes[failing].status == "done"
     assert not any(name.startswith("control_") for name in outcomes[dim].metrics)
 
 
@@ -166,7 +164,7 @@ def test_a_wrong_request_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_another_request_does_not_go_on(
+def test_another_request_does_not_resume(
     finished: Path, own: tuple[str, str], cli: Cli, tmp_path: Path
 ) -> None:
     words = ["defend", finished, "--defense", own[0], "--out", tmp_path / "out", "--quiet"]
@@ -178,7 +176,7 @@ def test_another_request_does_not_go_on(
     assert (tmp_path / "out" / "record.json").read_bytes() == kept
 
 
-def test_a_defended_set_is_no_set(
+def test_a_run_of_defend_is_no_set(
     finished: Path, cli: Cli, own: tuple[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -194,7 +192,7 @@ def test_from_python(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DEFENSES)
-def test_the_catalogue_says_what_one_needs(name: str) -> None:
+def test_the_catalogue_gives_family_needs_and_description(name: str) -> None:
     row = CATALOGUES["defenses"]()[name]
     assert row["family"] and row["needs"] and row["description"]
     outcome = Outcome(family=row["family"], status="done", budget="paper")

@@ -1,4 +1,4 @@
-"""``distillsec shadows``: a zoo made once, gone on with, used, and what is refused."""
+"""``distillsec shadows``: a zoo is made, continued and used; wrong requests are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Cli = Callable[..., Result]
 FEW = ("--images", 40, "--shadow-epochs", 1, "--quiet")
 
 
-def test_a_zoo_is_made_grows_and_serves_mntd(finished: Path, cli: Cli, tmp_path: Path) -> None:
+def test_a_zoo_is_made_continued_and_used_by_mntd(finished: Path, cli: Cli, tmp_path: Path) -> None:
     zoo = tmp_path / "new" / "zoo.safetensors"
     done = cli("shadows", finished, "--pairs", 3, *FEW, "--out", zoo)
     assert done.exit_code == 0, done.stderr
@@ -24,9 +24,9 @@ def test_a_zoo_is_made_grows_and_serves_mntd(finished: Path, cli: Cli, tmp_path:
     cli("shadows", finished, "--pairs", 4, *FEW, "--out", whole)
     again = cli("shadows", finished, "--pairs", 4, *FEW, "--out", zoo, "--resume")
     assert again.exit_code == 0, again.stderr
-    grown, told = read_tensors(zoo)
-    straight, wanted = read_tensors(whole)
-    assert told["zoo"] == wanted["zoo"] and told["zoo"]["pairs"] == 4
+    grown, info = read_tensors(zoo)
+    straight, expected = read_tensors(whole)
+    assert info["zoo"] == expected["zoo"] and info["zoo"]["pairs"] == 4
     assert grown.keys() == straight.keys()
     assert all(torch.equal(value, straight[name]) for name, value in grown.items())
     words = ("--defense", "mntd", "--option", f"mntd.zoo={zoo}", "--option", "mntd.epochs=2")
@@ -37,7 +37,7 @@ def test_a_zoo_is_made_grows_and_serves_mntd(finished: Path, cli: Cli, tmp_path:
     assert "target_suspected" not in outcome.metrics  # it names no class
 
 
-def test_a_wrong_request_is_one_line_and_the_zoo_stays(
+def test_a_wrong_request_is_one_line_and_changes_nothing(
     finished: Path, cli: Cli, tmp_path: Path
 ) -> None:
     zoo = tmp_path / "zoo.safetensors"
@@ -45,7 +45,7 @@ def test_a_wrong_request_is_one_line_and_the_zoo_stays(
     before = zoo.read_bytes()
     for words, fault in (
         (("--pairs", 2, *FEW), "exists"),
-        (("--pairs", 2, "--images", 41, "--quiet", "--resume"), "begun with images 40, not 41"),
+        (("--pairs", 2, "--images", 41, "--quiet", "--resume"), "was made with images 40, not 41"),
         (("--pairs", 2, *FEW, "--resume", "--set", "width=9"), "expected"),
         (("--pairs", 1, *FEW, "--resume"), "pairs"),
         (("--pairs", 2, "--images", 5, "--resume"), "expected 10 to"),

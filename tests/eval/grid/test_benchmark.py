@@ -1,4 +1,4 @@
-"""``distillsec benchmark``: suites, their cells, tables and pictures; resume; what fails."""
+"""``distillsec benchmark``: suites, their runs, tables and pictures; resume; failures."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from click.testing import Result
 
 from distillsec.distill.types import RequestError
 from distillsec.eval.figures import heatmap
-from distillsec.eval.grid import benchmark_table
-from distillsec.eval.grid.benchmark_table import Benchmark, Row
-from distillsec.eval.grid.suite import Group, groups, read_suite
-from distillsec.eval.results import against_twins
+from distillsec.eval.grid.suite import TwinGroup, groups, read_suite
+from distillsec.eval.grid.summarise_benchmark import defense_row
+from distillsec.eval.results.benchmark import Benchmark
 from distillsec.eval.results.metrics import summarise
 from distillsec.eval.results.record import Outcome, read_record
 
@@ -106,7 +105,7 @@ def test_a_suite_ends_in_a_table_and_a_heat_map(
     assert [(row.attack, row.defense) for row in found.rows] == [
         (attack, name) for attack in ("naive", "big") for name in names
     ]
-    none, bright, needy = found.chosen(attack="naive")
+    none, bright, needy = found.select(attack="naive")
     assert none.seeds == bright.seeds == [0, 1] and bright.cells == {"done": 2}
     assert needy.cells == {"not applicable": 2} and needy.reason == "it needs more"
     assert {"set_auroc", "control_set_statistic"} <= bright.metrics.keys()
@@ -132,7 +131,7 @@ def test_a_suite_ends_in_a_table_and_a_heat_map(
     assert (out / "heatmap.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_suite_goes_on_where_it_stopped(
+def test_a_suite_resumes_where_it_stopped(
     suite: Callable[..., Path], cli: Cli, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -144,7 +143,7 @@ def test_a_suite_goes_on_where_it_stopped(
         (out / "tiny/seed-0/naive/distilled.safetensors").stat().st_mtime_ns,
     )
     again = cli("benchmark", suite(), "--out", out, "--jobs", 1, "--quiet")
-    assert again.exit_code == 2 and "go on with --resume" in again.stderr
+    assert again.exit_code == 2 and "continue with --resume" in again.stderr
     more = cli("benchmark", suite(seeds=2), "--out", out, "--jobs", 1, "--resume", "--quiet")
     assert more.exit_code == 0 and "2 seeds" in more.stdout
     assert read_record(record).defenses == kept.defenses
@@ -153,7 +152,7 @@ def test_a_suite_goes_on_where_it_stopped(
     assert other.exit_code == 2 and "holds another suite" in other.stderr
 
 
-def test_a_cell_that_fails_is_in_the_table_and_stops_no_other(
+def test_a_failed_run_is_in_the_table_and_the_others_continue(
     suite: Callable[..., Path], cli: Cli, tmp_path: Path
 ) -> None:
     attacks = {"greedy": {"attack": "naive", "poison_rate": 0.99}, "naive": {"attack": "naive"}}
@@ -161,10 +160,10 @@ def test_a_cell_that_fails_is_in_the_table_and_stops_no_other(
     done = cli("benchmark", file, "--out", tmp_path / "out", "--jobs", 1)
     assert done.exit_code == 1 and "2 cells failed" in done.stderr
     assert "- `tiny/seed-0/greedy`: poison rate 0.99 asks for" in done.stdout
-    assert "- `tiny/seed-0/greedy-defended`: tiny/seed-0/greedy, which it needs" in done.stdout
+    assert "- `tiny/seed-0/greedy-defended`: failed dependency: tiny/seed-0/greedy" in done.stdout
     found = Benchmark.model_validate_json((tmp_path / "out" / "table.json").read_text())
     assert found.status == "running"
-    assert [row.cells for row in found.chosen(defense="none")] == [
+    assert [row.cells for row in found.select(defense="none")] == [
         {"done": 0, "missing": 1},
         {"done": 1, "missing": 0},
     ]
@@ -209,7 +208,7 @@ def test_victims_of_several_architectures(
         ({"settings": {"a": {"preset": "digits-nope"}}}, "digits-nope"),
         ({"settings": {"a": {"keys": {"ipcc": 1}}}}, "ipcc"),
         ({"attacks": {"a": {"attack": "nope"}}}, "unknown attack 'nope'"),
-        ({"attacks": {"a": {}}}, "a of tiny: no attack"),
+        ({"attacks": {"a": {}}}, "a of tiny: no attack is set"),
         ({"budget": "huge"}, "budget"),
         ({"seeds": 0}, "seeds"),
         ({"options": {"strip": {"copies": 1}}}, "options for strip, which was not chosen"),
@@ -230,16 +229,16 @@ def test_attacks_of_a_setting_must_share_a_twin(suite: Callable[..., Path], cli:
     attacks = {"a": {"attack": "naive"}, "b": {"attack": "naive", "iterations": 3}}
     done = cli("benchmark", suite(attacks=attacks, seeds=1), "--out", "out", "--jobs", 1)
     assert done.exit_code == 2
-    assert "tiny: b has another clean twin than the others" in done.stderr
+    assert "tiny: b needs another clean twin than the others" in done.stderr
 
 
-def test_groups_take_turns(suite: Callable[..., Path]) -> None:
+def test_groups_of_all_settings_come_seed_by_seed(suite: Callable[..., Path]) -> None:
     settings = {
         "a": {"keys": TINY},
         "b": {"keys": TINY, "seeds": 1, "attacks": {"big": None, "naive": {"trigger_size": 3}}},
     }
     found = read_suite(suite(settings=settings, first_seed=7))
-    assert groups(found) == [Group("a", 7), Group("b", 7), Group("a", 8)]
+    assert groups(found) == [TwinGroup("a", 7), TwinGroup("b", 7), TwinGroup("a", 8)]
     assert found.attacks_of("a") == ["naive", "big"] and found.attacks_of("b") == ["naive"]
     assert found.config("b", "naive", 7)["trigger_size"] == 3
 
@@ -247,117 +246,40 @@ def test_groups_take_turns(suite: Callable[..., Path]) -> None:
 # The table ---------------------------------------------------------------------------------------
 
 
-def test_sets_are_judged_against_those_of_other_seeds() -> None:
-    def outcome(ours: float, clean: float) -> dict[str, Any]:
-        return {"set_statistic": summarise([ours]), "control_set_statistic": summarise([clean])}
-
-    pairs = [outcome(5, 1), outcome(2, 2), outcome(9, 3)]
-    found = against_twins.of_sets(pairs)
-    # Pairs above: 5 beats all three, 2 beats one and ties one, 9 beats all three.
-    assert found["set_auroc"].mean == pytest.approx((3 + 1.5 + 3) / 9)
-    assert found["set_auroc"].ci95 is not None
-    assert found.keys() == {"set_auroc"}  # three clean sets calibrate nothing
-    assert against_twins.of_sets([outcome(5, 1)]) == {}
-    made = [{"set_statistic": summarise([value / 10])} for value in range(1, 20)]
-    assert found.keys() < against_twins.of_sets(pairs, made).keys()
-    calibrated = against_twins.of_sets(pairs, made)
-    # 19 clean sets and two twins: the second largest statistic is the limit, 2, 1.9 and 1.9.
-    assert calibrated["set_alarm_calibrated"].values == (1, 1, 1)
-    assert calibrated["control_set_alarm_calibrated"].values == (0, 1, 1)
-    assert "set_alarm_calibrated" not in against_twins.of_sets(pairs, made[:17])
-
-
-def test_models_are_judged_one_by_one_against_those_of_other_seeds() -> None:
-    def outcome(ours: list[float], clean: list[float], right: list[float]) -> dict[str, Any]:
-        told = {
-            "model_statistic": ours,
-            "target_suspected": right,
-            "control_model_statistic": clean,
-        }
-        return {name: summarise(values) for name, values in told.items()}
-
-    told = [
-        outcome([5, 1], [1, 0], [1, 1]),
-        outcome([4, 6], [3, 0], [1, 0]),
-        outcome([9, 9], [2, 2], [0, 1]),
-    ]
-    found = against_twins.of_models(told)
-    ours, clean = [5, 1, 4, 6, 9, 9], [1, 0, 3, 0, 2, 2]
-    pairs = [(a > b) + 0.5 * (a == b) for a in ours for b in clean]
-    assert found["model_auroc"].mean == pytest.approx(sum(pairs) / 36)
-    assert found.keys() == {"model_auroc"}
-    clean_models = [{"model_statistic": summarise([0.0, 4.5])}]
-    clean_models += [{"model_statistic": summarise([0.0, 0.5])}] * 16
-    assert against_twins.of_models(told, clean_models).keys() == found.keys()  # 17 and 2 sets
-    clean_models += [{"model_statistic": summarise([4.5, 4.5])}]
-    found = against_twins.of_models(told, clean_models)  # 40 models of 20 sets: limits 4.5
-    assert found["alarm_calibrated"].values == (0.5, 0.5, 1)
-    assert found["control_alarm_calibrated"].values == (0, 0, 0)
-    assert found["target_found_calibrated"].values == (0.5, 0, 0.5)
-    assert against_twins.of_models(told[:1]) == {}
-    nameless = [{k: v for k, v in each.items() if k != "target_suspected"} for each in told]
-    assert "target_found_calibrated" not in against_twins.of_models(nameless, clean_models)
-    assert against_twins.of_models([{"model_statistic": summarise([1.0])}] * 3) == {}
-
-
-@pytest.mark.parametrize(
-    ("metrics", "holds"),
-    [
-        ({"row_auroc": 0.95, "auroc": 0.1}, True),
-        ({"auroc": 0.89}, False),
-        ({"model_auroc": 0.95}, True),
-        ({"model_auroc": 0.95, "target_suspected": 0.7}, True),
-        ({"model_auroc": 0.7, "target_suspected": 0.8}, True),
-        ({"model_auroc": 0.7, "target_suspected": 0.7}, False),
-        ({"attack_success_rate": 0.05, "clean_test_accuracy": 0.86}, True),
-        ({"attack_success_rate": 0.05, "clean_test_accuracy": 0.84}, False),
-        ({"attack_success_rate": 0.11, "clean_test_accuracy": 0.9}, False),
-        ({"clean_test_accuracy": 0.9}, None),
-    ],
-)
-def test_what_it_takes_to_hold(metrics: dict[str, float], holds: bool | None) -> None:
-    given = {name: summarise([value]) for name, value in metrics.items()}
-    before = {"attack_success_rate": summarise([0.8]), "clean_test_accuracy": summarise([0.9])}
-    assert benchmark_table._holds(given, before) is holds
-    weak = before | {"attack_success_rate": summarise([0.05])}
-    if "attack_success_rate" in metrics:
-        assert benchmark_table._holds(given, weak) is None
-
-
-def test_an_outcome_that_some_seeds_lack_is_counted() -> None:
+def test_missing_and_failed_outcomes_are_counted() -> None:
     done = Outcome(
         family="input scores", status="done", budget="paper", metrics={"auroc": summarise([0.95])}
     )
     failed = Outcome(family="input scores", status="error", reason="no", budget="paper")
     where = {"setting": "s", "attack": "a", "network": "n"}
-    row: Row = benchmark_table._row(where, "x", {0: done, 2: failed}, {}, 3, {})
+    row = defense_row(where, "x", {0: done, 2: failed}, {}, 3, {})
     assert row.cells == {"missing": 1, "done": 1, "error": 1} and row.seeds == [0]
     assert row.reason == "no" and row.holds is True
 
 
-def test_less_work_than_published_and_few_sets_give_no_verdict() -> None:
-    def row(count: int, budget: Any, **metrics: Any) -> Row:
+def test_a_quick_budget_or_few_sets_give_no_verdict() -> None:
+    def holds(count: int, budget: Any, **metrics: Any) -> bool | None:
         given = {name: summarise(values) for name, values in metrics.items()}
         one = Outcome(family="set scores", status="done", budget=budget, metrics=given)
         where = {"setting": "s", "attack": "a", "network": "n"}
-        return benchmark_table._row(where, "x", dict.fromkeys(range(count), one), {}, count, {})
+        return defense_row(where, "x", dict.fromkeys(range(count), one), {}, count, {}).holds
 
     sets = {"set_statistic": [2.0], "control_set_statistic": [1.0]}
-    assert [row(count, "paper", **sets).holds for count in (9, 10)] == [None, True]
-    assert row(10, "quick", **sets).holds is None
+    assert [holds(count, "paper", **sets) for count in (9, 10)] == [None, True]
+    assert holds(10, "quick", **sets) is None
     models = {"model_statistic": [2.0, 3.0], "control_model_statistic": [1.0, 1.0]}
-    assert row(5, "paper", **models).holds is None  # it raises no alarm
+    assert holds(5, "paper", **models) is None  # it raises no alarm
     models["alarm"] = [1.0, 1.0]
-    assert [row(count, "tuned", **models).holds for count in (4, 5)] == [None, True]
+    assert [holds(count, "tuned", **models) for count in (4, 5)] == [None, True]
 
 
-def test_a_heat_maps_cell_is_how_good_it_is_for_the_defender() -> None:
-    def told(**metrics: float) -> tuple[float | None, str]:
+def test_a_cell_of_the_heat_map_rates_a_defense() -> None:
+    def cell(**metrics: float) -> tuple[float | None, str]:
         given = {name: summarise([value]) for name, value in metrics.items()}
         return heatmap.heat_cell(given, ["not applicable"])
 
-    assert told(model_auroc=0.8) == (0.8, "0.80\nmodels")
+    assert cell(model_auroc=0.8) == (0.8, "0.80\nmodels")
     rates = {"attack_success_rate": 0.1, "clean_test_accuracy": 0.9}
-    assert told(**rates, defense_effectiveness_rating=0.75) == (0.75, "0.75\n0.10 / 0.90")
-    assert told(**rates) == (None, "0.10 / 0.90")  # no defense
-    assert told() == (None, "not applicable")
+    assert cell(**rates, defense_effectiveness_rating=0.75) == (0.75, "0.75\n0.10 / 0.90")
+    assert cell(**rates) == (None, "0.10 / 0.90")  # no defense
+    assert cell() == (None, "not applicable")

@@ -1,4 +1,4 @@
-"""``distillsec ablate``: points, plans, cells that are shared, resume, dry runs, both executors."""
+"""``distillsec ablate``: points, jobs, shared cells, resume, dry runs, both executors."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from click.testing import Result
 
 from distillsec.distill.types import RequestError
 from distillsec.eval.config.schema import configure
-from distillsec.eval.grid.ablate import outlook
-from distillsec.eval.grid.ablation_table import Ablation
-from distillsec.eval.grid.jobs import Defending, Distillation, experts_key, in_sequence
+from distillsec.eval.grid.estimate import estimate_sweep
+from distillsec.eval.grid.jobs import DefenseJob, DistillationJob, experts_key, share_experts
 from distillsec.eval.grid.ledger import Ledger
-from distillsec.eval.grid.sweep import Point, Sweep, cell_of, plan, read_sweep
+from distillsec.eval.grid.sweep import Sweep, SweepPoint, cell_place, read_sweep, sweep_jobs
+from distillsec.eval.results.ablation import Ablation
 from distillsec.eval.results.record import read_record
 
 Cli = Callable[..., Result]
@@ -75,7 +75,7 @@ def test_a_grid_is_every_combination() -> None:
     ]
 
 
-def test_zipped_axes_go_side_by_side_and_cross_the_others() -> None:
+def test_zipped_axes_advance_together_and_cross_the_others() -> None:
     assert keys(zip={"a": [1, 2], "b": [3, 4]}, grid={"c": [5, 6]}, list=[{"d": 7}]) == [
         {"d": 7, "a": 1, "b": 3, "c": 5},
         {"d": 7, "a": 1, "b": 3, "c": 6},
@@ -84,7 +84,7 @@ def test_zipped_axes_go_side_by_side_and_cross_the_others() -> None:
     ]
 
 
-def test_each_leaves_the_base_along_one_axis_at_a_time() -> None:
+def test_each_varies_one_axis_at_a_time() -> None:
     points = Sweep(each={"a": (1, 2), "b": ({"b": 3, "c": 4}, {"d": 5, "e": 6})}).points()
     assert [point.keys for point in points] == [
         {"a": 1},
@@ -102,8 +102,8 @@ def test_each_leaves_the_base_along_one_axis_at_a_time() -> None:
     assert len(Sweep(each={"a": (1,)}, grid={"b": (1, 2)}).points()) == 3
 
 
-def test_nothing_swept_is_the_base_alone() -> None:
-    assert Sweep().points() == (Point(),) and str(Point()) == "the base"
+def test_without_axes_there_is_only_the_base() -> None:
+    assert Sweep().points() == (SweepPoint(),) and str(SweepPoint()) == "the base"
 
 
 @pytest.mark.parametrize(
@@ -113,11 +113,11 @@ def test_nothing_swept_is_the_base_alone() -> None:
         ({"grid": {"ipc": [1, 0]}}, "ipc 0: ipc: .*greater than or equal to 1"),
         ({"grid": {"ipc": []}}, "axis ipc has no values"),
         ({"grid": {"ipc": 3}}, "grid"),
-        ({"zip": {"ipc": [1, 2], "width": [4]}}, "side by side.* ipc 2, width 1"),
+        ({"zip": {"ipc": [1, 2], "width": [4]}}, "equally many values, got ipc 2, width 1"),
         ({"list": [{"attack": "nope"}]}, "attack nope: unknown attack 'nope'"),
         ({"base": {"preset": "digits-nope"}}, "digits-nope"),
         ({"defenses": ["stripp"]}, "unknown defense 'stripp'"),
-        ({"base": CLEAN, "defenses": ["strip"]}, "no attack to set defenses"),
+        ({"base": CLEAN, "defenses": ["strip"]}, "defenses need an attack"),
         ({"sedes": 3}, "has no option sedes"),
         ({"seeds": 0}, "seeds"),
     ],
@@ -133,41 +133,45 @@ def test_a_wrong_sweep_is_one_line(
     assert not (tmp_path / "runs").exists()
 
 
-# Plans -------------------------------------------------------------------------------------------
+# Jobs --------------------------------------------------------------------------------------------
 
 
 def test_cells_that_need_the_same_twin_share_it(sweep: Callable[..., Path]) -> None:
-    pieces = plan(read_sweep(sweep(grid=GRID, seeds=2)))
-    twins = [piece for piece in pieces if piece.config.attack is None]
-    cells = [piece for piece in pieces if piece.config.attack]
+    jobs = sweep_jobs(read_sweep(sweep(grid=GRID, seeds=2)))
+    twins = [job for job in jobs if job.config.attack is None]
+    cells = [job for job in jobs if job.config.attack]
     assert len(twins) == 2 * 2 and len(cells) == 2 * 4  # one twin for an IPC and a seed
-    places = [piece.place for piece in pieces]
+    places = [job.place for job in jobs]
     assert len(set(places)) == len(places)
     for cell in cells:
-        assert isinstance(cell, Distillation) and cell.control is not None
-        assert cell.after == (cell.control,)
+        assert isinstance(cell, DistillationJob) and cell.control is not None
+        assert cell.needs == cell.control
         assert cell.config.control_key() == cell.control.removeprefix("cells/")
         assert places.index(cell.control) < places.index(cell.place)
 
 
-def test_a_configuration_that_two_axes_reach_is_one_cell(sweep: Callable[..., Path]) -> None:
+def test_a_configuration_of_two_axes_is_one_cell(sweep: Callable[..., Path]) -> None:
     found = read_sweep(sweep(each={"trigger_size": [2, 3], "ipc": [1, 2]}))
-    assert len([piece for piece in plan(found) if piece.config.attack]) == 3  # not 4: the base
-    assert outlook(found, None).cells == 3 and outlook(found, None).points == 4
+    assert len([job for job in sweep_jobs(found) if job.config.attack]) == 3  # not 4: the base
+    assert estimate_sweep(found, None).cells == 3 and estimate_sweep(found, None).points == 4
 
 
 def test_cells_without_an_attack_or_a_twin(sweep: Callable[..., Path]) -> None:
-    (clean,) = plan(read_sweep(sweep(base=CLEAN)))
-    assert isinstance(clean, Distillation) and clean.control is None
-    (alone,) = plan(read_sweep(sweep(base={**TINY, "control": False})))
-    assert isinstance(alone, Distillation) and alone.control is None and alone.config.attack
+    (clean,) = sweep_jobs(read_sweep(sweep(base=CLEAN)))
+    assert isinstance(clean, DistillationJob) and clean.control is None
+    (attacked,) = sweep_jobs(read_sweep(sweep(base={**TINY, "control": False})))
+    assert (
+        isinstance(attacked, DistillationJob)
+        and attacked.control is None
+        and attacked.config.attack
+    )
 
 
-def test_defenses_come_after_their_cell(sweep: Callable[..., Path]) -> None:
-    twin, cell, bench = plan(read_sweep(sweep(defenses=["scan"], holdout=7)))
-    assert isinstance(bench, Defending) and bench.needs == cell.place == bench.source
+def test_defenses_run_after_their_cell(sweep: Callable[..., Path]) -> None:
+    twin, cell, bench = sweep_jobs(read_sweep(sweep(defenses=["scan"], holdout=7)))
+    assert isinstance(bench, DefenseJob) and bench.needs == cell.place == bench.source
     assert bench.place == f"{cell.place}-defended-quick-7-all"
-    assert isinstance(twin, Distillation) and twin.keep_victims
+    assert isinstance(twin, DistillationJob) and twin.keep_victims
 
 
 def test_experts_are_shared_by_cells_that_differ_in_their_students() -> None:
@@ -183,11 +187,11 @@ def test_experts_are_shared_by_cells_that_differ_in_their_students() -> None:
     assert experts_key(moving[0]) != experts_key(moving[1])
 
 
-def test_the_first_that_needs_experts_trains_them() -> None:
+def test_the_first_job_that_uses_experts_trains_them() -> None:
     cells = [
-        Distillation(place=f"cells/{ipc}", config=configure(**MTT, ipc=ipc)) for ipc in (1, 2, 3)
+        DistillationJob(place=f"cells/{ipc}", config=configure(**MTT, ipc=ipc)) for ipc in (1, 2, 3)
     ]
-    assert [piece.after for piece in in_sequence([*cells])] == [(), ("cells/1",), ("cells/1",)]
+    assert [job.after for job in share_experts([*cells])] == [(), ("cells/1",), ("cells/1",)]
 
 
 # Runs --------------------------------------------------------------------------------------------
@@ -211,24 +215,24 @@ def test_a_sweep_ends_in_a_table_and_its_cells_match_single_runs(
     assert (
         record.metrics["attack_success_rate"].mean == big.metrics["attack_success_rate"].values[1]
     )
-    assert (out / cell_of(single) / "trigger.png").exists()
-    # Only the twins' victims were kept: nobody else wants the attacked ones.
+    assert (out / cell_place(single) / "trigger.png").exists()
+    # Only the twins' victims are kept: no other job uses the attacked ones.
     assert len(list((out / "victims").iterdir())) == 2
     assert not (out / "experts").exists()
     assert "| trigger_size | CTA |" in (out / "table.md").read_text()
 
 
-def test_a_sweep_grows_and_what_is_there_stays(
+def test_a_sweep_grows_and_keeps_its_finished_cells(
     sweep: Callable[..., Path], cli: Cli, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     first = cli("ablate", sweep(grid={"trigger_size": [2]}), "--out", out, "--quiet", "--jobs", 1)
     assert first.exit_code == 0, first.stderr
     again = cli("ablate", sweep(), "--out", out)
-    assert again.exit_code == 2 and "go on with --resume" in again.stderr
+    assert again.exit_code == 2 and "continue with --resume" in again.stderr
     file = sweep(grid={"trigger_size": [2, 3]})
     limited = cli("ablate", file, "--out", out, "--resume", "--limit", 1, "--jobs", 1)
-    assert limited.exit_code == 0 and "2 of 3 are there already" in limited.stderr
+    assert limited.exit_code == 0 and "2 of 3 are done already" in limited.stderr
     more = cli("ablate", file, "--seeds", 2, "--out", out, "--resume", "--jobs", 1, "--json")
     rows = Ablation.model_validate(json.loads(more.stdout)).rows
     assert [row.seeds for row in rows] == [[0, 1], [0, 1]]
@@ -236,7 +240,7 @@ def test_a_sweep_grows_and_what_is_there_stays(
     assert len(events) == len(set(events)) == 2 * (1 + 2)
 
 
-def test_a_cell_that_fails_is_in_the_table_and_stops_no_other(
+def test_a_failed_cell_is_in_the_table_and_the_others_run(
     sweep: Callable[..., Path], cli: Cli, tmp_path: Path
 ) -> None:
     file = sweep(grid={"poison_rate": [0.99, 0.1]})
@@ -253,21 +257,21 @@ def test_a_dry_run_counts_and_estimates_and_writes_nothing(
     file, out = sweep(grid=GRID, seeds=3), tmp_path / "out"
     dry = cli("ablate", file, "--out", out, "--dry-run", "--jobs", 2)
     assert dry.exit_code == 0 and not out.exists()
-    assert "4 points × 3 seeds: 12 cells, 6 clean twins, 0 records of defenses" in dry.stdout
+    assert "4 points × 3 seeds: 12 cells, 6 clean twins, 0 runs of defenses" in dry.stdout
     assert "no cell was measured yet" in dry.stdout
     found = read_sweep(file)
-    pieces = plan(found)
+    jobs = sweep_jobs(found)
     out.mkdir()
-    for piece, seconds in zip(pieces[:2], (1.0, 5.0), strict=True):
-        Ledger(out).write("done", piece.place, seconds=seconds)
+    for job, seconds in zip(jobs[:2], (1.0, 5.0), strict=True):
+        Ledger(out).write("done", job.place, seconds=seconds)
     expected = 0.0
-    for piece in pieces:
-        point = {**piece.config.flat(), "seed": 0}
-        if point == {**pieces[0].config.flat(), "seed": 0}:
+    for job in jobs:
+        point = {**job.config.flat(), "seed": 0}
+        if point == {**jobs[0].config.flat(), "seed": 0}:
             expected += 1.0
         else:
-            expected += 5.0 if piece.config.attack else 1.0
-    assert outlook(found, out).seconds == pytest.approx(expected)
+            expected += 5.0 if job.config.attack else 1.0
+    assert estimate_sweep(found, out).seconds == pytest.approx(expected)
     assert "on 2 workers" in cli("ablate", file, "--out", out, "--dry-run", "--jobs", 2).stdout
 
 
@@ -299,14 +303,14 @@ def start(*words: Any) -> subprocess.Popen[bytes]:
 
 
 def measured(out: Path) -> list[dict[str, Any]]:
-    """What a table says of its points; times apart."""
+    """The rows of a table without their times."""
     found = Ablation.model_validate_json((out / "table.json").read_text())
     assert found.status == "done"
     return [row.model_dump(exclude={"seconds"}) for row in found.rows]
 
 
 def cells(out: Path) -> dict[str, bytes]:
-    """The sets and triggers of all cells, to the bit."""
+    """The bytes of the sets and triggers of all cells."""
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in sorted((out / "cells").rglob("*.safetensors"))
@@ -316,7 +320,7 @@ def cells(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [["--jobs", 2], ["--ray", "local", "--jobs", 2]])
-def test_every_executor_gives_the_same_to_the_bit_after_a_kill(
+def test_a_killed_command_resumes_to_the_same_bits_in_every_executor(
     sweep: Callable[..., Path], cli: Cli, tmp_path: Path, how: list[Any]
 ) -> None:
     if "--ray" in how:
@@ -325,12 +329,12 @@ def test_every_executor_gives_the_same_to_the_bit_after_a_kill(
     plain = cli("ablate", file, "--out", tmp_path / "plain", "--jobs", 1, "--quiet")
     assert plain.exit_code == 0, plain.stderr
     out = tmp_path / "out"
-    driver = start(file, "--out", out, *how)
+    command_process = start(file, "--out", out, *how)
     while not len(Ledger(out).rows()) >= 2:
-        assert driver.poll() is None
+        assert command_process.poll() is None
         time.sleep(0.1)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
+    os.kill(command_process.pid, signal.SIGKILL)
+    command_process.wait()
     before = {
         row["place"]: (out / row["place"] / "record.json").stat().st_mtime_ns
         for row in Ledger(out).rows()
@@ -348,7 +352,7 @@ def test_every_executor_gives_the_same_to_the_bit_after_a_kill(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [["--jobs", 2], ["--ray", "local", "--jobs", 2]])
-def test_a_worker_killed_in_the_middle_of_a_cell_loses_nothing(
+def test_a_killed_worker_changes_no_bit(
     sweep: Callable[..., Path], cli: Cli, tmp_path: Path, how: list[Any]
 ) -> None:
     if "--ray" in how:
@@ -357,14 +361,14 @@ def test_a_worker_killed_in_the_middle_of_a_cell_loses_nothing(
     plain = cli("ablate", file, "--out", tmp_path / "plain", "--jobs", 1, "--quiet")
     assert plain.exit_code == 0, plain.stderr
     out = tmp_path / "out"
-    driver = start(file, "--out", out, *how)
+    command_process = start(file, "--out", out, *how)
     victim = None
     while victim is None:
-        assert driver.poll() is None
+        assert command_process.poll() is None
         victim = holder(out)
         time.sleep(0.05)
     os.kill(victim, signal.SIGKILL)
-    assert driver.wait() == 0
+    assert command_process.wait() == 0
     assert measured(out) == measured(tmp_path / "plain")
     assert cells(out) == cells(tmp_path / "plain")
     rows = Ledger(out).rows()
@@ -374,7 +378,7 @@ def test_a_worker_killed_in_the_middle_of_a_cell_loses_nothing(
 
 
 def holder(out: Path) -> int | None:
-    """The process that holds the lock of a cell whose distillation has begun."""
+    """The process that holds the lock of a cell whose distillation is running."""
     for checkpoint in (out / "cells").glob("*/checkpoint/state.safetensors"):
         folder = checkpoint.parents[1]
         if json.loads((folder / "record.json").read_text())["status"] != "running":

@@ -23,12 +23,12 @@ from PIL import Image
 from distillsec.distill.files.artifact import save_set
 from distillsec.distill.types import Batch, DistilledSet, Recipe
 from distillsec.eval.figures.twin_picture import twin_picture
-from distillsec.eval.grid.ablation_table import Ablation, as_markdown
 from distillsec.eval.report.charts import MOST_SERIES, axis_charts, numeric
 from distillsec.eval.report.load import gather_source
 from distillsec.eval.report.page import PAGE_CAP
 from distillsec.eval.report.pictures import Picture, fit
 from distillsec.eval.report.tables import latex
+from distillsec.eval.results.ablation import Ablation, ablation_markdown
 from distillsec.eval.results.record import read_record
 
 Make = Callable[..., Path]
@@ -295,7 +295,7 @@ def test_axes_that_leave_the_base_one_at_a_time_take_two_columns(
     points: Any = {(("trigger_size", 2),): {0: 0.3}, (("backend", "dm"),): {0: 0.5}}
     out = make_sweep(tmp_path / "each", points, files=False, each=True)
     table = cli("report", out, "--format", "md").stdout
-    written = as_markdown(Ablation.model_validate_json((out / "table.json").read_text()))
+    written = ablation_markdown(Ablation.model_validate_json((out / "table.json").read_text()))
     for text in (table, written):
         assert "| axis | value | CTA" in text
         assert "| trigger_size | 2 | 0.9" in text and "| backend | dm | 0.9" in text

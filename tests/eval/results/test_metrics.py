@@ -17,14 +17,13 @@ from distillsec.attacks import TestCase
 from distillsec.distill.types import Batch
 from distillsec.eval.results.metrics import (
     Summary,
-    auroc_interval,
     collect,
+    effectiveness,
     kind_of,
     over_seeds,
     rates,
     stealth,
     summarise,
-    wilson,
 )
 
 NOTHING = {"mean": None, "std": None, "ci95": None}
@@ -78,26 +77,9 @@ def test_a_rates_interval_stays_within_0_and_1() -> None:
 @pytest.mark.parametrize(("hits", "count"), [(0, 5), (3, 10), (10, 10), (1, 3)])
 def test_a_shares_interval_is_wilsons(hits: int, count: int) -> None:
     expected = stats.binomtest(hits, count).proportion_ci(method="wilson")
-    assert wilson(hits / count, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
     values = [1.0] * hits + [0.0] * (count - hits)
     found = summarise(values, kind_of("control_set_alarm"))
     assert found.ci95 == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-def test_an_aurocs_interval_covers_it_as_often_as_it_says() -> None:
-    """Ten attacked and ten clean statistics, normal, a deviation and a half apart: area 0.856."""
-    generator, truth = np.random.default_rng(3), float(stats.norm.cdf(1.5 / math.sqrt(2)))
-    covered = []
-    for _ in range(600):
-        ours, clean = generator.normal(1.5, 1, 10), generator.normal(0, 1, 10)
-        area = float((ours[:, None] > clean).mean())
-        interval = auroc_interval(area, 10, 10)
-        assert interval is not None and 0 <= interval[0] <= area <= interval[1] <= 1
-        covered.append(interval[0] <= truth <= interval[1])
-    assert np.mean(covered) == pytest.approx(0.95, abs=0.03)
-    certain = auroc_interval(1.0, 10, 10)
-    assert certain is not None and 0.7 < certain[0] < 0.9 and certain[1] == 1
-    assert auroc_interval(0.5, 2, 2) is None
 
 
 @pytest.mark.parametrize("values", [[], [None], [None, None]])
@@ -169,6 +151,17 @@ def test_rates_without_an_attack_and_without_images() -> None:
     found = rates(Table(), batch, case([0, 2], [0, 2], [0, 2]))
     assert found["attack_success_rate"] is found["robust_accuracy"] is None
     assert found["attack_success_rate_all"] == 1
+
+
+def test_effectiveness_is_the_published_formula() -> None:
+    def both(asr: float | None, cta: float) -> dict[str, float | None]:
+        return {"attack_success_rate": asr, "clean_test_accuracy": cta}
+
+    assert effectiveness(both(1.0, 0.9), both(0.0, 0.9)) == 1.0
+    assert effectiveness(both(1.0, 0.9), both(1.0, 0.9)) == 0.5
+    assert effectiveness(both(1.0, 0.9), both(0.2, 0.8)) == pytest.approx((0.8 - 0.1 + 1) / 2)
+    assert effectiveness(both(0.5, 0.8), both(0.7, 0.9)) == 0.5  # neither gain nor loss counts
+    assert effectiveness(both(None, 0.8), both(0.7, 0.9)) is None
 
 
 # Victims and seeds -----------------------------------------------------------------------------

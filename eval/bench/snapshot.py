@@ -1,4 +1,4 @@
-"""What many defenses share: what one of them changed is found, and kept from the next."""
+"""Find and undo what a defense changed in tensors that it shares with other defenses."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 
 @final
-class Untouched:
-    """Copies of shared tensors, to compare with after each defense."""
+class TensorSnapshot:
+    """Copies of shared tensors, compared with the originals after each defense."""
 
     def __init__(self, shared: Iterable[Tensor]) -> None:
         unique = {(tensor.data_ptr(), tensor.shape, tensor.dtype): tensor for tensor in shared}
@@ -19,7 +19,7 @@ class Untouched:
 
     @torch.no_grad()
     def restore(self) -> bool:
-        """Put every changed tensor back; whether there was one."""
+        """Restore every changed tensor; returns whether there was one."""
         changed = [(now, then) for now, then in self._pairs if not _same(now, then)]
         for now, then in changed:
             now.copy_(then)
@@ -27,8 +27,8 @@ class Untouched:
 
 
 def same_network(now: nn.Module, then: nn.Module) -> bool:
-    """Whether both have the same weights and buffers and the first is as victims are handed out:
-    in evaluation mode, frozen, without hooks."""
+    """Whether both have the same weights and buffers, and ``now`` is still in evaluation mode,
+    frozen and without hooks, as a defense gets its victim."""
     ours, theirs = now.state_dict(), then.state_dict()
     if ours.keys() != theirs.keys() or any(p.requires_grad for p in now.parameters()):
         return False
@@ -43,7 +43,7 @@ def same_network(now: nn.Module, then: nn.Module) -> bool:
 
 
 def _same(now: Tensor, then: Tensor) -> bool:
-    """Equal bit for bit, NaNs included."""
+    """Whether all values are equal, NaNs in the same places included."""
     if torch.equal(now, then):
         return True
     if not now.is_floating_point() or not torch.equal(now.isnan(), then.isnan()):

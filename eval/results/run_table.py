@@ -1,10 +1,10 @@
-"""A record as a table for people."""
+"""The record of a run as text."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ..run.progress import duration
+from .formatting import duration
 from .record import Metrics, Record
 
 _ROWS = (
@@ -18,8 +18,8 @@ _ROWS = (
 _PICTURES = ("distilled.png", "trigger.png", "triggered.png", "curves.png")
 
 
-def table(record: Record, folder: Path) -> str:
-    """What a run measured, with intervals, times, labels, and where its pictures lie."""
+def run_table(record: Record, folder: Path) -> str:
+    """The metrics of a run with intervals, its times and labels, and the paths of its pictures."""
     config = record.config
     what = f"{config['dataset']} · {config['backend']} · IPC {config['ipc']} · {config['network']}"
     lines = ["", f"{record.kind}: {what} · {config.get('attack') or 'clean'}"]
@@ -27,7 +27,7 @@ def table(record: Record, folder: Path) -> str:
     lines += ["", *_metrics(record.metrics, record.conditional_on_set)]
     for name, metrics in record.metrics_by_network.items():
         lines += ["", f"victims: {name}", *_metrics(metrics, record.conditional_on_set)]
-    lines += ["", *_course(record)]
+    lines += ["", *_details(record)]
     pictures = [folder / name for name in _PICTURES if (folder / name).exists()]
     lines += [f"  {path}" for path in (folder / "record.json", *pictures)]
     return "\n".join(lines)
@@ -46,8 +46,8 @@ def _metrics(metrics: Metrics, conditional: bool) -> list[str]:
     return lines
 
 
-def _course(record: Record) -> list[str]:
-    """Times, and what the record has to say of the attack."""
+def _details(record: Record) -> list[str]:
+    """Times, the trigger, and the counters of the attack."""
     names = {"distil_seconds": "distillation", "control_seconds": "clean twin"}
     names["victims_seconds"] = "victims"
     times = [
@@ -67,6 +67,6 @@ def _course(record: Record) -> list[str]:
             f"  trigger: {trigger['kind']}, values {values} on a 0–1 scale, target {target}"
         )
     if record.attack_counters:
-        told = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in record.attack_counters.items())
-        lines.append(f"  attack: {told}")
+        counters = [f"{k.replace('_', ' ')} {v}" for k, v in record.attack_counters.items()]
+        lines.append(f"  attack: {', '.join(counters)}")
     return lines

@@ -1,9 +1,9 @@
-"""What a statistic of sets or of models is worth: attacked ones against clean ones over the seeds.
+"""How well a statistic of sets or models tells attacked ones from clean ones, over the seeds.
 
-Calibrated: an alarm is raised above the 95 % quantile of clean sets' statistics, those of the other
-seeds' twins and of sets that were made for calibration alone. A receiver with clean sets of the
-same kind can do the same. With fewer than twenty clean sets nothing is calibrated: the largest of
-eight, say, is passed by one clean set in nine and says little.
+Calibrated: an alarm is raised above the 95 % quantile of the statistics of clean sets: the twins of
+the other seeds, and sets that were made for calibration. A receiver with clean sets of the same
+kind can do the same. Fewer than twenty clean sets calibrate nothing: one clean set in nine, for
+example, exceeds the largest of eight others.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from collections.abc import Sequence
 
 import torch
 
-from ..bench.trial import CALIBRATED, auroc
-from .defense_tables import cell
-from .metrics import Summary, auroc_interval, summarise
+from .columns import twin_pair
+from .metrics import Summary, summarise
 from .record import Metrics
+from .statistics import CALIBRATED, auroc, auroc_interval
 
 FEWEST_CLEAN = 20
-"""Clean sets that a calibrated threshold needs."""
+"""A calibrated threshold needs as many clean sets."""
 
 
-def of_sets(outcomes: Sequence[Metrics], references: Sequence[Metrics] = ()) -> Metrics:
+def detection_of_sets(outcomes: Sequence[Metrics], references: Sequence[Metrics] = ()) -> Metrics:
     """A set statistic's AUROC, attacked against clean sets over the seeds, and calibrated alarms.
 
-    A set's statistic is the mean over the victims that looked at it. references: the outcomes on
-    clean sets that were made for calibration.
+    The statistic of a set is the mean over its victims. references: the metrics on clean sets that
+    were made for calibration. Empty for fewer than two seeds.
     """
-    pairs = [cell(metrics, "set_statistic") for metrics in outcomes]
+    pairs = [twin_pair(metrics, "set_statistic") for metrics in outcomes]
     known = [pair for pair in pairs if pair.attacked is not None and pair.twin is not None]
     if len(known) < 2:
         return {}
@@ -42,11 +42,11 @@ def of_sets(outcomes: Sequence[Metrics], references: Sequence[Metrics] = ()) -> 
     return found
 
 
-def of_models(outcomes: Sequence[Metrics], references: Sequence[Metrics] = ()) -> Metrics:
+def detection_of_models(outcomes: Sequence[Metrics], references: Sequence[Metrics] = ()) -> Metrics:
     """A model statistic's AUROC, attacked against clean models, and calibrated alarms.
 
-    Each victim counts by itself. The target is found where the calibrated alarm is raised and the
-    target is the class with the largest anomaly. references: as for ``of_sets``.
+    Each victim counts. The target is found where the calibrated alarm is raised and the target is
+    the class with the largest anomaly. references: as for ``detection_of_sets``.
     """
     wanted = ("model_statistic", "control_model_statistic")
     known = [metrics for metrics in outcomes if all(name in metrics for name in wanted)]
@@ -79,7 +79,7 @@ def _area(ours: list[list[float]], clean: list[list[float]]) -> Summary:
 
 
 def _limits(clean: list[list[float]], more: list[list[float]]) -> list[float]:
-    """For each seed the threshold from all clean sets but its own twin; empty for too few sets."""
+    """For each seed the threshold from all clean sets except its twin; empty for too few sets."""
     if len(clean) - 1 + len(more) < FEWEST_CLEAN:
         return []
     limits = []
@@ -93,7 +93,7 @@ def _limits(clean: list[list[float]], more: list[list[float]]) -> list[float]:
 def _above(
     values: list[list[float]], limits: list[float], right: list[list[float]] | None = None
 ) -> Summary:
-    """Each seed's share of statistics above its limit, of those that are ``right`` too."""
+    """Each seed's share of statistics above its limit, times ``right`` where that is given."""
     counted = right or [[1.0] * len(seed) for seed in values]
     shares = [
         sum(float(value > limit) * good for value, good in zip(seed, goods, strict=True))

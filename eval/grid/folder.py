@@ -1,0 +1,55 @@
+"""Folders of sweeps, suites and jobs: opened by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ...distill.files.safe import read_json
+from ...distill.types import RequestError
+
+_LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path, *, timeout: float = 0.0) -> Iterator[None]:
+    """Lock ``folder``, which exists, against other processes; the lock ends with the process.
+
+    timeout: seconds to wait for the lock. Errors: ``RequestError`` where another process holds it.
+    """
+    until = time.monotonic() + timeout
+    with (folder / _LOCK).open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise RequestError(f"another process is using {folder}") from None
+                time.sleep(0.2)
+        yield
+
+
+@contextmanager
+def opened(out: Path, file: str, kind: str, *, resume: bool) -> Iterator[Any]:
+    """Lock ``out``: a new folder, or with ``resume`` one of this kind, which holds ``file``.
+
+    Yields the content of ``file``, ``None`` in a new folder. kind: sweep or suite, for messages.
+    Errors: ``RequestError`` for any other folder, and where another process holds the lock.
+    """
+    path = out / file
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        used = any(not entry.name.startswith(".") for entry in out.iterdir())
+    except OSError as error:
+        raise RequestError(f"cannot use {out}: {error.strerror}") from error
+    if used and not path.exists():
+        raise RequestError(f"{out} is not empty, and holds no {kind}: choose another --out")
+    if used and not resume:
+        raise RequestError(f"{out} holds a {kind}: choose another --out, or continue with --resume")
+    with locked(out):
+        yield read_json(path) if used else None

@@ -1,0 +1,38 @@
+"""Times, figures and table rows as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .record import Metrics
+
+
+def duration(seconds: float) -> str:
+    """A time in readable units: ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def mean_and_interval(metrics: Metrics, name: str) -> str:
+    """``mean [low, high]``; an en dash where nothing was measured."""
+    summary = metrics.get(name)
+    if summary is None or summary.mean is None:
+        return "–"
+    text = f"{summary.mean:.3f}"
+    if summary.ci95 is not None:
+        text += f" [{summary.ci95[0]:.2f}, {summary.ci95[1]:.2f}]"
+    return text
+
+
+def markdown_head(titles: Sequence[str]) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [markdown_row(titles), "| --- " * len(titles) + "|"]
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """One line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
