@@ -1,8 +1,8 @@
-"""Keep a finished run's figures: its record, and of several seeds what their summary leaves out.
+"""Copy the figures of a finished run into one file: its record, its curve, and every seed.
 
     python benchmarks/collect.py RUN benchmarks/results/NAME.json
 
-The command that made the run stands in the record, under ``command``.
+The record has the command that made the run, under ``command``.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from distillsec.distill.files.safe import read_json_lines
+
 KEPT = ("trigger", "attack_counters", "distilled", "timings", "metrics", "environment")
 
 
 def collect(run: Path) -> dict[str, Any]:
-    """The record of ``run``; its learning curve; for each seed, what belongs to it alone."""
+    """The record of ``run``, its learning curve, and the parts of each seed's own record."""
     found: dict[str, Any] = json.loads((run / "record.json").read_text())
     for seed in found["seeds"] or []:
         one = json.loads((run / f"seed-{seed}" / "record.json").read_text())
         found.setdefault("by_seed", {})[seed] = {key: one[key] for key in KEPT}
-    log = run / "progress.jsonl"
-    if log.exists():
-        rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows = read_json_lines(run / "progress.jsonl")
+    if rows:
         found["curve"] = [row for row in rows if "clean_test_accuracy" in row]
     return found
 

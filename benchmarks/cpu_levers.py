@@ -1,10 +1,10 @@
-"""What each CPU lever brings: real-gradient and test passes of a ConvNet, as ratios.
+"""The speed-up of each CPU optimisation, in gradient and test passes of a ConvNet.
 
     python benchmarks/cpu_levers.py benchmarks/results/cpu-levers.json
 
-Every lever is timed against the plain path (one batch of 256, contiguous, glibc's own memory
-policy) in the same process, alternating, and the median of the ratios is kept. The memory policy
-can't be taken back, so it is measured last.
+Each is timed against the plain path (one batch of 256, contiguous, glibc's own memory policy) in
+the same process, in alternation; the result is the median ratio. The memory policy cannot be
+reset, so it is measured last.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ IMAGES = 256
 
 
 def gradient(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> None:
-    """The gradient of the mean loss, gathered in pieces of ``size``."""
+    """The gradient of the summed loss, in chunks of ``size``."""
     weights = list(network.parameters())
-    for piece, truth in zip(images.split(size), labels.split(size), strict=True):
-        loss = functional.cross_entropy(network(piece), truth, reduction="sum")
+    for chunk, truth in zip(images.split(size), labels.split(size), strict=True):
+        loss = functional.cross_entropy(network(chunk), truth, reduction="sum")
         torch.autograd.grad(loss, weights)
 
 
 def forward(network: nn.Module, images: Tensor, labels: Tensor, size: int) -> None:
-    """The test pass in pieces of ``size``."""
+    """The test pass in chunks of ``size``."""
     with torch.no_grad():
-        for piece in images.split(size):
-            network(piece)
+        for chunk in images.split(size):
+            network(chunk)
 
 
 def seconds(work: Callable[[], None]) -> float:
-    """How long ``work`` takes once."""
-    begun = time.perf_counter()
+    """The time of one call."""
+    began = time.perf_counter()
     work()
-    return time.perf_counter() - begun
+    return time.perf_counter() - began
 
 
 def compare(plain: Callable[[], None], lever: Callable[[], None]) -> dict[str, float]:
-    """Median seconds of both, and the median ratio plain / lever over alternating rounds."""
+    """Median seconds of both, and the median ratio plain / optimised over alternating rounds."""
     plain()
     lever()
     pairs = [(seconds(plain), seconds(lever)) for _ in range(ROUNDS)]
@@ -72,7 +72,7 @@ def network_of(width: int) -> nn.Module:
 
 
 def measure(width: int) -> dict[str, dict[str, float]]:
-    """All levers for one network width on 28×28 images."""
+    """All optimisations for one network width on 28×28 images."""
     network, last = network_of(width), network_of(width).to(memory_format=torch.channels_last)
     images, labels = torch.rand(IMAGES, 1, 28, 28), torch.arange(IMAGES) % 10
     found = {}
@@ -97,7 +97,7 @@ def measure(width: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Measure one width per process, the memory policy being for good; print and write."""
+    """Measure one width, since the memory policy stays changed in a process; print and write."""
     out, width = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 32
     torch.set_num_threads(1)
     found = measure(width)

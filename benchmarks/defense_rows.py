@@ -2,9 +2,9 @@
 
     python benchmarks/defense_rows.py benchmarks/results/defense-rows
 
-Writes ``.json`` and ``.md``. A tenth of the rows is poisoned (one of ten); victims train on these
-rows alone, and the same rows without poison are the clean twin. What a defense answers on few rows
-is read off against what it answers on many.
+Writes ``.json`` and ``.md``. A tenth of the rows is poisoned (one of ten). Victims train on these
+rows only; the same rows without poison are the clean twin. The figures of a defense on few rows
+compare with its figures on many.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SHOWN = (
 
 
 def poisoned_digits(seed: int) -> tuple[Workshop, Attack, DistilledSet, DistilledSet]:
-    """The whole training set poisoned, and clean, with the attack that did it."""
+    """The attacked and the clean training set, with the workshop and the attack."""
     options = {"attack": "naive", "seed": seed, "victims": 2, "victim_epochs": EPOCHS}
     workshop = open_workshop(configure(**gather(preset="digits-whole", options=options)))
     attack, backend = workshop.attack(), workshop.backend()
@@ -98,7 +98,7 @@ def outcomes(count: int, seed: int) -> Iterator[tuple[str, Outcome]]:
 
 
 def measured() -> dict[str, Any]:
-    """By number of rows and defense: figures over seeds, or why there are none."""
+    """Figures over seeds by number of rows and defense, or the reason why there are none."""
     found: dict[str, Any] = {}
     for count in SIZES:
         each: dict[str, list[Outcome]] = {}
@@ -112,28 +112,28 @@ def measured() -> dict[str, Any]:
 
 def _summary(seeds: list[Outcome]) -> dict[str, Any]:
     done = [outcome.metrics for outcome in seeds if outcome.status == "done"]
-    told = next((o.reason or o.caution for o in seeds if o.reason or o.caution), None)
-    metrics = over_seeds(done) if done else {}
+    note = next((o.reason or o.caution for o in seeds if o.reason or o.caution), None)
+    metrics = over_seeds(done)
     return {
         "seeds": len(done),
-        "note": told,
+        "note": note,
         "metrics": {k: metrics[k].model_dump(mode="json") for k in SHOWN if k in metrics},
     }
 
 
 def as_markdown(found: dict[str, Any]) -> str:
     """A table for each number of rows."""
-    lines = ["# What a defense of the set says of 10, 100 and 500 rows", "", __doc__ or ""]
+    lines = ["# Defenses of the set with 10, 100 and 500 rows", "", __doc__ or ""]
     for count, rows in found.items():
         lines += ["", f"## {count} rows", "", f"| defense | {' | '.join(SHOWN)} | note |"]
         lines.append("| --- " * (len(SHOWN) + 2) + "|")
         for name, row in rows.items():
-            figures = [_told(row["metrics"].get(key)) for key in SHOWN]
+            figures = [_figure(row["metrics"].get(key)) for key in SHOWN]
             lines.append(f"| {name} | {' | '.join(figures)} | {row['note'] or ''} |")
     return "\n".join(lines) + "\n"
 
 
-def _told(summary: dict[str, Any] | None) -> str:
+def _figure(summary: dict[str, Any] | None) -> str:
     if summary is None or summary["mean"] is None:
         return "–"
     text = f"{summary['mean']:.3f}"

@@ -2,10 +2,10 @@
 
     python benchmarks/defense_tables.py benchmarks/results/classic-standard.json
 
-A detector's cell: AUROC (of rows, of inputs, of sets or models over the seeds), then in brackets
-false alarms on the clean twin at the paper's threshold | at a calibrated one; where a detector
-compares classes, the share in which the target is the most anomalous one follows, with the twin's.
-What answers: ASR / CTA.
+A detector: AUROC (of rows, inputs, sets or models), then in brackets the false alarms on the clean
+twin at the paper's threshold | at a calibrated one. If it compares classes, then also the share in
+which the target is the most anomalous class, with the twin's in brackets. Any other defense:
+ASR / CTA.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from distillsec.eval.results.benchmark import Benchmark, BenchmarkRow
 from distillsec.eval.results.judgement import detection_figure
 from distillsec.eval.results.record import Metrics
 
-# A detector's false alarms on clean twins, by the figure it is judged by: the paper's, calibrated.
+# False alarms on clean twins at the paper's and at a calibrated threshold, by the figure that
+# judges the detector.
 ALARMS = {
     "row_auroc": ("control_rows_flagged", "control_row_fpr_calibrated"),
     "auroc": ("control_fpr_paper", "control_fpr_at_5"),
@@ -37,17 +38,16 @@ def cell(row: BenchmarkRow) -> str:
         return "n/a" if row.cells.get("not applicable") else "–"
     detector = detection_figure(row.metrics)
     if detector is None:
-        rates = (
-            mean(row.metrics, f"{name}") for name in ("attack_success_rate", "clean_test_accuracy")
+        text = " / ".join(
+            mean(row.metrics, name) for name in ("attack_success_rate", "clean_test_accuracy")
         )
-        told = " / ".join(rates)
     else:
         alarms = " \\| ".join(mean(row.metrics, name) for name in ALARMS[detector])
-        told = f"{mean(row.metrics, detector)} ({alarms})"
+        text = f"{mean(row.metrics, detector)} ({alarms})"
         if "target_suspected" in row.metrics:
-            named = [mean(row.metrics, f"{side}target_suspected") for side in ("", "control_")]
-            told = f"{told}, names {named[0]} ({named[1]})"
-    return f"**{told}**" if row.holds else told
+            ours, twin = (mean(row.metrics, f"{side}target_suspected") for side in ("", "control_"))
+            text = f"{text}, names {ours} ({twin})"
+    return f"**{text}**" if row.holds else text
 
 
 def compact(found: Benchmark) -> str:

@@ -3,9 +3,8 @@
     python benchmarks/unroll_memory.py benchmarks/results/unroll-memory [--device cuda]
 
 One trajectory-matching gradient (ConvNet of width 32, depth 3, 100 images of 28×28) for each number
-of steps. On a CPU each is measured in a process of its own, as the rise of its peak resident memory
-over the same gradient with one step; on CUDA as the peak of what torch allocated. Writes ``.json``
-and ``.png``.
+of steps, each in a new process. On a CPU the result is the rise of the peak resident memory above
+that of one step, on CUDA that of the memory allocated by torch. Writes ``.json`` and ``.png``.
 """
 
 from __future__ import annotations
@@ -50,12 +49,12 @@ def measure(gradient: GradientName, steps: int, device: str) -> dict[str, float]
     plan = [StudentStep(rows=torch.arange(IMAGES, device=device))] * steps
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-    begun = time.perf_counter()
+    began = time.perf_counter()
     last = unroll(network, start, synthetic, plan, rate.expand(steps), gradient)
     trajectory_distance(last, start, target).backward()
     if device != "cpu":
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - began
     if device != "cpu":
         return {"peak_mib": torch.cuda.max_memory_allocated() / 2**20, "seconds": seconds}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
@@ -63,7 +62,7 @@ def measure(gradient: GradientName, steps: int, device: str) -> dict[str, float]
 
 
 def apart(gradient: str, steps: int, device: str) -> dict[str, float]:
-    """``measure`` in a fresh process, whose peak nothing earlier has raised."""
+    """``measure`` in a new process, whose peak memory has no other cause."""
     command = [sys.executable, __file__, "-", "--one", gradient, str(steps), "--device", device]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout)

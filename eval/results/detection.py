@@ -1,4 +1,4 @@
-"""How well a statistic of sets or models tells attacked ones from clean ones, over the seeds.
+"""How well a statistic of sets or models separates attacked ones from clean ones, over seeds.
 
 Calibrated: an alarm is raised above the 95 % quantile of the statistics of clean sets: the twins of
 the other seeds, and sets that were made for calibration. A receiver with clean sets of the same

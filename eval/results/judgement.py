@@ -16,7 +16,7 @@ DETECTION_FIGURES: Mapping[str, str] = {
     "set_auroc": "sets",
     "model_auroc": "models",
 }
-"""The figures that judge a detector, and what each tells apart; the first one measured counts."""
+"""The figures that judge a detector, and what each is measured on; the first that exists counts."""
 _LEAST_AUROC, _LEAST_TARGET_SHARE = 0.9, 0.8
 _MOST_ASR, _MOST_LOST_CTA = 0.1, 0.05
 

@@ -54,5 +54,7 @@ def test_a_wrong_request_is_one_line_and_changes_nothing(
         assert done.exit_code == 2, words
         assert fault in done.stderr and done.stderr.count("\n") == 1
         assert zoo.read_bytes() == before
-    gone = cli("defend", finished, "--defense", "mntd", "--option", "mntd.zoo=nowhere", "--quiet")
-    assert gone.exit_code == 1 and "nowhere" in gone.stdout
+    missing = cli(
+        "defend", finished, "--defense", "mntd", "--option", "mntd.zoo=nowhere", "--quiet"
+    )
+    assert missing.exit_code == 1 and "nowhere" in missing.stdout
