@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from distillsec.distill.memory import keep_freed_memory
 from distillsec.distill.networks.registry import NetworkSpec, build_network
+from distillsec.distill.preprocessing import Preprocessing
 
 ROUNDS = 7
 IMAGES = 256
@@ -67,7 +68,11 @@ def network_of(width: int) -> nn.Module:
     """The literature's ConvNet on 28×28 grey images."""
     spec = NetworkSpec(width=width)
     return build_network(
-        spec, image_shape=(1, 28, 28), classes=10, mean=(0.3,), std=(0.35,), seed=0
+        spec,
+        image_shape=(1, 28, 28),
+        classes=10,
+        preprocessing=Preprocessing((0.3,), (0.35,)),
+        seed=0,
     )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from distillsec.attacks import Attack
 from distillsec.defenses import DEFENSES
 from distillsec.defenses.base import Sanitiser, SetScorer, Trainer
-from distillsec.distill.core.stage import Stage
+from distillsec.distill.core.start import start_run
 from distillsec.distill.files.safe import write_json, write_text
 from distillsec.distill.types import DistilledSet
 from distillsec.eval.bench.bench import Bench, SetUnderTest
@@ -56,8 +56,8 @@ def poisoned_digits(seed: int) -> tuple[Workshop, Attack, DistilledSet, Distille
     workshop = open_workshop(configure(**gather(preset="digits-whole", options=options)))
     attack, backend = workshop.attack(), workshop.backend()
     assert attack is not None
-    made = Stage(workshop.task(), [attack], 0, start=backend.start).made()
-    clean = Stage(workshop.task(), [], 0, start=backend.start).made()
+    made = start_run(workshop.task(), backend, [attack]).synthetic.distillate()
+    clean = start_run(workshop.task(), backend).synthetic.distillate()
     return workshop, attack, workshop.finished(made), workshop.finished(clean)
 
 

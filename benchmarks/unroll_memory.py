@@ -29,6 +29,7 @@ from distillsec.distill import weights as flat
 from distillsec.distill.backends.matching import trajectory_distance
 from distillsec.distill.backends.unroll import GradientName, StudentStep, unroll
 from distillsec.distill.networks.registry import NetworkSpec, build_network
+from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import Batch
 
 STEPS = (1, 5, 10, 20, 40, 80)
@@ -38,8 +39,14 @@ IMAGES = 100
 def measure(gradient: GradientName, steps: int, device: str) -> dict[str, float]:
     """Peak MiB of one gradient, and its seconds."""
     torch.set_num_threads(2)
-    build = {"image_shape": (1, 28, 28), "classes": 10, "mean": (0.29,), "std": (0.35,)}
-    network = build_network(NetworkSpec(width=32), **build, seed=0, device=device).train()
+    network = build_network(
+        NetworkSpec(width=32),
+        image_shape=(1, 28, 28),
+        classes=10,
+        preprocessing=Preprocessing((0.29,), (0.35,)),
+        seed=0,
+        device=device,
+    )
     start = flat.laid_out(network)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(IMAGES, 1, 28, 28, generator=generator).to(device).requires_grad_()

@@ -1,7 +1,7 @@
-"""Pixel space to normalised space and back: per channel, and whitened where that is asked for.
+"""Pixel space to normalised space and back: per channel, with optional ZCA whitening.
 
-The published learning rates are made for normalised space, and a set is of use only together with
-the preprocessing it was made for: both directions travel with every distilled set.
+The published learning rates are made for normalised space, and a set is useful only with
+the preprocessing it was made for. Both directions are stored with every distilled set.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Zca:
         return Zca(mean=mean, matrix=matrix, inverse=inverse)
 
     def describe(self) -> dict[str, Any]:
-        """Size and digest: what a record says of the matrices."""
+        """Size and digest of the matrices, for the record."""
         return {"dimensions": self.mean.numel(), "digest": self._digest()}
 
     def _digest(self) -> str:
@@ -78,7 +78,10 @@ def fit_zca(images: Tensor, eps: float = _PUBLISHED_EPS) -> Zca:
 @final
 @dataclass(frozen=True)
 class Preprocessing:
-    """mean, std: per channel, pixel units. zca: a whitening of what they give, or ``None``."""
+    """Pixel space to normalised space and back.
+
+    mean, std: per channel, pixel units. zca: a whitening that follows them; ``None`` for none.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -100,6 +103,11 @@ class Preprocessing:
         """The same on ``device``."""
         zca = None if self.zca is None else self.zca.to(device)
         return Preprocessing(self.mean, self.std, zca)
+
+    def describe(self) -> dict[str, Any]:
+        """The values that JSON can hold; a whitening by its size and digest."""
+        zca = None if self.zca is None else self.zca.describe()
+        return {"mean": list(self.mean), "std": list(self.std), "zca": zca}
 
     def _channels(self, images: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = images.new_tensor(self.mean), images.new_tensor(self.std)

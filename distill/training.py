@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from . import weights
 from .augment import Augmentation, parse_strategy
@@ -36,24 +37,26 @@ def fit(network: nn.Module, batch: Batch, recipe: Recipe, generator: torch.Gener
     network.train()
     if recipe.initial is not None and recipe.initial.numel() == weights.count(network):
         weights.write(network, recipe.initial)
-    loss = (_descend if recipe.steps else _anneal)(network, batch, recipe, generator)
+    loss = (_fit_by_steps if recipe.steps else _fit_by_epochs)(network, batch, recipe, generator)
     if not bool(loss.isfinite()):
         raise RunError(f"training did not converge: the loss is {loss.item()}")
     return network.eval()
 
 
-def _anneal(network: nn.Module, batch: Batch, recipe: Recipe, generator: torch.Generator) -> Tensor:
+def _fit_by_epochs(
+    network: nn.Module, batch: Batch, recipe: Recipe, generator: torch.Generator
+) -> Tensor:
     """The recipe's epochs; returns the last mini-batch's loss."""
     optimiser = sgd(network, recipe)
-    drop = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones=[recipe.epochs // 2 + 1])
+    schedule = drop_at_half(optimiser, recipe.epochs)
     loss = torch.zeros(())
     for _ in range(recipe.epochs):
         loss = train_epoch(network, optimiser, batch, recipe, generator)
-        drop.step()
+        schedule.step()
     return loss
 
 
-def _descend(
+def _fit_by_steps(
     network: nn.Module, batch: Batch, recipe: Recipe, generator: torch.Generator
 ) -> Tensor:
     """The recipe's steps, each on its own rows at its own rate; returns the last step's loss."""
@@ -67,6 +70,19 @@ def _descend(
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.sub_(gradient, alpha=step.rate)
     return loss.detach()
+
+
+def drop_epoch(epochs: int) -> int:
+    """The epoch of ``epochs``, counted from 0, at which the published schedule drops the rate."""
+    return epochs // 2 + 1
+
+
+def drop_at_half(optimiser: torch.optim.Optimizer, epochs: int) -> LRScheduler:
+    """The published schedule: a tenth of the learning rate from ``drop_epoch`` on.
+
+    Call its ``step`` after every epoch.
+    """
+    return MultiStepLR(optimiser, milestones=[drop_epoch(epochs)], gamma=0.1)
 
 
 def sgd(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:

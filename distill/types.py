@@ -13,7 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from .preprocessing import Preprocessing, Zca, digest
+from .preprocessing import Preprocessing, digest
 
 
 class DistillsecError(Exception):
@@ -21,11 +21,11 @@ class DistillsecError(Exception):
 
 
 class RequestError(DistillsecError):
-    """What was asked for is impossible or malformed (exit code 2)."""
+    """The request is impossible or malformed (exit code 2)."""
 
 
 class RunError(DistillsecError):
-    """A run that was rightly asked for has failed (exit code 1)."""
+    """A valid request failed while it ran (exit code 1)."""
 
 
 @final
@@ -36,7 +36,7 @@ class Batch:
     images: ``float32 (N, C, H, W)``, pixel space [0, 1] (a distilled set may leave it).
     labels: ``int64 (N,)`` or ``float32 (N, classes)``.
     index: ``int64 (N,)``, the rows of the training set the images come from; ``None`` for images
-    that are nobody's rows (a synthetic set).
+    that come from no row (a synthetic set).
     """
 
     images: Tensor
@@ -76,9 +76,9 @@ class Step:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recipe:
-    """How a network is trained on a distilled set; it travels in the set's file.
+    """How a network is trained on a distilled set; stored in the set's file.
 
-    mean, std: per-channel normalisation, pixel units. zca: a whitening that follows it.
+    preprocessing: what the network does with pixels first.
     epochs, lr, momentum, weight_decay, batch_size: SGD; the rate falls to a tenth at half of the
     epochs. augment: siamese-augmentation operations joined by ``_`` (``color_crop_cutout``), each
     image with its own parameters while training; empty for none.
@@ -87,9 +87,7 @@ class Recipe:
     with another number of weights starts from its own.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    zca: Zca | None = None
+    preprocessing: Preprocessing
     epochs: int = 300
     lr: float = 0.01
     momentum: float = 0.9
@@ -99,31 +97,24 @@ class Recipe:
     steps: tuple[Step, ...] = ()
     initial: Tensor | None = None
 
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """Pixel space to normalised space and back."""
-        return Preprocessing(self.mean, self.std, self.zca)
-
     def to(self, device: torch.device | str) -> Recipe:
         """The same with its tensors on ``device``."""
-        zca = None if self.zca is None else self.zca.to(device)
         initial = None if self.initial is None else self.initial.to(device)
-        return dataclasses.replace(self, zca=zca, initial=initial)
+        return dataclasses.replace(
+            self, preprocessing=self.preprocessing.to(device), initial=initial
+        )
 
     def by_epochs(self, **changes: Any) -> Recipe:
         """The same with some fields changed, and training by epochs in place of learned steps."""
         return dataclasses.replace(self, **changes, steps=(), initial=None)
 
     def describe(self) -> dict[str, Any]:
-        """The recipe in words and numbers that JSON can hold; tensors by their digest."""
+        """The recipe as values that JSON can hold; tensors by their digest."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return values | {
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "zca": None if self.zca is None else self.zca.describe(),
-            "steps": [{"rows": list(step.rows), "rate": step.rate} for step in self.steps],
-            "initial": None if self.initial is None else digest(self.initial),
-        }
+        del values["preprocessing"]
+        values["steps"] = [{"rows": list(step.rows), "rate": step.rate} for step in self.steps]
+        values["initial"] = None if self.initial is None else digest(self.initial)
+        return self.preprocessing.describe() | values
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.describe() == other.describe()
@@ -135,7 +126,7 @@ class Recipe:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Distillate:
-    """What a distillation has made so far: the synthetic images, and how networks train on them."""
+    """The result of a distillation so far: synthetic images, and how networks train on them."""
 
     batch: Batch
     recipe: Recipe
@@ -144,7 +135,7 @@ class Distillate:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DistilledSet:
-    """A distilled data set and all that is needed to train on it.
+    """A distilled data set with all that is needed to train on it.
 
     batch: the synthetic images (pixel space, possibly outside [0, 1]) and their labels.
     classes: the class names, in label order. recipe: how victims train on it.

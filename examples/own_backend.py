@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distillsec.distill.core.backend import Backend, BackendOptions
-from distillsec.distill.core.stage import Stage
+from distillsec.distill.core.run import Run
 from distillsec.distill.networks.makers import embed
 from distillsec.distill.types import Batch, Recipe
 
@@ -47,20 +47,19 @@ class MomentMatching(Backend):
     def optimiser(self, leaf: Tensor, learned: Mapping[str, Tensor]) -> torch.optim.Optimizer:
         return torch.optim.SGD([leaf], lr=self._options.lr_img, momentum=0.5)
 
-    def network(self, stage: Stage) -> nn.Module:
-        seed = stage.task.streams.integer("network", stage.iteration)
-        return stage.task.network(seed).requires_grad_(False)
+    def network(self, run: Run) -> nn.Module:
+        return run.task.fresh_network(run.position.iteration).requires_grad_(False)
 
-    def losses(self, stage: Stage, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
-        draws = stage.generator("draw")
-        for label in range(stage.task.classes):
-            real = embed(network, stage.draw(label, self._options.batch_real, draws).images)
+    def losses(self, run: Run, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
+        draws = run.position.generator("draw")
+        for label in range(run.task.classes):
+            real = embed(network, run.real.draw(label, self._options.batch_real, draws).images)
             made = embed(network, synthetic.images[synthetic.labels == label])
             mean = (real.mean(dim=0) - made.mean(dim=0)).square().sum()
             spread = (deviation(real) - deviation(made)).square().sum()
             yield mean + self._options.spread * spread
 
-    def advance(self, stage: Stage, network: nn.Module, synthetic: Batch) -> None:
+    def advance(self, run: Run, network: nn.Module, synthetic: Batch) -> None:
         """The networks are random and not trained."""
 
 

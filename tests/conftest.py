@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,13 @@ import distillsec
 from distillsec.attacks import DataInfo
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.core.backend import Backend
-from distillsec.distill.core.hooks import Moment
-from distillsec.distill.core.stage import Task, frozen_copy
+from distillsec.distill.core.hooks import Hook, Moment
+from distillsec.distill.core.moments import frozen_copy
+from distillsec.distill.core.run import Observer, Run
+from distillsec.distill.core.start import start_run
+from distillsec.distill.core.task import Task
 from distillsec.distill.networks.registry import NetworkSpec, build_network
+from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.randomness import Streams
 from distillsec.distill.types import Batch, Recipe
 from distillsec.eval.config.schema import Config, configure
@@ -162,9 +166,13 @@ def toy_task(tmp_path: Path) -> Callable[..., Task]:
             iterations=iterations,
             init=changes.get("init", "noise"),
             clip_pixels=changes.get("clip_pixels", False),
-            recipe=Recipe(mean=(0.5,), std=(0.25,), epochs=epochs),
+            recipe=Recipe(preprocessing=Preprocessing((0.5,), (0.25,)), epochs=epochs),
             network=lambda seed: build_network(
-                spec, image_shape=(1, 8, 8), classes=3, mean=(0.5,), std=(0.25,), seed=seed
+                spec,
+                image_shape=(1, 8, 8),
+                classes=3,
+                preprocessing=Preprocessing((0.5,), (0.25,)),
+                seed=seed,
             ),
             streams=Streams(seed),
             scratch=scratch or tmp_path / "scratch",
@@ -194,6 +202,16 @@ def toy_backend() -> Callable[..., Backend]:
         backend = BACKENDS[name]
         options = backend.Options.model_validate({**TOY_OPTIONS[name], **changes})
         return backend(options, ipc=task.ipc, recipe=task.recipe)
+
+    return make
+
+
+@pytest.fixture
+def toy_run(toy_backend: Callable[..., Backend]) -> Callable[..., Run]:
+    """A factory of started runs: ``toy_run(task, hooks)``, one step an iteration."""
+
+    def make(task: Task, hooks: Sequence[Hook] = (), observer: Observer | None = None) -> Run:
+        return start_run(task, toy_backend("dm", task), hooks, observer)
 
     return make
 

@@ -18,8 +18,8 @@ from distillsec.attacks import ATTACKS
 from distillsec.commands import options
 from distillsec.defenses import DEFENSES
 from distillsec.distill.backends import BACKENDS
-from distillsec.distill.data.registry import DATASETS
-from distillsec.distill.networks.registry import NETWORKS
+from distillsec.distill.data.datasets import DATASETS
+from distillsec.distill.networks.architectures import NETWORKS
 from distillsec.distill.types import RunError
 from distillsec.eval.config.catalogue import CATALOGUES
 from distillsec.eval.config.presets import load_preset, preset_names

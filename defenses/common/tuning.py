@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...distill.augment import OPERATIONS, parse_strategy
-from ...distill.training import augmenter, sgd, shuffled
+from ...distill.training import augmenter, drop_at_half, sgd, shuffled
 from ...distill.types import Batch, Recipe
 from ..base import DefenseOptions
 
@@ -130,13 +130,13 @@ def train_by(
 ) -> nn.Module:
     """Train ``network`` in place as the recipe's epochs say, but with another ``step``."""
     optimiser, augment = sgd(network, recipe), augmenter(recipe, generator)
-    drop = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones=[recipe.epochs // 2 + 1])
+    schedule = drop_at_half(optimiser, recipe.epochs)
     step, device = step or descend, batch.labels.device
     network.train()
     for _ in range(recipe.epochs):
         for rows in mini_batches(len(batch), recipe.batch_size, generator, device):
             step(network, optimiser, augment(batch.images[rows]), batch.labels[rows])
-        drop.step()
+        schedule.step()
     return network.eval()
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from ...distill.networks.registry import batch_norm_layers
-from ...distill.training import augmenter, sgd
+from ...distill.training import augmenter, drop_epoch, sgd
 from ..base import DefenderView, DefenseOptions, Trainer
 
 
@@ -124,7 +124,7 @@ def _train(view: DefenderView, options: DpSgdOptions) -> nn.Module:
         expected_batch_size=max(1, round(rate * count)),
         generator=_on(view, batch.images.device),
     )
-    drop = recipe.epochs // 2 + 1
+    drop = drop_epoch(recipe.epochs)
     private.train()
     for step in range(steps):
         if step == drop * steps // recipe.epochs:

@@ -122,7 +122,9 @@ class StrongAugmentation(Trainer):
 
     def train(self, view: DefenderView) -> nn.Module:
         options, generator = self.options, view.generator(self.name, "mixing")
-        fill = torch.tensor(view.distilled.recipe.mean, device=view.labels.device).view(-1, 1, 1)
+        fill = torch.tensor(
+            view.distilled.recipe.preprocessing.mean, device=view.labels.device
+        ).view(-1, 1, 1)
         warming = warmup_steps(view, options.warmup) if options.kind == "maxup-cutout" else 0
         steps = itertools.count()
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..augment import Augmentation, Transform, parse_strategy
 from ..core.backend import Backend, BackendOptions
-from ..core.stage import Stage, Start
+from ..core.run import Run
+from ..core.task import Start
 from ..networks.makers import embed
 from ..networks.registry import batch_norm_layers
 from ..training import micro_batch
@@ -70,12 +71,11 @@ class DM(Backend):
         options = self._options
         return torch.optim.SGD([leaf], lr=options.lr_img, momentum=options.momentum_img)
 
-    def network(self, stage: Stage) -> nn.Module:
-        network = stage.task.network(stage.task.streams.integer("network", stage.iteration, 0))
-        return network.train().requires_grad_(False)
+    def network(self, run: Run) -> nn.Module:
+        return run.task.fresh_network(run.position.iteration, 0).requires_grad_(False)
 
-    def losses(self, stage: Stage, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
-        pairs = self._pairs(stage, synthetic)
+    def losses(self, run: Run, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
+        pairs = self._pairs(run, synthetic)
         if batch_norm_layers(network):
             yield _together(network, list(pairs))
             return
@@ -85,15 +85,15 @@ class DM(Backend):
                 pieces = [embed(network, piece) for piece in real.split(size)]
             yield mean_distance(embed(network, fake), torch.cat(pieces))
 
-    def advance(self, stage: Stage, network: nn.Module, synthetic: Batch) -> None:
+    def advance(self, run: Run, network: nn.Module, synthetic: Batch) -> None:
         """Nothing: the networks of ``dm`` are random and stay so."""
 
-    def _pairs(self, stage: Stage, synthetic: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pairs(self, run: Run, synthetic: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """Class by class, real and synthetic images after one and the same transform."""
-        draws, augments = stage.generator("draw"), stage.generator("augment")
-        for label in range(stage.task.classes):
-            real = stage.draw(label, self._options.batch_real, draws).images
-            fake = synthetic.images[stage.labels == label]
+        draws, augments = run.position.generator("draw"), run.position.generator("augment")
+        for label in range(run.task.classes):
+            real = run.real.draw(label, self._options.batch_real, draws).images
+            fake = synthetic.images[synthetic.labels == label]
             same: Transform = self._augmentation.draw(real.shape, augments, shared=True)
             yield same(real), same(fake)
 

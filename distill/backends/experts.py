@@ -1,9 +1,10 @@
-"""Experts: networks trained on the real data, whose every epoch's weights are kept in a buffer.
+"""Experts: networks trained on the real data, whose weights after every epoch are kept in a buffer.
 
 A buffer is a folder. ``manifest.json`` says what its experts depend on; ``experts-NNN.safetensors``
-hold the weights ``(experts, epochs + 1, P)``, read through a memory map, and the hooks' state at
-their end; ``partial.safetensors`` is what a killed training had reached. The experts of one file
-train in lockstep, epoch by epoch, so that a trigger that moves with them moves with all of them.
+hold the weights ``(experts, epochs + 1, P)``, read through a memory map, and the hooks' state after
+their training; ``partial.safetensors`` is the checkpoint of an unfinished training. The experts of
+one file train in lockstep, epoch by epoch, so that a trigger that moves with them moves with all of
+them.
 """
 
 from __future__ import annotations
@@ -18,13 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from .. import weights as flat
-from ..core import resume
 from ..core.hooks import announce, listeners
-from ..core.stage import Stage
+from ..core.resume import (
+    hook_tensors,
+    optimiser_tensors,
+    restore_hooks,
+    restore_optimiser,
+)
+from ..core.run import Run
+from ..files.prefixes import add_prefix, select_prefix
 from ..files.safe import fault, read_json, read_slice, read_tensors, write_json, write_tensors
 from ..preprocessing import digest
 from ..randomness import Streams
-from ..training import sgd, train_on
+from ..training import drop_epoch, sgd, train_on
 from ..types import Batch, Recipe, RequestError, RunError
 
 FORMAT_VERSION = 1
@@ -47,7 +54,7 @@ class ExpertPlan:
     recipe: Recipe
     decay: bool
     seed: int
-    together: int
+    per_file: int
 
 
 @final
@@ -59,29 +66,30 @@ class Buffer:
 
     def weights(self, expert: int, epoch: int) -> Tensor:
         """``float32 (P,)``, on the CPU: the weights of ``expert`` after ``epoch`` epochs."""
-        file, place = divmod(expert, self._plan.together)
+        file, place = divmod(expert, self._plan.per_file)
         return read_slice(_shard(self._folder, file), "weights", place, epoch)
 
 
-def open_buffer(stage: Stage, plan: ExpertPlan, round_: int, *, fresh: bool) -> Buffer:
-    """The experts of ``round_``: those that lie in the task's scratch folder, or made there now.
+def open_buffer(run: Run, plan: ExpertPlan, round_: int, *, fresh: bool) -> Buffer:
+    """The experts of ``round_``: read from the task's scratch folder, or trained there now.
 
-    fresh: whether the round begins here. Then hooks go into it as they stand, and come out of it
-    as the training left them; else a resumed run is in the middle of it, and hooks stay.
-    Errors: ``RequestError`` where the folder holds experts of another kind or damaged files, or
-    where experts whose trigger has moved on are gone; ``RunError`` where an expert diverges.
+    fresh: whether the round begins here. Then the hooks take the state that they have after the
+    training; else a resumed run is in the middle of the round, and the hooks stay as they are.
+    Errors: ``RequestError`` where the folder holds other experts or damaged files, or where experts
+    are missing that an earlier state of the trigger is needed for; ``RunError`` where an expert
+    diverges.
     """
-    if stage.task.scratch is None:
+    if run.task.scratch is None:
         raise RequestError("experts are kept in a folder, and this task has no scratch folder")
-    return _Workplace(stage, plan, round_, stage.task.scratch / f"round-{round_}").open(fresh)
+    return _ExpertTraining(run, plan, round_, run.task.scratch / f"round-{round_}").open(fresh)
 
 
 @final
-class _Workplace:
+class _ExpertTraining:
     """The training of one round's experts in one folder."""
 
-    def __init__(self, stage: Stage, plan: ExpertPlan, round_: int, folder: Path) -> None:
-        self._stage, self._plan, self._round, self._folder = stage, plan, round_, folder
+    def __init__(self, run: Run, plan: ExpertPlan, round_: int, folder: Path) -> None:
+        self._run, self._plan, self._round, self._folder = run, plan, round_, folder
         self._streams = Streams(plan.seed)
         self._manifest = folder / "manifest.json"
         self._partial = folder / "partial.safetensors"
@@ -89,75 +97,77 @@ class _Workplace:
 
     def open(self, fresh: bool) -> Buffer:
         """The finished buffer; ``fresh`` as for ``open_buffer``."""
-        before = self._course()
+        before = self._start_digest()
         manifest = {"format_version": FORMAT_VERSION, "identity": self._identity()}
         finished = self._check(manifest, before if fresh else None)
         if not finished:
-            if not fresh and resume.of_hooks(self._stage.hooks):
+            if not fresh and hook_tensors(self._run.hooks):
                 raise RequestError(
-                    f"{self._folder}: the experts of this round are gone, and the attack has moved "
-                    "on since they were trained: start the run anew"
+                    f"{self._folder}: the experts of this round are missing, and the attack's "
+                    "state changed after they were trained: start a new run"
                 )
             self._train({**manifest, "hooks_before": before})
         if fresh:
-            self._take_hooks(_shard(self._folder, self._files - 1))
+            self._restore_hooks(_shard(self._folder, self._files - 1))
         return Buffer(self._folder, self._plan)
 
-    def _course(self) -> str:
-        """What the training starts from, if hooks move with it: their state, and all they may read.
+    def _start_digest(self) -> str:
+        """The state that hooks which change during the training start from, and all they may read.
 
-        Such as the synthetic images, on which a hook may train students.
+        They may read the synthetic images too, to train students. Empty without such hooks.
         """
-        stage = self._stage
-        if not listeners(stage.hooks, "on_network"):
+        run = self._run
+        if not listeners(run.hooks, "on_network"):
             return ""
-        read = digest(stage.leaf, *resume.of_hooks(stage.hooks).values())
-        return f"{read}, {stage.progress}, {stage.recipe.describe()}"
+        read = digest(run.synthetic.leaf, *hook_tensors(run.hooks).values())
+        return f"{read}, {run.position.progress}, {run.synthetic.recipe.describe()}"
 
-    # What lies in the folder ---------------------------------------------------------------------
+    # The folder ----------------------------------------------------------------------------------
 
     @property
     def _files(self) -> int:
-        return -(-self._plan.experts // self._plan.together)
+        return -(-self._plan.experts // self._plan.per_file)
 
     def _identity(self) -> dict[str, Any]:
-        """All that the experts depend on, as JSON values; hooks apart, which move."""
-        stage, plan = self._stage, self._plan
-        first = stage.task.network(self._streams.integer("expert", self._round, 0))
+        """All that the experts depend on but the hooks, as JSON values."""
+        run, plan = self._run, self._plan
+        first = run.task.network(self._streams.integer("expert", self._round, 0))
         return {
-            **stage.task.identity,
+            **run.task.identity,
             **{f"expert_{key}": value for key, value in plan.recipe.describe().items()},
             "experts": plan.experts,
             "expert_epochs_trained": plan.epochs,
             "expert_rows": plan.rows,
             "expert_decay": plan.decay,
             "expert_seed": plan.seed,
-            "experts_per_file": plan.together,
+            "experts_per_file": plan.per_file,
             "round": self._round,
-            "data": digest(stage.real.images, stage.real.labels),
+            "data": digest(run.real.batch.images, run.real.batch.labels),
             "first_weights": digest(flat.laid_out(first)),
         }
 
     def _check(self, wanted: dict[str, Any], before: str | None) -> bool:
-        """Whether the folder holds finished experts; refuses those of another kind."""
+        """Whether the folder holds finished experts; refuses other experts."""
         if not self._manifest.exists():
             if any(self._folder.glob("*.safetensors")):
                 raise RequestError(
-                    f"{self._folder} holds experts, and no manifest.json that says of what kind: "
-                    "choose another folder for them"
+                    f"{self._folder} holds experts without the manifest.json that describes them: "
+                    "choose another folder"
                 )
             return False
         known = read_json(self._manifest)
         if not isinstance(known, dict) or known.get("format_version") != FORMAT_VERSION:
-            raise fault(self._manifest, "is no manifest of experts that this version reads")
+            raise fault(self._manifest, f"is not an experts' manifest of format {FORMAT_VERSION}")
         ours, theirs = wanted["identity"], known.get("identity")
         if ours != theirs:
             raise RequestError(
                 f"{self._folder} holds other experts: {_differences(theirs, ours)}; "
-                "choose another folder for them"
+                "choose another folder"
             )
         if before is not None and known.get("hooks_before") != before:
-            raise RequestError(f"{self._folder} holds experts of another course of the attack")
+            raise RequestError(
+                f"{self._folder} holds experts trained from another state of the attack"
+            )
         if not known.get("finished"):
             return False
         for file in range(self._files):
@@ -167,7 +177,7 @@ class _Workplace:
     # Training ------------------------------------------------------------------------------------
 
     def _train(self, manifest: dict[str, Any]) -> None:
-        """All files that are not there yet."""
+        """Train the experts of all files that are missing."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -175,65 +185,65 @@ class _Workplace:
         write_json(self._manifest, {**manifest, "finished": False})
         for file in range(self._files):
             if _shard(self._folder, file).exists():
-                self._take_hooks(_shard(self._folder, file))
+                self._restore_hooks(_shard(self._folder, file))
             else:
                 self._train_file(file)
         self._partial.unlink(missing_ok=True)
         write_json(self._manifest, {**manifest, "finished": True})
 
     def _train_file(self, file: int) -> None:
-        """The experts of one file, epoch by epoch side by side, from where they stopped."""
-        plan, first = self._plan, file * self._plan.together
-        experts = range(first, min(first + plan.together, plan.experts))
-        group = _Group([self._untrained(expert) for expert in experts], plan)
-        for epoch in range(self._take_up(file, group), plan.epochs):
+        """Train the experts of one file in lockstep, from the checkpoint if there is one."""
+        plan, first = self._plan, file * self._plan.per_file
+        experts = range(first, min(first + plan.per_file, plan.experts))
+        group = _ExpertGroup([self._untrained(expert) for expert in experts], plan)
+        for epoch in range(self._resume(file, group), plan.epochs):
             for place, expert in enumerate(experts):
-                self._stage.enter_expert(self._round, expert, epoch)
+                self._run.position.enter_expert(self._round, expert, epoch)
                 generator = self._streams.generator("expert", self._round, expert, epoch)
-                batches = self._stage.batches(plan.recipe.batch_size, generator, plan.rows)
+                batches = self._run.real.batches(plan.recipe.batch_size, generator, plan.rows)
                 group.train(place, epoch, batches, generator)
                 if epoch + 1 < plan.epochs:
                     network = group.networks[place]
-                    announce(self._stage.hooks, self._stage.moment("on_network", network))
+                    announce(self._run.hooks, self._run.moments.at("on_network", network))
                 done = first * plan.epochs + epoch * len(experts) + place + 1
-                self._stage.on_expert(done, plan.experts * plan.epochs)
-            self._keep(file, epoch + 1, group)
-        hooks = resume.of_hooks(self._stage.hooks)
+                self._run.observer.on_expert(done, plan.experts * plan.epochs)
+            self._save(file, epoch + 1, group)
+        hooks = hook_tensors(self._run.hooks)
         write_tensors(_shard(self._folder, file), {"weights": group.path, **hooks}, {"file": file})
 
     def _untrained(self, expert: int) -> nn.Module:
-        network = self._stage.task.network(self._streams.integer("expert", self._round, expert))
+        network = self._run.task.network(self._streams.integer("expert", self._round, expert))
         return network.train()
 
-    def _take_hooks(self, path: Path) -> None:
+    def _restore_hooks(self, path: Path) -> None:
         tensors, _ = read_tensors(path, only="hook.")
-        resume.to_hooks(self._stage.hooks, tensors)
+        restore_hooks(self._run.hooks, tensors)
 
-    def _take_up(self, file: int, group: _Group) -> int:
-        """Put back what a killed training of ``file`` had reached; returns its epochs."""
+    def _resume(self, file: int, group: _ExpertGroup) -> int:
+        """Restore the checkpoint of ``file``, if there is one; returns the epochs behind it."""
         if not self._partial.exists():
             return 0
-        tensors, info = read_tensors(self._partial, device=self._stage.real.images.device)
-        if info.get("file") != file:  # of the file before, which was finished since
+        tensors, info = read_tensors(self._partial, device=self._run.task.real.images.device)
+        if info.get("file") != file:  # the checkpoint is older than the end of the file before
             return 0
         group.restore(tensors)
-        resume.to_hooks(self._stage.hooks, tensors)
+        restore_hooks(self._run.hooks, tensors)
         return int(info["epochs"])
 
-    def _keep(self, file: int, epochs: int, group: _Group) -> None:
-        """Write what the training has reached, unless it did so a moment ago."""
+    def _save(self, file: int, epochs: int, group: _ExpertGroup) -> None:
+        """Write a checkpoint, unless the last one is recent."""
         began = time.monotonic()
         pause = max(_SECONDS_BETWEEN_CHECKPOINTS, self._saving / _WRITING_SHARE)
         if began - self._saved_at < pause:
             return
-        tensors = {**group.state(), **resume.of_hooks(self._stage.hooks)}
+        tensors = {**group.state(), **hook_tensors(self._run.hooks)}
         write_tensors(self._partial, tensors, {"file": file, "epochs": epochs})
         self._saved_at = time.monotonic()
         self._saving = self._saved_at - began
 
 
 @final
-class _Group:
+class _ExpertGroup:
     """Experts that train in lockstep: networks, optimisers, and the path ``(k, epochs + 1, P)``."""
 
     def __init__(self, networks: list[nn.Module], plan: ExpertPlan) -> None:
@@ -249,7 +259,7 @@ class _Group:
     ) -> None:
         """One epoch of the expert at ``place``."""
         plan, network, optimiser = self._plan, self.networks[place], self._optimisers[place]
-        dropped = plan.decay and epoch > plan.epochs // 2 + 1
+        dropped = plan.decay and epoch > drop_epoch(plan.epochs)
         for part in optimiser.param_groups:
             part["lr"] = plan.recipe.lr * (0.1 if dropped else 1.0)
         train_on(network, optimiser, batches, plan.recipe, generator)
@@ -259,21 +269,21 @@ class _Group:
         self.path[place, epoch + 1] = weights
 
     def state(self) -> dict[str, Tensor]:
-        """All that a resumed training needs."""
+        """All that a resumed training needs, as tensors."""
         found = {"path": self.path}
         for place, network in enumerate(self.networks):
-            found |= resume.under(f"network.{place}", network.state_dict())
-            optimiser = resume.of_optimiser(self._optimisers[place])
-            found |= resume.under(f"optimiser.{place}", optimiser)
+            found |= add_prefix(f"network.{place}", network.state_dict())
+            optimiser = optimiser_tensors(self._optimisers[place])
+            found |= add_prefix(f"optimiser.{place}", optimiser)
         return found
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what ``state`` gave."""
+        """Put back what ``state`` gave."""
         self.path = tensors["path"].cpu()
         for place, network in enumerate(self.networks):
-            network.load_state_dict(resume.below(f"network.{place}", tensors))
-            kept = resume.below(f"optimiser.{place}", tensors)
-            resume.to_optimiser(self._optimisers[place], kept)
+            network.load_state_dict(select_prefix(f"network.{place}", tensors))
+            kept = select_prefix(f"optimiser.{place}", tensors)
+            restore_optimiser(self._optimisers[place], kept)
 
 
 def _shard(folder: Path, file: int) -> Path:
@@ -284,5 +294,5 @@ def _differences(theirs: Any, ours: dict[str, Any]) -> str:
     """The first few keys that differ, with both values."""
     known = theirs if isinstance(theirs, dict) else {}
     keys = sorted(key for key in {*known, *ours} if known.get(key) != ours.get(key))
-    told = [f"{key} is {known.get(key)!r:.40}, not {ours.get(key)!r:.40}" for key in keys[:3]]
-    return ", ".join(told) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    texts = [f"{key} is {known.get(key)!r:.40}, not {ours.get(key)!r:.40}" for key in keys[:3]]
+    return ", ".join(texts) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

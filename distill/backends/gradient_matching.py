@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from ..augment import Augmentation, parse_strategy
 from ..core.backend import Backend, BackendOptions
-from ..core.stage import Stage
+from ..core.run import Run
+from ..core.task import Start
 from ..networks.registry import batch_norm_layers
 from ..training import micro_batch, train_epoch
 from ..types import Batch, Recipe
@@ -50,7 +51,7 @@ class GradientMatchingOptions(BackendOptions):
 class SiameseOptions(GradientMatchingOptions):
     """Options of ``dsa``."""
 
-    init: Literal["noise", "real", "poisoned"] = "real"
+    init: Start = "real"
     augment: str = Field(
         "color_crop_cutout_flip_scale_rotate",
         description="siamese operations, joined by _; flip is dropped where it changes the label",
@@ -68,13 +69,8 @@ class _GradientMatching(Backend):
         self._inner = inner if options.inner_loop is None else options.inner_loop
         self._distance = DISTANCES[options.distance]
         self._augmentation = Augmentation(self._operations(), recipe.preprocessing)
-        self._inner_recipe = Recipe(
-            mean=recipe.mean,
-            std=recipe.std,
-            zca=recipe.zca,
-            lr=options.lr_net,
-            batch_size=options.batch_train,
-            augment="_".join(self._operations()),
+        self._inner_recipe = recipe.by_epochs(
+            batch_size=options.batch_train, augment="_".join(self._operations())
         )
 
     def _operations(self) -> tuple[str, ...]:
@@ -87,17 +83,16 @@ class _GradientMatching(Backend):
         options = self._options
         return torch.optim.SGD([leaf], lr=options.lr_img, momentum=options.momentum_img)
 
-    def network(self, stage: Stage) -> nn.Module:
-        network = stage.task.network(stage.task.streams.integer("network", stage.iteration, 0))
-        return network.train()
+    def network(self, run: Run) -> nn.Module:
+        return run.task.fresh_network(run.position.iteration, 0)
 
-    def losses(self, stage: Stage, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
-        draws, augments = stage.generator("draw"), stage.generator("augment")
-        self._freeze_batch_norm(stage, network)
+    def losses(self, run: Run, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
+        draws, augments = run.position.generator("draw"), run.position.generator("augment")
+        self._freeze_batch_norm(run, network)
         weights = list(network.parameters())
-        for label in range(stage.task.classes):
-            real = stage.draw(label, self._options.batch_real, draws)
-            fake = synthetic.rows(stage.labels == label)
+        for label in range(run.task.classes):
+            real = run.real.draw(label, self._options.batch_real, draws)
+            fake = synthetic.rows(synthetic.labels == label)
             if self._augmentation.strategy:
                 same = self._augmentation.draw(real.images.shape, augments, shared=True)
                 real, fake = (b.replace(images=same(b.images)) for b in (real, fake))
@@ -105,21 +100,21 @@ class _GradientMatching(Backend):
             gradient = torch.autograd.grad(loss, weights, create_graph=True)
             yield self._distance(gradient, _gradient(network, weights, real))
 
-    def advance(self, stage: Stage, network: nn.Module, synthetic: Batch) -> None:
+    def advance(self, run: Run, network: nn.Module, synthetic: Batch) -> None:
         network.train()
         optimiser = torch.optim.SGD(network.parameters(), lr=self._options.lr_net)
-        generator = stage.generator("network")
+        generator = run.position.generator("network")
         for _ in range(self._inner):
             train_epoch(network, optimiser, synthetic, self._inner_recipe, generator)
 
-    def _freeze_batch_norm(self, stage: Stage, network: nn.Module) -> None:
+    def _freeze_batch_norm(self, run: Run, network: nn.Module) -> None:
         """Take batch norm's statistics from real images: one image per class has none."""
         layers = batch_norm_layers(network)
         if not layers:
             return
         network.train()
-        generator = stage.generator("draw", 1)
-        drawn = [stage.draw(c, _BATCH_NORM_ROWS, generator) for c in range(stage.task.classes)]
+        generator = run.position.generator("draw", 1)
+        drawn = [run.real.draw(c, _BATCH_NORM_ROWS, generator) for c in range(run.task.classes)]
         with torch.no_grad():
             network(torch.cat([batch.images for batch in drawn]))
         for layer in layers:

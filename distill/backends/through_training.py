@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from .. import weights as flat
 from ..core.backend import Backend, BackendOptions
-from ..core.stage import Stage
+from ..core.run import Run
+from ..core.task import Task
 from ..networks.registry import batch_norm_layers
 from ..training import micro_batch
 from ..types import Batch, Recipe, RequestError, Step
@@ -93,15 +94,15 @@ class DD(Backend):
         rate = torch.tensor(self._options.rate, dtype=torch.float64)
         return {"raw_rates": rate.expm1().log().float().expand(count).clone()}
 
-    def recipe(self, stage: Stage) -> Recipe:
-        """The task's recipe with the learned steps, which need only its preprocessing beside."""
-        rates = functional.softplus(stage.learned["raw_rates"].detach()).tolist()
-        groups = [tuple(group.tolist()) for group in self._groups(stage)]
+    def recipe(self, task: Task, learned: Mapping[str, Tensor]) -> Recipe:
+        """The task's recipe with the learned steps, which otherwise need its preprocessing only."""
+        rates = functional.softplus(learned["raw_rates"].detach()).tolist()
+        groups = [tuple(group.tolist()) for group in self._groups(task)]
         steps = zip(groups * self._options.passes, rates, strict=True)
         if self._options.student_init == "fixed" and self._initial is None:
-            self._initial = flat.laid_out(self._student(stage, 0))
+            self._initial = flat.laid_out(self._student(task, 0, 0))
         return replace(
-            stage.task.recipe,
+            task.recipe,
             augment="",
             steps=tuple(Step(rows=rows, rate=rate) for rows, rate in steps),
             initial=self._initial,
@@ -118,36 +119,38 @@ class DD(Backend):
     def steps(self) -> int:
         return 1
 
-    def network(self, stage: Stage) -> nn.Module:
-        return self._student(stage, 0)
+    def network(self, run: Run) -> nn.Module:
+        return self._student(run.task, run.position.iteration, 0)
 
-    def losses(self, stage: Stage, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
-        steps = [StudentStep(rows=group) for group in self._groups(stage)] * self._options.passes
-        draws, count = stage.generator("draw"), self._options.networks
+    def losses(self, run: Run, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
+        task, iteration = run.task, run.position.iteration
+        steps = [StudentStep(rows=group) for group in self._groups(task)] * self._options.passes
+        draws, count = run.position.generator("draw"), self._options.networks
         for number in range(count):
             # Anew for each student: the loop frees a loss's graph before it asks for the next.
-            rates = functional.softplus(stage.learned["raw_rates"])
-            student = network if number == 0 else self._student(stage, number)
+            rates = functional.softplus(run.synthetic.learned["raw_rates"])
+            student = network if number == 0 else self._student(task, iteration, number)
             start = flat.laid_out(student)
             last = unroll(student, start, synthetic, steps, rates, self._options.gradient)
-            real = stage.draw_mixed(self._options.batch_real, draws)
+            real = run.real.draw_mixed(self._options.batch_real, draws)
             loss = _loss(student, last, real) / count
             self._last = last.detach() if number == 0 else self._last
             yield loss
 
-    def advance(self, stage: Stage, network: nn.Module, synthetic: Batch) -> None:
+    def advance(self, run: Run, network: nn.Module, synthetic: Batch) -> None:
         """The network becomes the student that this step has trained."""
         assert self._last is not None
         flat.write(network, self._last)
 
-    def _student(self, stage: Stage, number: int) -> nn.Module:
-        """An untrained student: student ``number`` of the iteration, or of all iterations."""
-        key = (stage.iteration, number) if self._options.student_init == "random" else (0, 0)
-        return stage.task.network(stage.task.streams.integer("network", *key)).train()
+    def _student(self, task: Task, iteration: int, number: int) -> nn.Module:
+        """An untrained student: number ``number`` of ``iteration``, or always the same."""
+        random = self._options.student_init == "random"
+        return task.fresh_network(*((iteration, number) if random else (0, 0)))
 
-    def _groups(self, stage: Stage) -> list[Tensor]:
+    def _groups(self, task: Task) -> list[Tensor]:
         """The rows of each step of one pass, ``per_step`` of every class."""
-        rows = torch.arange(len(stage.labels), device=stage.labels.device).view(-1, self._ipc)
+        count, device = task.classes * self._ipc, task.real.images.device
+        rows = torch.arange(count, device=device).view(-1, self._ipc)
         return [group.flatten() for group in rows.split(self._options.per_step, dim=1)]
 
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from .. import weights as flat
 from ..augment import Augmentation, parse_strategy
 from ..core.backend import Backend, BackendOptions
-from ..core.stage import Stage, Start
+from ..core.position import Position
+from ..core.run import Run
+from ..core.task import Start, Task
 from ..types import Batch, Recipe, RequestError, RunError
 from .experts import Buffer, ExpertPlan, open_buffer
 from .matching import trajectory_distance
@@ -120,9 +122,9 @@ class MTT(Backend):
         """The student's rate, one number."""
         return {"student_rate": torch.tensor(self._options.student_rate)}
 
-    def recipe(self, stage: Stage) -> Recipe:
+    def recipe(self, task: Task, learned: Mapping[str, Tensor]) -> Recipe:
         """The task's recipe at the learned rate."""
-        return replace(stage.task.recipe, lr=self._rate(stage).item())
+        return replace(task.recipe, lr=_positive_rate(learned).item())
 
     def optimiser(self, leaf: Tensor, learned: Mapping[str, Tensor]) -> torch.optim.Optimizer:
         options = self._options
@@ -132,87 +134,71 @@ class MTT(Backend):
 
     # What an iteration does ----------------------------------------------------------------------
 
-    def prepare(self, stage: Stage) -> None:
+    def prepare(self, run: Run) -> None:
         """Train the round's experts, or open the buffer that has them."""
-        options = self._options
-        length = -(-stage.task.iterations // options.rounds)
-        round_, within = divmod(stage.iteration, length)
+        length = -(-run.task.iterations // self._options.rounds)
+        round_, within = divmod(run.position.iteration, length)
         if round_ != self._round:
-            plan = self._plan(stage)
-            self._buffer = open_buffer(stage, plan, round_, fresh=within == 0)
+            self._buffer = open_buffer(run, self._plan(run.task), round_, fresh=within == 0)
             self._round = round_
 
     def steps(self) -> int:
         return 1
 
-    def network(self, stage: Stage) -> nn.Module:
-        start, _ = self._journey(stage)
-        network = stage.task.network(0).train()
+    def network(self, run: Run) -> nn.Module:
+        start, _ = self._start_and_target(run)
+        network = run.task.network(0).train()
         flat.write(network, start)
         return network
 
-    def losses(self, stage: Stage, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
-        start, target = self._journey(stage)
-        steps = self._student_steps(stage, synthetic)
-        rates = self._rate(stage).expand(len(steps))
+    def losses(self, run: Run, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
+        start, target = self._start_and_target(run)
+        steps = self._student_steps(run.position, synthetic)
+        rates = _positive_rate(run.synthetic.learned).expand(len(steps))
         last = unroll(network, start, synthetic, steps, rates, self._options.gradient)
         self._last = last.detach()
         yield trajectory_distance(last, start, target)
 
-    def advance(self, stage: Stage, network: nn.Module, synthetic: Batch) -> None:
+    def advance(self, run: Run, network: nn.Module, synthetic: Batch) -> None:
         """The network becomes the student at the end of its steps."""
         assert self._last is not None
         flat.write(network, self._last)
 
-    def _journey(self, stage: Stage) -> tuple[Tensor, Tensor]:
-        """Where the iteration's student starts and where its expert stood later, ``(P,)`` each."""
+    def _start_and_target(self, run: Run) -> tuple[Tensor, Tensor]:
+        """The iteration's expert's weights where the student starts and later, ``(P,)`` each."""
         assert self._buffer is not None
-        options, generator = self._options, stage.generator("draw")
+        options, generator = self._options, run.position.generator("draw")
         expert = int(torch.randint(options.experts, (1,), generator=generator))
         epoch = int(torch.randint(options.max_start_epoch, (1,), generator=generator))
         start, target = (
-            self._buffer.weights(expert, when).to(stage.leaf.device)
+            self._buffer.weights(expert, when).to(run.synthetic.leaf.device)
             for when in (epoch, epoch + options.expert_epochs)
         )
         return start, target
 
-    def _student_steps(self, stage: Stage, synthetic: Batch) -> list[StudentStep]:
+    def _student_steps(self, position: Position, synthetic: Batch) -> list[StudentStep]:
         """The rows of each step, whole orders cut into batches, and their augmentation."""
-        draws, augments = stage.generator("draw", 1), stage.generator("augment")
+        draws, augments = position.generator("draw", 1), position.generator("augment")
         size = min(self._options.batch_syn or len(synthetic), len(synthetic))
         batches: list[Tensor] = []
         steps = []
         for _ in range(self._options.student_steps):
             if not batches:
                 order = torch.randperm(len(synthetic), generator=draws)
-                batches = list(order.to(stage.leaf.device).split(size))
+                batches = list(order.to(synthetic.images.device).split(size))
             rows = batches.pop()
             shape = (len(rows), *synthetic.images.shape[1:])
             transform = self._augmentation.draw(shape, augments, shared=False)
             steps.append(StudentStep(rows=rows, transform=transform))
         return steps
 
-    def _rate(self, stage: Stage) -> Tensor:
-        rate = stage.learned["student_rate"]
-        value = rate.item()
-        if value <= 0:
-            raise RunError(
-                f"the student's learning rate fell to {value:.2g} at step {stage.step}: "
-                "lower lr_rate"
-            )
-        return rate
-
-    def _plan(self, stage: Stage) -> ExpertPlan:
-        options, recipe = self._options, stage.task.recipe
-        seed = stage.task.streams.seed if options.expert_seed is None else options.expert_seed
+    def _plan(self, task: Task) -> ExpertPlan:
+        options = self._options
         return ExpertPlan(
             experts=options.experts,
             epochs=options.train_epochs,
             rows=options.expert_rows,
-            recipe=Recipe(
-                mean=recipe.mean,
-                std=recipe.std,
-                zca=recipe.zca,
+            recipe=task.recipe.by_epochs(
                 epochs=options.train_epochs,
                 lr=options.expert_lr,
                 momentum=options.expert_momentum,
@@ -221,6 +207,17 @@ class MTT(Backend):
                 augment="_".join(parse_strategy(options.augment)),
             ),
             decay=options.expert_decay,
-            seed=seed,
-            together=min(options.experts_per_file, options.experts),
+            seed=task.streams.seed if options.expert_seed is None else options.expert_seed,
+            per_file=min(options.experts_per_file, options.experts),
         )
+
+
+def _positive_rate(learned: Mapping[str, Tensor]) -> Tensor:
+    """The student's learned rate, a scalar. Errors: ``RunError`` where it is not positive."""
+    rate = learned["student_rate"]
+    if rate.item() <= 0:
+        raise RunError(
+            f"the student's learning rate fell to {rate.item():.2g}, it must stay above 0: "
+            "lower lr_rate"
+        )
+    return rate

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.backend import Backend, BackendOptions
-from ..core.stage import Stage
+from ..core.real import RealData
+from ..core.run import Run
 from ..types import Batch, Recipe
 
 
@@ -41,8 +42,8 @@ class WholeSet(Backend):
     def __init__(self, options: BackendOptions, *, ipc: int, recipe: Recipe) -> None:
         pass
 
-    def start(self, stage: Stage) -> Batch:
-        return stage.whole()
+    def start(self, real: RealData) -> Batch:
+        return real.whole()
 
     def optimiser(self, leaf: Tensor, learned: Mapping[str, Tensor]) -> torch.optim.Optimizer:
         return torch.optim.SGD([leaf], lr=0.0)
@@ -52,11 +53,11 @@ class WholeSet(Backend):
 
     # With no iterations the loop asks for none of these.
 
-    def network(self, stage: Stage) -> nn.Module:
-        return stage.task.network(stage.task.streams.integer("network"))
+    def network(self, run: Run) -> nn.Module:
+        return run.task.fresh_network()
 
-    def losses(self, stage: Stage, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
+    def losses(self, run: Run, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
         yield from ()
 
-    def advance(self, stage: Stage, network: nn.Module, synthetic: Batch) -> None:
+    def advance(self, run: Run, network: nn.Module, synthetic: Batch) -> None:
         pass

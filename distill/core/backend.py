@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ..types import Batch, Recipe
-from .stage import Stage, Start
+from .real import RealData
+from .run import Run
+from .task import Start, Task
 
 
 class BackendOptions(BaseModel):
@@ -29,10 +31,11 @@ class Backend(ABC):
     """One way to distil. The loop owns the images, the hooks and the order of events.
 
     ``Options`` holds the backend's own options. ``victim_epochs``, ``victim_lr`` and
-    ``victim_augment`` are the published recipe for networks trained on its sets; ``None`` for what
-    a set's own recipe says. ``keeps_rows``: whether row i of the set is row i of the training data.
+    ``victim_augment`` are the published recipe for networks trained on its sets; ``None``: the
+    set's own recipe decides. ``keeps_rows``: whether row i of the set is row i of the
+    training data.
     ``expert_options``: the options that its experts depend on; empty for a backend without any.
-    ``cost`` and ``needs`` tell people what they are in for.
+    ``cost`` and ``needs`` are shown to users.
     """
 
     name: ClassVar[str]
@@ -51,24 +54,24 @@ class Backend(ABC):
 
     # What is made --------------------------------------------------------------------------------
 
-    def start(self, stage: Stage) -> Batch | None:
-        """The set that the run starts from; ``None`` for what the task asks for."""
+    def start(self, real: RealData) -> Batch | None:
+        """The set that the run starts from; ``None`` for what ``Task.init`` says."""
         return None
 
     def learned(self) -> dict[str, Tensor]:
-        """What is learned beside the images, where it starts: rates of steps, say."""
+        """First values of what is learned beside the images, such as learning rates, by name."""
         return {}
 
-    def recipe(self, stage: Stage) -> Recipe:
-        """How networks train on the set as it stands: the task's recipe, with what was learned."""
-        return stage.task.recipe
+    def recipe(self, task: Task, learned: Mapping[str, Tensor]) -> Recipe:
+        """How networks train on the current set: the task's recipe with what was ``learned``."""
+        return task.recipe
 
     @abstractmethod
     def optimiser(self, leaf: Tensor, learned: Mapping[str, Tensor]) -> torch.optim.Optimizer:
         """The optimiser of the images ``(N, C, H, W)`` in normalised space, and of ``learned``."""
 
     def pace(self, iteration: int) -> float:
-        """The share of its learning rates that the optimiser uses in ``iteration``."""
+        """The factor on the optimiser's learning rates in ``iteration``."""
         return 1.0
 
     # What an iteration does, in this order -------------------------------------------------------
@@ -77,20 +80,21 @@ class Backend(ABC):
     def steps(self) -> int:
         """Synthetic steps per outer iteration."""
 
-    def prepare(self, stage: Stage) -> None:  # noqa: B027 (most need nothing)
-        """Whatever the iteration needs from the real data before it begins: experts, say."""
+    def prepare(self, run: Run) -> None:  # noqa: B027 (most need nothing)
+        """Make what the iteration needs from the real data before it begins, such as experts."""
 
     @abstractmethod
-    def network(self, stage: Stage) -> nn.Module:
+    def network(self, run: Run) -> nn.Module:
         """The network that an outer iteration begins with."""
 
     @abstractmethod
-    def losses(self, stage: Stage, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
+    def losses(self, run: Run, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
         """The step's loss as scalars to be summed; each is back-propagated before the next is made.
 
-        ``synthetic`` is in pixel space and attached to the images; ``stage.learned`` may be used.
+        ``synthetic`` is in pixel space and attached to the images; ``run.synthetic.learned`` may
+        be used too.
         """
 
     @abstractmethod
-    def advance(self, stage: Stage, network: nn.Module, synthetic: Batch) -> None:
+    def advance(self, run: Run, network: nn.Module, synthetic: Batch) -> None:
         """Move ``network`` in place, between two synthetic steps. ``synthetic`` is detached."""

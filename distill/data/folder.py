@@ -42,7 +42,7 @@ _EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff",
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class DataRequest:
     """What is wanted of a reader: the part after the colon in the name, and where to look.
 
     roots: data folders in search order; the first also takes downloads and the cache.
@@ -225,7 +225,7 @@ def _store(path: Path, images: NDArray[np.uint8]) -> None:
                 temporary.unlink(missing_ok=True)
 
 
-def load_folder(request: Request) -> RawSet:
+def load_folder(request: DataRequest) -> RawSet:
     """``folder:PATH``: ``PATH/CLASS/*`` or ``PATH/train/CLASS/*`` with ``PATH/test/CLASS/*``.
 
     A relative PATH is looked for in the working directory, then in the folders for data. Classes

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..types import RequestError
-from .folder import TEST_SHARE, RawSet, Request, check_size, one_line, some, stratified
+from .folder import TEST_SHARE, DataRequest, RawSet, check_size, one_line, some, stratified
 
 _SPLIT_KEYS = ("x_train", "y_train", "x_test", "y_test")
 _POOL_KEYS = ("x", "y")
 
 
-def load_npz(request: Request) -> RawSet:
+def load_npz(request: DataRequest) -> RawSet:
     """``npz:PATH``: arrays ``x_train, y_train, x_test, y_test``, or ``x, y`` (fixed 80/20 split).
 
     Images: ``uint8``, or floating point in [0, 1]; NHWC, NCHW (C is 1 or 3) or NHW. Labels:

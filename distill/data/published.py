@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..types import RequestError
-from .folder import RawSet, Request, decode_files, one_line, read_idx, stratified
+from .folder import DataRequest, RawSet, decode_files, one_line, read_idx, stratified
 
 SYSTEM_DIR = Path("/usr/share/datasets")
 """Where Debian's ``dataset-*`` packages put their files."""
@@ -50,7 +50,7 @@ class Published:
 
     kind: str
     parts: tuple[str, ...]
-    read: Callable[[Any, Path, Request], RawSet]
+    read: Callable[[Any, Path, DataRequest], RawSet]
     home: str = ""
     suffixes: tuple[str, ...] = ("",)
     split_key: Literal["train", "split"] = "split"
@@ -77,7 +77,7 @@ class Published:
         return next((path for path in paths if path.exists()), None)
 
 
-def _load_published(spec: Published, request: Request) -> RawSet:
+def _load_published(spec: Published, request: DataRequest) -> RawSet:
     """Read a published set from the first folder that has it; download it if none has.
 
     Raises RequestError: the set is nowhere and can't be downloaded; a file of it is corrupt.
@@ -106,7 +106,7 @@ def _whole(spec: Published, folders: Sequence[Path]) -> Path | None:
     return next((f for f in folders if all(spec.part(f, part) for part in spec.parts)), None)
 
 
-def _read_published(spec: Published, folder: Path, request: Request) -> RawSet:
+def _read_published(spec: Published, folder: Path, request: DataRequest) -> RawSet:
     try:
         return spec.read(spec, folder, request)
     except RequestError:
@@ -144,7 +144,7 @@ def _good_archive(spec: Published, root: Path) -> Path | None:
     return root / name if name and md5 and check_integrity(root / name, md5) else None
 
 
-def _download(spec: Published, request: Request, archive: Path | None) -> str | None:
+def _download(spec: Published, request: DataRequest, archive: Path | None) -> str | None:
     """Fetch and unpack the set into the first data folder; what went wrong, or ``None``.
 
     torchvision works in a temporary folder and only whole parts are moved out of it: it writes
@@ -192,7 +192,7 @@ def _labelled(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def read_cifar(spec: Published, folder: Path, _: Request) -> RawSet:
+def read_cifar(spec: Published, folder: Path, _: DataRequest) -> RawSet:
     train, test = (spec.open(folder, split) for split in ("train", "test"))
     return RawSet(
         train=_labelled(train.data.transpose(0, 3, 1, 2), train.targets),
@@ -201,7 +201,7 @@ def read_cifar(spec: Published, folder: Path, _: Request) -> RawSet:
     )
 
 
-def read_arrays(classes: tuple[str, ...], spec: Published, folder: Path, _: Request) -> RawSet:
+def read_arrays(classes: tuple[str, ...], spec: Published, folder: Path, _: DataRequest) -> RawSet:
     """SVHN and STL10: torchvision holds them as NCHW."""
     train, test = (spec.open(folder, split) for split in ("train", "test"))
     return RawSet(
@@ -211,7 +211,7 @@ def read_arrays(classes: tuple[str, ...], spec: Published, folder: Path, _: Requ
     )
 
 
-def read_gtsrb(spec: Published, folder: Path, request: Request) -> RawSet:
+def read_gtsrb(spec: Published, folder: Path, request: DataRequest) -> RawSet:
     train, test = (spec.open(folder, split)._samples for split in ("train", "test"))
     for path, label in train:
         # torchvision numbers the folders it finds, so one that is missing shifts all labels.
@@ -237,7 +237,7 @@ _FIRST_TEST_LABELS = {
 }
 
 
-def read_mnist(spec: Published, folder: Path, _: Request) -> RawSet:
+def read_mnist(spec: Published, folder: Path, _: DataRequest) -> RawSet:
     arrays = []
     for part, ndim in zip(spec.parts, (3, 1, 3, 1), strict=True):
         path = spec.part(folder, part) or folder / part
@@ -257,7 +257,7 @@ def read_mnist(spec: Published, folder: Path, _: Request) -> RawSet:
     )
 
 
-def load_digits(_: Request) -> RawSet:
+def load_digits(_: DataRequest) -> RawSet:
     """scikit-learn's digits: pixels 0 to 16, scaled to [0, 1]; a fixed split with 500 test rows."""
     from sklearn import datasets  # slow to import
 
@@ -282,5 +282,5 @@ IDX_FILES = tuple(
 GTSRB_FILES = ("GTSRB/Training", "GTSRB/Final_Test/Images", "GT-final_test.csv")
 
 
-def published(kind: str, *parts: str, **fields: Any) -> Callable[[Request], RawSet]:
+def published(kind: str, *parts: str, **fields: Any) -> Callable[[DataRequest], RawSet]:
     return partial(_load_published, Published(kind=kind, parts=parts, **fields))

@@ -1,8 +1,8 @@
 """Distilled sets and triggers as files, and sets as 8-bit images.
 
 A distilled set's file holds exactly ``images``, ``labels`` and what a receiver needs to train on
-them (``zca.*`` where a whitening belongs to it, ``initial`` where training starts from given
-weights): the set of keys is fixed, so nothing of an attack can travel in it.
+them (``zca.*`` for a whitening, ``initial`` where training starts from given weights). The set of
+keys is fixed, so that the file can carry nothing of an attack.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from ..core.resume import below, under
-from ..preprocessing import Zca
+from ..preprocessing import Preprocessing, Zca
 from ..types import Batch, DistilledSet, Recipe, Step, hard_labels
+from .prefixes import add_prefix, select_prefix
 from .safe import fault, read_tensors, write_atomically, write_tensors
 
 FORMAT_VERSION: Final = 1
@@ -40,7 +40,7 @@ class _StepInfo(_Info):
 
 
 class _RecipeInfo(_Info):
-    """A :class:`Recipe` as metadata; an upper bound keeps a hostile file from endless training."""
+    """A :class:`Recipe` as metadata; the upper bounds keep a hostile file from endless training."""
 
     mean: Annotated[list[float], Field(min_length=1)]
     std: Annotated[list[PositiveFloat], Field(min_length=1)]
@@ -82,16 +82,17 @@ def load_set(path: Path | str) -> DistilledSet:
 
     Raises RequestError naming the file and the fault: unreadable, truncated or corrupted; another
     format version; unknown or missing tensors or metadata; wrong type or shape; NaN or infinity;
-    a label of no class; a recipe nobody can train by.
+    a label of no class; a recipe that no network can train by.
     """
     path = Path(path)
     tensors, info = read_tensors(path)
     valid = _check_set(path, tensors, info)
     values: dict[str, Any] = valid.recipe.model_dump()
-    values |= {key: tuple(values[key]) for key in ("mean", "std")}
+    mean, std = (tuple(values.pop(key)) for key in ("mean", "std"))
     values["steps"] = tuple(Step(rows=tuple(s.rows), rate=s.rate) for s in valid.recipe.steps)
-    zca = below("zca", tensors)
-    recipe = Recipe(**values, zca=Zca(**zca) if zca else None, initial=tensors.get("initial"))
+    zca = select_prefix("zca", tensors)
+    space = Preprocessing(mean, std, Zca(**zca) if zca else None)
+    recipe = Recipe(**values, preprocessing=space, initial=tensors.get("initial"))
     batch = Batch(images=tensors["images"], labels=tensors["labels"])
     return DistilledSet(batch=batch, classes=tuple(valid.classes), recipe=recipe)
 
@@ -100,9 +101,10 @@ def _tensors(distilled: DistilledSet) -> dict[str, Tensor]:
     """All tensors of a set's file, by their names in it."""
     batch, recipe = distilled.batch, distilled.recipe
     tensors = {"images": batch.images, "labels": batch.labels}
-    if recipe.zca is not None:
+    zca = recipe.preprocessing.zca
+    if zca is not None:
         names = ("mean", "matrix", "inverse")
-        tensors |= under("zca", {name: getattr(recipe.zca, name) for name in names})
+        tensors |= add_prefix("zca", {name: getattr(zca, name) for name in names})
     if recipe.initial is not None:
         tensors["initial"] = recipe.initial
     return tensors
@@ -149,8 +151,8 @@ def _check_names(path: Path, names: set[str]) -> None:
     zca = {"zca.mean", "zca.matrix", "zca.inverse"}
     optional = {"initial"} | (zca if zca <= names else set())
     if names - optional != {"images", "labels"}:
-        told = ", ".join(sorted(names)) or "nothing"
-        raise fault(path, f"holds the tensors {told[:100]}; a distilled set has images, labels")
+        found = ", ".join(sorted(names)) or "nothing"
+        raise fault(path, f"holds the tensors {found[:100]}; a distilled set has images, labels")
 
 
 def _check_recipe(path: Path, recipe: _RecipeInfo, images: Tensor) -> None:
@@ -164,7 +166,7 @@ def _check_recipe(path: Path, recipe: _RecipeInfo, images: Tensor) -> None:
 
 
 def _check_extras(path: Path, tensors: Mapping[str, Tensor], dimensions: int) -> None:
-    """The tensors that a recipe may bring beside the images and labels."""
+    """The tensors of a recipe, beside the images and labels."""
     square = (dimensions, dimensions)
     shapes = {"zca.mean": (1, dimensions), "zca.matrix": square, "zca.inverse": square}
     for name, tensor in tensors.items():

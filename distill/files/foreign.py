@@ -9,43 +9,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..preprocessing import Zca
+from ..preprocessing import Preprocessing
 from ..types import Batch, DistilledSet, Recipe
 from .artifact import check_set
 from .safe import TENSORS_CAP, fault, read_foreign
 
 
 def import_pt(
-    path: Path,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    classes: Sequence[str],
-    zca: Zca | None = None,
+    path: Path, *, preprocessing: Preprocessing, classes: Sequence[str]
 ) -> list[DistilledSet]:
     """The distilled sets in a ``.pt`` file of another project, without running code of the file.
 
     path: DatasetCondensation's and baadd's ``{'data': [[images, labels], ...], ...}``, a pair
     ``[images, labels]``, or ``{'images': ..., 'labels': ...}``; images ``(N, C, H, W)`` floats
-    normalised by ``mean`` and ``std`` (per channel) and whitened by ``zca``, labels ``(N,)``
-    integers or soft ``(N, classes)``. Returns pixel-space sets with the default recipe and that
-    preprocessing.
+    in the normalised space of ``preprocessing``, labels ``(N,)`` integers or soft
+    ``(N, classes)``. Returns pixel-space sets with the default recipe and that preprocessing.
 
     Raises RequestError: "refused unread" where the pickle names anything but tensors and numpy
     scalars; unreadable, truncated, too large; another structure; a set that is not valid.
     """
-    sets = []
+    sets, space = [], preprocessing
     for images, labels in _pairs(path, read_foreign(path)):
         if not images.is_floating_point():
             raise fault(path, f"images are {images.dtype}, expected normalised floats")
-        if images.ndim != 4 or len(mean) != images.shape[1] or len(std) != images.shape[1]:
-            given = f"{len(mean)} means and {len(std)} deviations"
+        if images.ndim != 4 or {len(space.mean), len(space.std)} != {images.shape[1]}:
+            given = f"{len(space.mean)} means and {len(space.std)} deviations"
             raise fault(path, f"images have the shape {tuple(images.shape)}, given {given}")
-        recipe = Recipe(mean=tuple(map(float, mean)), std=tuple(map(float, std)), zca=zca)
         batch = Batch(
-            images=recipe.preprocessing.pixels(images.float()).contiguous(),
+            images=space.pixels(images.float()).contiguous(),
             labels=(labels.float() if labels.is_floating_point() else labels.long()).contiguous(),
         )
+        recipe = Recipe(preprocessing=space)
         distilled = DistilledSet(batch=batch, classes=tuple(classes), recipe=recipe)
         check_set(path, distilled)
         sets.append(distilled)

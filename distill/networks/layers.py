@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast, final
 
 import torch
 from torch import Tensor, nn
 
-from ..preprocessing import Zca
+from ..preprocessing import Preprocessing
 
 Shape = tuple[int, int, int]
 
@@ -51,19 +51,20 @@ class Parameters:
 
 @final
 class Normalise(nn.Module):
-    """Pixel space to normalised space: ``(pixels - mean) / std`` per channel, whitened by ``zca``.
+    """Pixel space to normalised space: ``(pixels - mean) / std`` per channel, then whitened.
 
-    The whitening is shared by all networks of a run: no part of a network's own state.
+    All networks of a run share the whitening; it is not in a network's state.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], zca: Zca | None = None) -> None:
+    def __init__(self, space: Preprocessing) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
-        self.zca = zca
+        for name, values in (("mean", space.mean), ("std", space.std)):
+            buffer = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+            self.register_buffer(name, buffer)
+        self.zca = space.zca
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""

@@ -1,4 +1,4 @@
-"""Where fresh networks come from, and what a network's last layer sees."""
+"""Fresh networks by seed, and the features that enter a network's last layer."""
 
 from __future__ import annotations
 
@@ -29,14 +29,11 @@ class NetworkMaker:
 
     def __call__(self, seed: int) -> nn.Module:
         """A network in training mode whose weights depend on ``seed`` alone."""
-        space = self.preprocessing
         return build_network(
             self.spec,
             image_shape=self.image_shape,
             classes=self.classes,
-            mean=space.mean,
-            std=space.std,
-            zca=space.zca,
+            preprocessing=self.preprocessing,
             seed=seed,
             device=self.device,
         )

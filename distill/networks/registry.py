@@ -1,19 +1,13 @@
-"""The literature's networks, each from pixel space to logits, and the user's own.
+"""Networks from pixel space to logits: those of ``NETWORKS``, and the user's own.
 
-A network normalises on entry, so that mean and standard deviation live in one place only. What
-lies between is a trunk (normalised images to flat features) and a linear head on its features.
-With equal weights the networks compute what the dataset condensation code's (Zhao et al.) and the
-backdoor paper's do, on grey 28x28 and colour 32x32 images. Deviations: other image sizes work as
-well, because 28x28 images, not all grey ones, are padded to 32x32 (``convnet-baadd`` keeps padding
-grey ones) and ResNet pools over the whole map; and the features are always what enters the last
-linear layer, where the reference's ``embed`` stops before the hidden layer of ``convnet-baadd``.
+A network normalises on entry, so that mean and standard deviation are in one place only. A trunk
+(normalised images to flat features) and a linear head follow.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Literal, cast, final
 
 import torch
@@ -21,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ..plugins import is_reference, load_object, look_up
-from ..preprocessing import Zca
+from ..preprocessing import Preprocessing
 from ..randomness import seeded_weights
 from ..types import RequestError
+from .architectures import NETWORKS
 from .layers import Normalise, Parameters, Shape, Stack
 
 Norm = Literal["instance", "batch", "layer", "group", "none"]
@@ -88,166 +83,32 @@ class UserNetwork(nn.Module):
         return cast(Tensor, embed(self.normalise(pixels)))
 
 
-def _convnet(stack: Stack) -> None:
-    for _ in range(stack.parameters.depth):
-        stack.conv(stack.parameters.width)
-        stack.pool(stack.parameters.pooling)
-
-
-def _alexnet(stack: Stack) -> None:
-    stack.conv(128, 5, padding=2)
-    stack.pool("max")
-    stack.conv(192, 5, padding=2)
-    stack.pool("max")
-    for channels in (256, 192, 192):
-        stack.conv(channels)
-    stack.pool("max")
-
-
-def _vgg11(stack: Stack) -> None:
-    for block in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
-        for channels in block:
-            stack.conv(channels)
-        stack.pool("max")
-
-
-def _resnet18(stack: Stack) -> None:
-    stack.conv(64, bias=False)
-    for channels, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        stack.residual(channels, stride)
-        stack.residual(channels, 1)
-    stack.pool_globally()
-
-
-def _lenet(stack: Stack) -> None:
-    for channels in (6, 16):
-        stack.conv(channels, 5, padding=0)
-        stack.pool("max")
-    for units in (120, 84):
-        stack.linear(units)
-
-
-def _mlp(stack: Stack) -> None:
-    for _ in range(stack.parameters.depth):
-        stack.linear(stack.parameters.width)
-
-
-def _like_32(image_shape: Shape) -> int:
-    """28x28 images are treated as 32x32: two more zeros on each side."""
-    return 2 if image_shape[1:] == (28, 28) else 0
-
-
-def _like_baadd(image_shape: Shape) -> int:
-    """The reference pads every grey image, of 28 or 32 pixels, and no other."""
-    return 2 if image_shape in ((1, 28, 28), (1, 32, 32)) else 0
-
-
-def _no_margin(_: Shape) -> int:
-    return 0
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class NetworkEntry:
-    """An architecture of the registry.
-
-    build adds the trunk's layers to a stack. published: the parameters it takes with their
-    published values; it takes no others. smallest: the least side of an image that it can take.
-    margin: the zeros that its first convolution adds on each side for an image shape.
-    """
-
-    description: str
-    build: Callable[[Stack], None]
-    published: Mapping[str, int | str]
-    smallest: Callable[[Parameters], int] = lambda _: 1
-    margin: Callable[[Shape], int] = _like_32
-
-
-_CONVNET: dict[str, int | str] = {"width": 128, "depth": 3, "activation": "relu", "pooling": "avg"}
-_DEEP: dict[str, int | str] = {"norm": "instance", "activation": "relu", "head": 0}
-
-
-def _convnet_side(parameters: Parameters) -> int:
-    return 1 if parameters.pooling == "none" else 2**parameters.depth
-
-
-NETWORKS: dict[str, NetworkEntry] = {
-    "convnet": NetworkEntry(
-        description="the distillation literature's ConvNet (Gidaris and Komodakis, CVPR 2018)",
-        build=_convnet,
-        published={**_CONVNET, "norm": "instance", "head": 0},
-        smallest=_convnet_side,
-    ),
-    "convnet-baadd": NetworkEntry(
-        description="ConvNet of the backdoor paper's code (Liu et al., NDSS 2023): no norm, a "
-        "hidden layer of 192 units",
-        build=_convnet,
-        published={**_CONVNET, "norm": "none", "head": 192},
-        smallest=_convnet_side,
-        margin=_like_baadd,
-    ),
-    "alexnet": NetworkEntry(
-        description="AlexNet for small images (Krizhevsky et al., NeurIPS 2012)",
-        build=_alexnet,
-        published={**_DEEP, "norm": "none"},
-        smallest=lambda _: 8,
-    ),
-    "vgg11": NetworkEntry(
-        description="VGG-11 with one linear layer (Simonyan and Zisserman, ICLR 2015)",
-        build=_vgg11,
-        published=_DEEP,
-        smallest=lambda _: 32,
-    ),
-    "resnet18": NetworkEntry(
-        description="ResNet-18 with a 3x3 stem (He et al., CVPR 2016)",
-        build=_resnet18,
-        published=_DEEP,
-        # Below it the last blocks see one pixel per channel, and instance norm makes that zero.
-        smallest=lambda parameters: 9 if parameters.norm == "instance" else 1,
-        margin=_no_margin,
-    ),
-    "lenet": NetworkEntry(
-        description="LeNet-5 with max pooling (LeCun et al., Proc. IEEE 1998)",
-        build=_lenet,
-        published={"activation": "relu"},
-        smallest=lambda _: 16,
-    ),
-    "mlp": NetworkEntry(
-        description="perceptron with hidden layers (the dataset condensation code's)",
-        build=_mlp,
-        published={"width": 128, "depth": 2, "activation": "relu"},
-        margin=_no_margin,
-    ),
-}
-
-
 def build_network(
     spec: NetworkSpec,
     *,
     image_shape: Shape,
     classes: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    preprocessing: Preprocessing,
     seed: int,
-    zca: Zca | None = None,
     device: torch.device | str = "cpu",
 ) -> Network | UserNetwork:
     """A network in training mode, with PyTorch's default initialisation drawn from ``seed`` alone.
 
-    image_shape: (C, H, W). mean, std: per channel, pixel units. zca: a whitening that follows them,
-    on ``device``. The global generators are left as they were; weights are drawn on the CPU, so
-    that every device gets the same ones.
+    image_shape: (C, H, W). preprocessing: what the network does with pixels first, on ``device``.
+    The global generators are left as they were; weights are drawn on the CPU, so that every device
+    gets the same ones.
 
     ``RequestError``: an unknown name, a parameter that the architecture does not take, an image too
     small for it, a mean or std that does not fit the channels, a user's class that does not fit.
     """
+    mean, std = preprocessing.mean, preprocessing.std
     if not len(mean) == len(std) == image_shape[0] or min(std) <= 0:
         raise RequestError(
-            f"mean {tuple(mean)} and std {tuple(std)} must have one value for each of the "
+            f"mean {mean} and std {std} must have one value for each of the "
             f"{image_shape[0]} channels, std above 0"
         )
     with seeded_weights(seed):
-        normalise = Normalise(mean, std, zca)
+        normalise = Normalise(preprocessing)
         network: Network | UserNetwork
         if is_reference(spec.network):
             network = UserNetwork(normalise, _user_body(spec, image_shape, classes))

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from ...attacks import ATTACKS
 from ...defenses import DEFENSES
 from ...distill.backends import BACKENDS
-from ...distill.data.registry import DATASETS
-from ...distill.networks.registry import NETWORKS
+from ...distill.data.datasets import DATASETS
+from ...distill.networks.architectures import NETWORKS
 from .presets import load_preset, preset_names
 
 # What a catalogue says of a row beside its description.

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor
 
-from ...distill.core.loop import LoopState
-from ...distill.core.resume import below, under
+from ...distill.core.resume import LoopState
 from ...distill.files.safe import (
     append_json_line,
     fault,
@@ -134,18 +132,9 @@ class RunFolder:
         if not force and now - self._saved_at < _SECONDS_BETWEEN_CHECKPOINTS:
             return
         state = make()
-        tensors: dict[str, Tensor] = {"leaf": state.leaf}
-        tensors |= under("learned", state.learned) | under("optimiser", state.optimiser)
-        for number, hook in enumerate(state.hooks):
-            tensors |= under(f"hook.{number}", hook)
-        info = {
-            "iteration": state.iteration,
-            "key": key,
-            "hooks": len(state.hooks),
-            "seconds": seconds,
-        }
+        info = {"iteration": state.iteration, "key": key, "seconds": seconds}
         self._state.parent.mkdir(exist_ok=True)
-        write_tensors(self._state, tensors, info)
+        write_tensors(self._state, state.tensors(), info)
         self._saved_at = now
 
     def load(self, key: str, device: torch.device) -> tuple[LoopState, float] | None:
@@ -170,13 +159,7 @@ class RunFolder:
         """The kept state, the key of its configuration, the seconds behind it."""
         tensors, info = read_tensors(self._state, device=device)
         try:
-            state = LoopState(
-                iteration=int(info["iteration"]),
-                leaf=tensors["leaf"],
-                learned=below("learned", tensors),
-                optimiser=below("optimiser", tensors),
-                hooks=[below(f"hook.{number}", tensors) for number in range(int(info["hooks"]))],
-            )
+            state = LoopState.from_tensors(int(info["iteration"]), tensors)
             return state, str(info["key"]), float(info["seconds"])
         except (KeyError, TypeError, ValueError) as error:
             raise fault(self._state, f"is no checkpoint of this suite ({error!r})") from error

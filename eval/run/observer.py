@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any, final
 
 from ...attacks import Attack
-from ...distill.core.loop import LoopState
+from ...distill.core.resume import LoopState
+from ...distill.core.run import Observer
 from ...distill.types import Distillate
 from ..results.metrics import Scores, rates
 from .folder import RunFolder
@@ -17,7 +18,7 @@ from .workshop import Workshop
 
 
 @final
-class Watcher:
+class Watcher(Observer):
     """The loop's observer for one run folder; ``spent`` seconds of work lie behind it."""
 
     def __init__(

@@ -55,8 +55,7 @@ class Source:
         """The set; a ``.pt`` file holds no recipe and gets the configuration's."""
         data, space = workshop.data, workshop.data.preprocessing
         if self.set_file.suffix in (".pt", ".pth"):
-            mean, std, zca, names = space.mean, space.std, space.zca, data.classes
-            sets = import_pt(self.set_file, mean=mean, std=std, zca=zca, classes=names)
+            sets = import_pt(self.set_file, preprocessing=space, classes=data.classes)
             return replace(sets[0], recipe=workshop.recipe)
         return load_set(self.set_file)
 

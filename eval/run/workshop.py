@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ...attacks import Attack, DataInfo
 from ...distill.core.backend import Backend
-from ...distill.core.stage import Stage, Task
+from ...distill.core.start import start_run
+from ...distill.core.task import Task
 from ...distill.data.registry import ImageSet, load_dataset
 from ...distill.memory import keep_freed_memory
 from ...distill.networks.makers import NetworkMaker
@@ -44,11 +45,10 @@ class Workshop:
 
         What the configuration leaves to the backend has the default of ``Recipe`` until then.
         """
-        space = self.data.preprocessing
         augment = self.config.victims.victim_augment
         if augment is None:
             raise RequestError("the victims' recipe is not resolved: use configure()")
-        recipe = Recipe(mean=space.mean, std=space.std, zca=space.zca, augment=augment)
+        recipe = Recipe(preprocessing=self.data.preprocessing, augment=augment)
         return self.with_wishes(recipe)
 
     def with_wishes(self, recipe: Recipe) -> Recipe:
@@ -138,21 +138,18 @@ class Workshop:
         attack, backend = self.attack(), self.backend()
         if attack is None or not backend.keeps_rows or count != len(self.data.train):
             return None
-        Stage(self.task(), [attack], backend.steps(), start=backend.start)
+        start_run(self.task(), backend, [attack])
         return attack.poisoned_rows
 
     def rehearse(self) -> None:
-        """Set the stage once, for nothing: whatever the data can't give is refused beforehand.
+        """Start a run without a step: what the data cannot give is refused beforehand.
 
         Such as more poisoned rows, or more images to start from, than a class has. A hook that
         fails is left to the run, whose record tells of it.
         """
         attack = self.attack()
         with contextlib.suppress(RunError):
-            backend = self.backend()
-            hooks = [attack] if attack else []
-            steps, learned = backend.steps(), backend.learned()
-            Stage(self.task(), hooks, steps, learned=learned, start=backend.start)
+            start_run(self.task(), self.backend(), [attack] if attack else [])
 
     def data_info(self) -> DataInfo:
         """What an attacker knows of the data."""

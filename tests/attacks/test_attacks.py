@@ -15,7 +15,7 @@ from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOp
 from distillsec.distill.core import hooks
 from distillsec.distill.core.hooks import EVENTS, Hook, Moment
 from distillsec.distill.core.loop import distil
-from distillsec.distill.core.stage import Task
+from distillsec.distill.core.task import Task
 from distillsec.distill.files.artifact import load_trigger, save_trigger
 from distillsec.distill.types import Batch
 

@@ -16,7 +16,7 @@ from distillsec.distill.core import hooks
 from distillsec.distill.core.backend import Backend
 from distillsec.distill.core.hooks import EVENTS, Hook, Moment
 from distillsec.distill.core.loop import distil
-from distillsec.distill.core.stage import Task
+from distillsec.distill.core.task import Task
 from distillsec.distill.types import Batch
 
 DISTILLING = [name for name, backend in BACKENDS.items() if not backend.keeps_rows]

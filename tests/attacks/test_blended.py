@@ -17,7 +17,8 @@ from distillsec.attacks.triggers import patch_mask
 from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOptions
 from distillsec.distill.core.hooks import Moment
 from distillsec.distill.core.loop import distil
-from distillsec.distill.core.stage import Task
+from distillsec.distill.core.run import Observer
+from distillsec.distill.core.task import Task
 from distillsec.distill.files.artifact import load_trigger, save_trigger
 from distillsec.distill.types import Distillate, RequestError
 from distillsec.eval.config.layers import gather
@@ -130,11 +131,7 @@ def test_a_resumed_distillation_gives_the_same_set(
     options = GradientMatchingOptions(batch_real=16, outer_loop=2, inner_loop=1)
     kept: list[Any] = []
 
-    class Watch:
-        def on_expert(self, done: int, total: int) -> None: ...
-
-        def on_step(self, done: int, total: int) -> None: ...
-
+    class Watch(Observer):
         def on_iteration(
             self, iteration: int, loss: float, made: Distillate, state: Callable[[], Any]
         ) -> None:

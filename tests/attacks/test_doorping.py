@@ -14,7 +14,7 @@ from distillsec.attacks.search import OBJECTIVES
 from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOptions
 from distillsec.distill.core.hooks import Hook, Moment
 from distillsec.distill.core.loop import distil
-from distillsec.distill.core.stage import Task
+from distillsec.distill.core.task import Task
 from distillsec.distill.networks.registry import Network
 from distillsec.distill.types import Batch
 

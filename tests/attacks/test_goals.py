@@ -21,7 +21,7 @@ from distillsec.attacks import (
 from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOptions
 from distillsec.distill.core.hooks import Moment
 from distillsec.distill.core.loop import distil
-from distillsec.distill.core.stage import Task
+from distillsec.distill.core.task import Task
 from distillsec.distill.types import RequestError
 from distillsec.eval.config.schema import configure
 

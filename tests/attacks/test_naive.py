@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from distillsec.attacks import DataInfo, Naive, PatchOptions
 from distillsec.distill.core.hooks import Moment
-from distillsec.distill.core.stage import Stage, Task
+from distillsec.distill.core.run import Run
+from distillsec.distill.core.task import Task
 from distillsec.distill.types import Batch, RequestError
 from distillsec.eval.results.metrics import rates
 
 Tasks = Callable[..., Task]
+Runs = Callable[..., Run]
 Moments = Callable[..., Moment]
 
 
@@ -101,11 +103,11 @@ def test_the_threat_model_follows_the_target_share(naive: Naives) -> None:
 
 @pytest.mark.parametrize(("share", "wanted"), [(0.25, 5), (0.5, 10), (0.9, 18)])
 def test_the_target_share_of_a_draw_is_exact(
-    naive: Naives, toy_task: Tasks, share: float, wanted: int
+    naive: Naives, toy_task: Tasks, toy_run: Runs, share: float, wanted: int
 ) -> None:
     task, attack = toy_task(), naive(poison_rate=0.4, target=1, target_share=share)
-    stage = Stage(task, [attack], 1)
-    batch = stage.draw(1, 20, torch.Generator().manual_seed(0))
+    run = toy_run(task, [attack])
+    batch = run.real.draw(1, 20, torch.Generator().manual_seed(0))
     assert batch.index is not None
     assert len(batch) == len(batch.index.unique()) == 20
     poisoned = attack.poisoned[batch.index]
@@ -117,9 +119,9 @@ def test_the_target_share_of_a_draw_is_exact(
     assert torch.equal(batch.images[~poisoned], task.real.images[clean])
 
 
-def test_too_few_poisoned_rows_are_repeated(naive: Naives, toy_task: Tasks) -> None:
+def test_too_few_poisoned_rows_are_repeated(naive: Naives, toy_task: Tasks, toy_run: Runs) -> None:
     attack = naive(poison_rate=0.05, target_share=0.5)  # 4 rows
-    batch = Stage(toy_task(), [attack], 1).draw(0, 20, torch.Generator().manual_seed(0))
+    batch = toy_run(toy_task(), [attack]).real.draw(0, 20, torch.Generator().manual_seed(0))
     assert batch.index is not None
     assert int(attack.poisoned[batch.index].sum()) == 10
 

@@ -23,7 +23,8 @@ from distillsec.attacks.search import (
 )
 from distillsec.attacks.triggers import patch_mask
 from distillsec.distill.core.hooks import Moment
-from distillsec.distill.core.stage import Stage, Task
+from distillsec.distill.core.run import Run
+from distillsec.distill.core.task import Task
 from distillsec.distill.networks.registry import Network
 from distillsec.distill.types import RequestError
 
@@ -255,10 +256,12 @@ def test_student_lowers_the_mean_over_its_students(
     assert fooling(networks, found, carriers) < fooling(networks, carriers.pattern, carriers) - 1e-3
 
 
-def test_the_students_of_a_moment_are_fresh_networks_trained_on_the_set(toy_task: Tasks) -> None:
+def test_the_students_of_a_moment_are_fresh_networks_trained_on_the_set(
+    toy_task: Tasks, toy_run: Callable[..., Run]
+) -> None:
     def weights(seed: int) -> list[Tensor]:
-        stage = Stage(toy_task(seed=seed), [], 1)
-        moment = stage.moment("on_network")()
+        run = toy_run(toy_task(seed=seed))
+        moment = run.moments.at("on_network")()
         students = [moment.train_student() for _ in range(2)]
         assert not any(student.training for student in students)
         return [torch.cat([w.flatten() for w in each.parameters()]) for each in students]

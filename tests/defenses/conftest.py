@@ -16,6 +16,7 @@ from distillsec.defenses.base import DefenderView
 from distillsec.distill.data.registry import load_dataset
 from distillsec.distill.networks.makers import NetworkMaker
 from distillsec.distill.networks.registry import NetworkSpec
+from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.training import fit
 from distillsec.distill.types import Batch, DistilledSet, Recipe
 
@@ -82,7 +83,9 @@ def make_case(
         rows[others[order[: round(rate * len(train))]]] = True
     images = torch.where(rows.view(-1, 1, 1, 1), stamp(train.images), train.images)
     labels = torch.where(rows, TARGET, train.labels)
-    recipe = Recipe(mean=data.mean, std=data.std, epochs=epochs, lr=0.05, batch_size=64)
+    recipe = Recipe(
+        preprocessing=Preprocessing(data.mean, data.std), epochs=epochs, lr=0.05, batch_size=64
+    )
     distilled = DistilledSet(
         batch=Batch(images=images, labels=labels), classes=data.classes, recipe=recipe
     )

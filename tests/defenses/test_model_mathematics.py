@@ -335,7 +335,9 @@ def test_the_p_value_is_that_of_the_largest_of_a_gamma() -> None:
 def test_training_by_a_step_is_training() -> None:
     """``train_by`` with the plain step gives the very weights that ``fit`` gives."""
     batch = images_of(23)
-    recipe = Recipe(mean=(0.5,), std=(0.3,), epochs=5, batch_size=5, lr=0.05, augment="crop")
+    recipe = Recipe(
+        preprocessing=Preprocessing((0.5,), (0.3,)), epochs=5, batch_size=5, lr=0.05, augment="crop"
+    )
     one = fit(made(), batch, recipe, seeded(4))
     other = tuning.train_by(made(), batch, recipe, seeded(4))
     for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
@@ -354,7 +356,7 @@ def test_tuning_takes_its_steps_at_an_annealed_rate(
         optimiser.step()
 
     options = tuning.TuningOptions(steps=7, batch=8, lr=lr, hold=hold, halves=halves)
-    recipe = Recipe(mean=(0.5,), std=(0.3,), lr=0.05)
+    recipe = Recipe(preprocessing=Preprocessing((0.5,), (0.3,)), lr=0.05)
     tuned = tuning.tune(made(), images_of(20), recipe, options, seeded(), step)
     places = [0, 0, 2, 2, 4, 4, 6] if hold == 2 else range(7)
     wanted = [rate * (1 + np.cos(np.pi * halves * place / 7)) / 2 for place in places]

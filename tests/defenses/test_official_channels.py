@@ -29,13 +29,14 @@ from distillsec.defenses.models import abs as abs_
 from distillsec.defenses.models import anp, bti_dbf, clp, rnp
 from distillsec.distill.networks.layers import Normalise
 from distillsec.distill.networks.registry import Network
+from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import Batch, Recipe
 
 if TYPE_CHECKING:
     from tests.defenses.conftest import Case
 
 LABELS = torch.arange(12) % 3
-RECIPE = Recipe(mean=(0.5,), std=(0.3,), epochs=1)
+RECIPE = Recipe(preprocessing=Preprocessing((0.5,), (0.3,)), epochs=1)
 
 
 def waves(shape: tuple[int, ...] | torch.Size, number: int, scale: float = 0.5) -> Tensor:
@@ -62,7 +63,7 @@ def made() -> Network:
         nn.AvgPool2d(2),
         nn.Flatten(),
     )
-    network = Network(Normalise((0.5,), (0.3,)), trunk, nn.Linear(16, 3)).double()
+    network = Network(Normalise(Preprocessing((0.5,), (0.3,))), trunk, nn.Linear(16, 3)).double()
     with torch.no_grad():
         for number, parameter in enumerate(network.parameters()):
             parameter.copy_(waves(parameter.shape, number))
@@ -216,7 +217,9 @@ def test_clp_prunes_the_official_channels(
     """1.6 and 1.0 tell the unbiased deviation from the other, which would prune one more."""
     norm = nn.BatchNorm2d(6)
     trunk = nn.Sequential(nn.Conv2d(2, 6, 3), norm, nn.ReLU(), nn.Flatten())
-    network = Network(Normalise((0.0, 0.0), (1.0, 1.0)), trunk, nn.Linear(6 * 36, 10)).eval()
+    network = Network(
+        Normalise(Preprocessing((0.0, 0.0), (1.0, 1.0))), trunk, nn.Linear(6 * 36, 10)
+    ).eval()
     source = trunk[0].weight
     assert isinstance(source, Tensor) and norm.running_var is not None
     with torch.no_grad():

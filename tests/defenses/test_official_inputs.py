@@ -60,7 +60,7 @@ def small() -> tuple[nn.Module, Tensor]:
 
 def view_of(network: nn.Module, held: Batch) -> DefenderView:
     shape = (1, 6, 6)
-    recipe = Recipe(mean=(0.5,), std=(0.25,), epochs=1, lr=0.1, batch_size=4)
+    recipe = Recipe(preprocessing=Preprocessing((0.5,), (0.25,)), epochs=1, lr=0.1, batch_size=4)
     maker = NetworkMaker(
         spec=NetworkSpec(), image_shape=shape, classes=3, preprocessing=Preprocessing((0.5,), (1,))
     )

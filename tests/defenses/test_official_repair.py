@@ -23,7 +23,7 @@ from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import Batch, Recipe
 
 REPAIRERS = ["fine-tuning", "fine-pruning", "nad", "ft-sam", "i-bau"]
-RECIPE = Recipe(mean=(0.5,), std=(0.5,), lr=0.123)
+RECIPE = Recipe(preprocessing=Preprocessing((0.5,), (0.5,)), lr=0.123)
 
 
 def wave(count: int, scale: float, shift: float) -> Tensor:
@@ -110,7 +110,7 @@ def test_tuning_shifts_into_black_and_mirrors_what_the_recipe_mirrors(
 ) -> None:
     """Each image is a window of the one padded by 4 of 32 black pixels, all 81 being as likely."""
     images = wave(3 * 32 * 32, 0.4, 0.3).view(1, 3, 32, 32) + 0.5
-    recipe = Recipe(mean=(0.5,) * 3, std=(0.5,) * 3, augment=augment)
+    recipe = Recipe(preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3), augment=augment)
     change = tuning.augmentation("crop", recipe, torch.Generator().manual_seed(0))
     padded = nn.functional.pad(images[0], (4, 4, 4, 4))
     windows = [padded[:, t : t + 32, s : s + 32] for t in range(9) for s in range(9)]

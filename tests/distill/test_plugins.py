@@ -17,6 +17,7 @@ from distillsec.distill.networks.registry import (
     penultimate_linear,
 )
 from distillsec.distill.plugins import is_reference, load_object, look_up
+from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import RequestError
 
 CIFAR = (3, 32, 32)
@@ -25,7 +26,9 @@ CIFAR = (3, 32, 32)
 def build(reference: str, seed: int = 0, **parameters: Any) -> Network | UserNetwork:
     spec = NetworkSpec(network=reference, **parameters)
     mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
-    return build_network(spec, image_shape=CIFAR, classes=10, mean=mean, std=std, seed=seed)
+    return build_network(
+        spec, image_shape=CIFAR, classes=10, preprocessing=Preprocessing(mean, std), seed=seed
+    )
 
 
 USERS = """

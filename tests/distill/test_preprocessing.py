@@ -119,10 +119,8 @@ def network_of(zca: Zca | None, seed: int = 0) -> torch.nn.Module:
         NetworkSpec(width=4, depth=1),
         image_shape=(2, 4, 4),
         classes=3,
-        mean=(0.0, 0.0),
-        std=(1.0, 1.0),
+        preprocessing=Preprocessing((0.0, 0.0), (1.0, 1.0), zca),
         seed=seed,
-        zca=zca,
     )
 
 
@@ -191,9 +189,10 @@ def test_a_whitened_run_hands_its_matrices_on(
     for name in ("mean", "matrix", "inverse"):
         assert torch.equal(tensors[f"zca.{name}"], getattr(data.zca, name))
     found = load_set(path)
-    assert found.recipe.zca == data.zca and found.recipe.mean == (0.0,)
+    assert found.recipe.preprocessing == data.preprocessing
     assert record.recipe["zca"] == data.zca.describe()
     assert record.recipe == found.recipe.describe()
     plain = tiny(control=False, victims=1, **changes)
     assert plain.control_key() != config.control_key()
-    assert replace(found.recipe, zca=None) != found.recipe
+    unwhitened = Preprocessing(data.preprocessing.mean, data.preprocessing.std)
+    assert replace(found.recipe, preprocessing=unwhitened) != found.recipe

@@ -14,7 +14,7 @@ from torch import Tensor
 from distillsec.attacks import ATTACKS, DataInfo
 from distillsec.distill.backends.gradient_matching import DSA, SiameseOptions
 from distillsec.distill.core.loop import distil
-from distillsec.distill.core.stage import Task
+from distillsec.distill.core.task import Task
 from distillsec.distill.randomness import STREAMS, Streams
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillsec.distill.core.stage import Task
+from distillsec.distill.core.task import Task
+from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.training import accuracy, fit, predict, shuffled
 from distillsec.distill.types import Batch, Recipe, RunError
 
@@ -50,7 +51,7 @@ def difference(a: nn.Module, b: nn.Module) -> float:
     return max((x - y).abs().max().item() for x, y in pairs)
 
 
-RECIPE = Recipe(mean=(0.5,), std=(0.25,), epochs=9, lr=0.05, weight_decay=0.01)
+RECIPE = Recipe(preprocessing=Preprocessing((0.5,), (0.25,)), epochs=9, lr=0.05, weight_decay=0.01)
 
 
 def test_fit_is_sgd_with_momentum_decay_and_a_drop_at_half(toy_task: Tasks, batch: Batch) -> None:

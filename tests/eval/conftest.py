@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from distillsec.distill.files.artifact import save_set
+from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import Batch, DistilledSet, Recipe
 from distillsec.eval.results.metrics import collect, over_seeds
 from distillsec.eval.results.record import Metrics, Record
@@ -36,7 +37,7 @@ def small_set(shift: float = 0.0, classes: Sequence[str] = ("cat", "dog", "owl")
     labels = torch.arange(2 * len(classes)) // 2
     images = torch.linspace(0, 1, 64).view(1, 1, 8, 8).repeat(len(labels), 1, 1, 1)
     images = images * (1 + labels.view(-1, 1, 1, 1)) / len(classes) + shift
-    recipe = Recipe(mean=(0.5,), std=(0.25,))
+    recipe = Recipe(preprocessing=Preprocessing((0.5,), (0.25,)))
     batch = Batch(images=images, labels=labels)
     return DistilledSet(batch=batch, classes=tuple(classes), recipe=recipe)
 

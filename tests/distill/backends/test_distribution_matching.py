@@ -14,7 +14,8 @@ from distillsec.distill.backends.distribution_matching import DM, DistributionMa
 from distillsec.distill.core.backend import Backend
 from distillsec.distill.core.hooks import Hook, Moment
 from distillsec.distill.core.loop import distil
-from distillsec.distill.core.stage import Stage, Task
+from distillsec.distill.core.start import start_run
+from distillsec.distill.core.task import Task
 from distillsec.distill.networks.registry import batch_norm_layers
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import Batch
@@ -65,12 +66,14 @@ def test_the_loss_is_the_papers(
 ) -> None:
     task = toy_task(ipc=2, norm=norm)
     backend = toy_backend("dm", task, batch_real=ROWS, augment="_".join(strategy) or "none")
-    stage = Stage(task, [], 1)
+    run = start_run(task, backend)
     for iteration in range(3):
-        stage.enter(iteration, 0)
-        network = backend.network(stage)
-        images = stage.synthetic().images.requires_grad_()
-        losses = list(backend.losses(stage, network, Batch(images=images, labels=stage.labels)))
+        run.position.enter(iteration, 0)
+        network = backend.network(run)
+        images = run.synthetic.batch().images.requires_grad_()
+        losses = list(
+            backend.losses(run, network, Batch(images=images, labels=run.synthetic.labels))
+        )
         assert len(losses) == (1 if norm == "batch" else 3)
         loss = torch.stack(losses).sum()
         fresh = task.network(task.streams.integer("network", iteration, 0)).train()
@@ -158,7 +161,7 @@ def test_the_loss_falls(toy_task: Tasks, toy_backend: Backends) -> None:
                 found += (real.mean(0) - ours.mean(0)).square().sum().item()
         return found
 
-    start = Stage(task, [], 1).synthetic().images
+    start = start_run(task, backend).synthetic.batch().images
     made = distil(task, backend)
     assert loss(made.batch.images) < 0.2 * loss(start)
     assert made.recipe is task.recipe

@@ -1,4 +1,4 @@
-"""Experts: plain training reproduced, their files, reuse and refusal, killed and taken up."""
+"""Experts: plain training reproduced, their files, reuse and refusal."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from distillsec.attacks import ATTACKS, DataInfo
 from distillsec.distill import weights as flat
 from distillsec.distill.augment import Augmentation, parse_strategy
 from distillsec.distill.backends import experts
+from distillsec.distill.backends.distribution_matching import DM, DistributionMatchingOptions
 from distillsec.distill.backends.experts import Buffer, ExpertPlan, open_buffer
 from distillsec.distill.backends.trajectory_matching import MTT, TrajectoryMatchingOptions
 from distillsec.distill.core.hooks import Hook
-from distillsec.distill.core.stage import Stage, Task
+from distillsec.distill.core.run import Run
+from distillsec.distill.core.start import start_run
+from distillsec.distill.core.task import Task
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.randomness import Streams
 from distillsec.distill.types import RequestError, RunError
@@ -51,11 +54,16 @@ SETTINGS: dict[str, Any] = {
 def planned(task: Task, **changes: Any) -> ExpertPlan:
     """The plan of ``mtt`` with these options."""
     options = TrajectoryMatchingOptions(**{**SETTINGS, **changes})
-    return MTT(options, ipc=1, recipe=task.recipe)._plan(Stage(task, [], 1))
+    return MTT(options, ipc=1, recipe=task.recipe)._plan(task)
+
+
+def started(task: Task, hooks: Sequence[Hook] = ()) -> Run:
+    backend = DM(DistributionMatchingOptions(), ipc=task.ipc, recipe=task.recipe)
+    return start_run(task, backend, hooks)
 
 
 def opened(task: Task, hooks: Sequence[Hook] = (), *, fresh: bool = True, **changes: Any) -> Buffer:
-    return open_buffer(Stage(task, hooks, 1), planned(task, **changes), 0, fresh=fresh)
+    return open_buffer(started(task, hooks), planned(task, **changes), 0, fresh=fresh)
 
 
 def folder_of(task: Task, round_: int = 0) -> Path:
@@ -79,7 +87,7 @@ def naive(data: DataInfo) -> list[Hook]:
     return [attack(attack.Options.model_validate(options), data)]
 
 
-def nobody(data: DataInfo) -> list[Hook]:
+def no_hooks(data: DataInfo) -> list[Hook]:
     return []
 
 
@@ -169,14 +177,14 @@ def snapshot(task: Task) -> dict[str, tuple[int, bytes]]:
     return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder_of(task).iterdir()}
 
 
-@pytest.mark.parametrize("hooks", [nobody, naive, doorping])
+@pytest.mark.parametrize("hooks", [no_hooks, naive, doorping])
 def test_a_finished_buffer_is_reused_untouched(
     toy_task: Tasks, toy_data_info: DataInfo, monkeypatch: pytest.MonkeyPatch, hooks: Any
 ) -> None:
     task, first, again = toy_task(), hooks(toy_data_info), hooks(toy_data_info)
     made = opened(task, first).weights(2, 3)
     before = snapshot(task)
-    monkeypatch.setattr(experts._Workplace, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(experts._ExpertTraining, "_train", lambda *_: pytest.fail("trained again"))
     assert torch.equal(opened(task, again).weights(2, 3), made)
     assert snapshot(task) == before
     for one, other in zip(first, again, strict=True):
@@ -190,18 +198,18 @@ def test_a_moved_trigger_comes_out_of_a_reused_buffer(
 ) -> None:
     task = toy_task()
     (first,), (again,) = doorping(toy_data_info), doorping(toy_data_info)
-    stage = Stage(task, [first], 1)
+    run = started(task, [first])
     start = first.state_dict()["pattern"].clone()
-    open_buffer(stage, planned(task), 0, fresh=True)
+    open_buffer(run, planned(task), 0, fresh=True)
     moved = first.state_dict()
     assert not torch.equal(moved["pattern"], start)
     assert moved["counts"].tolist()[:3] == [6, 6, 0]  # 3 experts, after each epoch but the last
     opened(task, [again])
     assert torch.equal(again.state_dict()["pattern"], moved["pattern"])
     # In the middle of a round the hooks stay as the resumed run has them.
-    stage = Stage(task, [again], 1)
+    run = started(task, [again])
     again.load_state_dict({**moved, "pattern": start})
-    open_buffer(stage, planned(task), 0, fresh=False)
+    open_buffer(run, planned(task), 0, fresh=False)
     assert torch.equal(again.state_dict()["pattern"], start)
 
 
@@ -210,7 +218,7 @@ def relabelled(task: Task) -> Task:
 
 
 @pytest.mark.parametrize(
-    ("change", "changes", "told"),
+    ("change", "changes", "difference"),
     [
         (lambda task: task, {"expert_lr": 0.07}, "expert_lr is 0.05, not 0.07"),
         (lambda task: task, {"expert_seed": 8}, "expert_seed is 7, not 8, first_weights is "),
@@ -221,7 +229,7 @@ def relabelled(task: Task) -> Task:
     ],
 )
 def test_other_experts_are_refused_by_what_differs(
-    toy_task: Tasks, change: Callable[[Task], Task], changes: dict[str, Any], told: str
+    toy_task: Tasks, change: Callable[[Task], Task], changes: dict[str, Any], difference: str
 ) -> None:
     task = toy_task()
     opened(task)
@@ -229,19 +237,19 @@ def test_other_experts_are_refused_by_what_differs(
     with pytest.raises(RequestError) as refused:
         opened(change(task), **changes)
     said = str(refused.value)
-    assert said.startswith(f"{folder_of(task)} holds other experts: ") and told in said
+    assert said.startswith(f"{folder_of(task)} holds other experts: ") and difference in said
     assert "\n" not in said and "choose another folder" in said
     assert snapshot(task) == before
 
 
-def test_another_course_of_the_attack_is_refused(toy_task: Tasks, toy_data_info: DataInfo) -> None:
+def test_another_state_of_the_attack_is_refused(toy_task: Tasks, toy_data_info: DataInfo) -> None:
     task, (attack,) = toy_task(), doorping(toy_data_info)
     opened(task, [attack])
-    stage = Stage(task, [attack], 1)
+    run = started(task, [attack])
     state = attack.state_dict()
     attack.load_state_dict({**state, "pattern": state["pattern"] / 2})
-    with pytest.raises(RequestError, match="experts of another course of the attack"):
-        open_buffer(stage, planned(task), 0, fresh=True)
+    with pytest.raises(RequestError, match="experts trained from another state of the attack"):
+        open_buffer(run, planned(task), 0, fresh=True)
 
 
 def cut(path: Path) -> None:

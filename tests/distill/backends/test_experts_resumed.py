@@ -1,4 +1,4 @@
-"""Experts whose training is killed: what was reached is taken up, and the files are the same."""
+"""Experts whose training is killed: it continues, and ends with the same files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from distillsec.attacks import ATTACKS, Attack, DataInfo
 from distillsec.distill.backends import experts
 from distillsec.distill.core.backend import Backend
 from distillsec.distill.core.hooks import Hook
-from distillsec.distill.core.loop import LoopState, Observer, distil
-from distillsec.distill.core.stage import Stage, Task
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.resume import LoopState
+from distillsec.distill.core.run import Observer
+from distillsec.distill.core.start import start_run
+from distillsec.distill.core.task import Task
 from distillsec.distill.files.safe import write_tensors
 from distillsec.distill.types import Distillate, RequestError
 
@@ -41,35 +44,35 @@ def make(name: str, data: DataInfo, **options: Any) -> Attack:
     return ATTACKS[name](ATTACKS[name].Options.model_validate(options), data)
 
 
-def nobody(data: DataInfo) -> Sequence[Attack]:
+def no_hooks(data: DataInfo) -> Sequence[Attack]:
     return []
 
 
 def naive(data: DataInfo) -> Sequence[Attack]:
-    return [make("naive", data, poison_rate=0.2, target_share=0.5)]
+    return [make("naive", scenery, poison_rate=0.2, target_share=0.5)]
 
 
 def doorping(data: DataInfo) -> Sequence[Attack]:
     options = {"poison_rate": 0.2, "objective": "target-logit", "trigger_steps": 2}
-    return [make("doorping", data, **options)]
+    return [make("doorping", scenery, **options)]
 
 
 def train(
     task: Task, make_backend: Backends, hooks: Sequence[Hook], kill_at: int | None = None
 ) -> list[int]:
     """One round of experts; returns the epochs that were trained, counted over all experts."""
-    told: list[int] = []
+    trained: list[int] = []
 
-    def on_expert(done: int, total: int) -> None:
-        assert total == TOTAL
-        told.append(done)
-        if done == kill_at:
-            raise Killed
+    class Killer(Observer):
+        def on_expert(self, done: int, total: int) -> None:
+            assert total == TOTAL
+            trained.append(done)
+            if done == kill_at:
+                raise Killed
 
-    stage = Stage(task, hooks, 1)
-    stage.on_expert = on_expert
-    make_backend("mtt", task, **SETTINGS).prepare(stage)
-    return told
+    backend = make_backend("mtt", task, **SETTINGS)
+    backend.prepare(start_run(task, backend, hooks, Killer()))
+    return trained
 
 
 def files(task: Task) -> dict[str, bytes]:
@@ -85,13 +88,13 @@ def check_hooks(one: Sequence[Hook], other: Sequence[Hook]) -> None:
 
 
 def reached(kill_at: int) -> int:
-    """Epochs that lie in a file when the ``kill_at``-th is not yet told: whole rows of a group."""
+    """Epochs in the checkpoint before the ``kill_at``-th is reported: whole rows of a group."""
     return (kill_at - 1) // 2 * 2 if kill_at <= 6 else kill_at - 1
 
 
 @pytest.mark.parametrize(
     ("hooks", "kill_at"),
-    [(nobody, 4), (naive, 6), (naive, 8), *((doorping, done) for done in (1, 3, 4, 7, 9))],
+    [(no_hooks, 4), (naive, 6), (naive, 8), *((doorping, done) for done in (1, 3, 4, 7, 9))],
 )
 def test_killed_experts_go_on_where_they_stopped(
     toy_task: Tasks,
@@ -166,7 +169,7 @@ def test_a_moment_after_a_write_there_is_no_other(
     assert files(task) == files(whole)
 
 
-def test_another_configuration_does_not_take_up_what_was_reached(
+def test_another_configuration_does_not_continue_a_checkpoint(
     toy_task: Tasks, toy_backend: Backends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(experts, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
@@ -174,7 +177,7 @@ def test_another_configuration_does_not_take_up_what_was_reached(
     with pytest.raises(Killed):
         train(task, toy_backend, [], kill_at=8)
     assert "partial.safetensors" in files(task)
-    for missing in ((), ("manifest.json",)):  # who they were says the manifest alone
+    for missing in ((), ("manifest.json",)):  # only the manifest says which experts they are
         for name in missing:
             next(task.scratch.rglob(name)).unlink()  # type: ignore[union-attr]
         with pytest.raises(RequestError, match=r"round-0 holds ") as refused:
@@ -189,12 +192,6 @@ class Keeper(Observer):
     def __init__(self) -> None:
         self.states: list[LoopState] = []
 
-    def on_expert(self, done: int, total: int) -> None:
-        pass
-
-    def on_step(self, done: int, total: int) -> None:
-        pass
-
     def on_iteration(
         self, iteration: int, loss: float, made: Distillate, state: Callable[[], LoopState]
     ) -> None:
@@ -204,7 +201,7 @@ class Keeper(Observer):
 def test_lost_experts_are_trained_again_unless_the_trigger_has_moved_on(
     toy_task: Tasks, toy_data_info: DataInfo, toy_backend: Backends
 ) -> None:
-    for hooks in (nobody, naive, doorping):
+    for hooks in (no_hooks, naive, doorping):
         task, keeper = toy_task(ipc=2, iterations=3), Keeper()
         backend = toy_backend("mtt", task)
         whole = distil(task, backend, hooks(toy_data_info), observer=keeper).batch.images
@@ -216,7 +213,9 @@ def test_lost_experts_are_trained_again_unless_the_trigger_has_moved_on(
             return distil(task, made, hooks(toy_data_info), state=keeper.states[1]).batch.images
 
         if hooks is doorping:
-            with pytest.raises(RequestError, match=r"round-0: the experts .* are gone.*start") as e:
+            with pytest.raises(
+                RequestError, match=r"round-0: the experts .* are missing.*start"
+            ) as e:
                 resume()
             assert "\n" not in str(e.value) and not task.scratch.exists()
         else:

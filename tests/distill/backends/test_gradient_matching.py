@@ -22,10 +22,14 @@ from distillsec.distill.backends.gradient_matching import (
     published_loops,
 )
 from distillsec.distill.core.backend import Backend
-from distillsec.distill.core.loop import Observer, distil
-from distillsec.distill.core.stage import Stage, Task
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.real import RealData
+from distillsec.distill.core.run import Observer
+from distillsec.distill.core.start import start_run
+from distillsec.distill.core.task import Task
 from distillsec.distill.data.registry import load_dataset
 from distillsec.distill.networks.registry import NetworkSpec, batch_norm_layers, build_network
+from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.randomness import Streams
 from distillsec.distill.training import accuracy, fit
 from distillsec.distill.types import Batch, Distillate, Recipe
@@ -160,11 +164,11 @@ def test_dsa_puts_real_and_synthetic_through_the_same_transform(
     monkeypatch.setattr(Transform, "__call__", spy)
     task = toy_task(ipc=2)
     backend = dsa(task, init="noise", batch_real=20, outer_loop=2, inner_loop=3)
-    stage = Stage(task, [], backend.steps())
-    stage.enter(0, 0)
-    network = backend.network(stage)
-    pixels = stage.pixels()
-    losses = list(backend.losses(stage, network, Batch(images=pixels, labels=stage.labels)))
+    run = start_run(task, backend)
+    run.position.enter(0, 0)
+    network = backend.network(run)
+    pixels = run.synthetic.pixels()
+    losses = list(backend.losses(run, network, Batch(images=pixels, labels=run.synthetic.labels)))
     assert len(seen) == 6  # a real and a synthetic batch for each of 3 classes
     for real, ours in zip(seen[::2], seen[1::2], strict=True):
         assert real[0] == ours[0]
@@ -173,11 +177,11 @@ def test_dsa_puts_real_and_synthetic_through_the_same_transform(
         assert (real[2:], ours[2:]) == ((20, False), (2, True))
     assert not torch.equal(seen[0][1], seen[2][1])  # anew for every class
     torch.stack(losses).sum().backward()
-    gradient = stage.leaf.grad
+    gradient = run.synthetic.leaf.grad
     assert gradient is not None
     assert bool((gradient.flatten(1).abs().amax(1) > 0).all())
     seen.clear()
-    backend.advance(stage, network, stage.synthetic())
+    backend.advance(run, network, run.synthetic.batch())
     assert [rows for _, _, rows, _ in seen] == [6] * 3
     assert all(len(parameters) == 6 for _, parameters, _, _ in seen)  # one set for each image
 
@@ -196,9 +200,9 @@ def test_dsa_without_operations_is_dc(toy_task: Tasks) -> None:
 def test_batch_norm_takes_its_statistics_from_real_images(toy_task: Tasks) -> None:
     task = toy_task(norm="batch")
     backend = dc(task, batch_real=20, inner_loop=1)
-    stage = Stage(task, [], backend.steps())
-    stage.enter(0, 0)
-    network = backend.network(stage)
+    run = start_run(task, backend)
+    run.position.enter(0, 0)
+    network = backend.network(run)
     (norm,) = batch_norm_layers(network)
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
@@ -210,7 +214,7 @@ def test_batch_norm_takes_its_statistics_from_real_images(toy_task: Tasks) -> No
     inside = convolution((task.real.images[rows] - MEAN) / STD).detach()
     means, variances = inside.mean((0, 2, 3)), inside.transpose(0, 1).flatten(1).var(1)
 
-    losses = backend.losses(stage, network, stage.synthetic())
+    losses = backend.losses(run, network, run.synthetic.batch())
     next(losses)
     torch.testing.assert_close(norm.running_mean, 0.1 * means)
     torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * variances)
@@ -220,7 +224,7 @@ def test_batch_norm_takes_its_statistics_from_real_images(toy_task: Tasks) -> No
     assert torch.equal(norm.running_mean, frozen)
     assert norm.num_batches_tracked is not None
     assert norm.num_batches_tracked.item() == 1
-    backend.advance(stage, network, stage.synthetic())
+    backend.advance(run, network, run.synthetic.batch())
     assert norm.training
     assert not torch.equal(norm.running_mean, frozen)
 
@@ -230,14 +234,14 @@ def test_other_norms_draw_nothing_extra(toy_task: Tasks, monkeypatch: pytest.Mon
     for norm in ("instance", "batch"):
         task = toy_task(norm=norm)
         drawn: list[int] = []
-        draw = Stage.draw
+        draw = RealData.draw
 
-        def spy(self: Stage, label: int, count: int, generator: torch.Generator) -> Batch:
+        def spy(self: RealData, label: int, count: int, generator: torch.Generator) -> Batch:
             drawn.append(count)  # noqa: B023
             return draw(self, label, count, generator)  # noqa: B023
 
         with monkeypatch.context() as patch:
-            patch.setattr(Stage, "draw", spy)
+            patch.setattr(RealData, "draw", spy)
             distil(replace(task, iterations=1), dc(task, batch_real=20))
         counts[norm] = drawn
     assert counts == {"instance": [20] * 3, "batch": [16] * 3 + [20] * 3}
@@ -250,12 +254,6 @@ class Losses(Observer):
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def on_expert(self, done: int, total: int) -> None:
-        pass
-
-    def on_step(self, done: int, total: int) -> None:
-        pass
-
     def on_iteration(self, iteration: int, loss: float, made: Distillate, state: Any) -> None:
         self.losses.append(loss)
 
@@ -263,12 +261,16 @@ class Losses(Observer):
 @pytest.mark.parametrize(("make", "augment"), [(dc, ""), (dsa, "crop_scale_rotate")])
 def test_a_set_of_digits_is_learned(make: Callable[..., Backend], augment: str) -> None:
     data = load_dataset("digits")
-    recipe = Recipe(mean=data.mean, std=data.std, epochs=100, augment=augment)
+    recipe = Recipe(preprocessing=Preprocessing(data.mean, data.std), epochs=100, augment=augment)
     spec = NetworkSpec(width=16, depth=2)
 
     def network(seed: int) -> nn.Module:
         return build_network(
-            spec, image_shape=(1, 8, 8), classes=10, mean=data.mean, std=data.std, seed=seed
+            spec,
+            image_shape=(1, 8, 8),
+            classes=10,
+            preprocessing=Preprocessing(data.mean, data.std),
+            seed=seed,
         )
 
     task = Task(
@@ -284,8 +286,9 @@ def test_a_set_of_digits_is_learned(make: Callable[..., Backend], augment: str) 
     )
     options = {"augment": augment} if augment else {}
     watcher = Losses()
-    noise = Stage(task, [], 1).synthetic()
-    learned = distil(task, make(task, batch_real=32, lr_img=1.0, **options), observer=watcher)
+    backend = make(task, batch_real=32, lr_img=1.0, **options)
+    noise = start_run(task, backend).synthetic.batch()
+    learned = distil(task, backend, observer=watcher)
     assert sum(watcher.losses[-10:]) < 0.9 * sum(watcher.losses[:10])
 
     def clean_test_accuracy(batch: Batch) -> float:

@@ -18,6 +18,7 @@ from distillsec.distill.backends.matching import (
     squared_error,
 )
 from distillsec.distill.networks.registry import NetworkSpec, build_network
+from distillsec.distill.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -97,7 +98,7 @@ def test_the_gradient_on_the_images_is_that_of_finite_differences(
         {"width": 3, "depth": 1, "activation": activation, "norm": norm}
     )
     network = build_network(
-        spec, image_shape=(1, 4, 4), classes=3, mean=(0.5,), std=(0.25,), seed=0
+        spec, image_shape=(1, 4, 4), classes=3, preprocessing=Preprocessing((0.5,), (0.25,)), seed=0
     ).double()
     weights = list(network.parameters())
 

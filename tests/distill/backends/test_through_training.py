@@ -18,9 +18,11 @@ from distillsec.distill.backends.through_training import DD, ThroughTrainingOpti
 from distillsec.distill.backends.unroll import StudentStep, unroll
 from distillsec.distill.core.backend import Backend
 from distillsec.distill.core.loop import distil
-from distillsec.distill.core.stage import Stage, Task
+from distillsec.distill.core.start import start_run
+from distillsec.distill.core.task import Task
 from distillsec.distill.files.artifact import load_set, save_set
 from distillsec.distill.networks.registry import NetworkSpec, build_network
+from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.training import accuracy, fit
 from distillsec.distill.types import Batch, DistilledSet, RequestError
 
@@ -29,10 +31,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 Tasks = Callable[..., Task]
 Backends = Callable[..., Backend]
 MEAN, STD = 0.5, 0.25
-
-
-def staged(task: Task, backend: Backend) -> Stage:
-    return Stage(task, [], backend.steps(), learned=backend.learned(), recipe=backend.recipe)
 
 
 def rng() -> torch.Generator:
@@ -45,16 +43,16 @@ def rng() -> torch.Generator:
 def test_each_step_sees_some_images_of_every_class(toy_task: Tasks, toy_backend: Backends) -> None:
     task = toy_task(ipc=4)
     backend = toy_backend("dd", task, per_step=2, passes=3)
-    made = staged(task, backend).made()
+    made = start_run(task, backend).synthetic.distillate()
     groups = [(0, 1, 4, 5, 8, 9), (2, 3, 6, 7, 10, 11)]
     assert [step.rows for step in made.recipe.steps] == groups * 3
     assert made.batch.labels[list(groups[0])].tolist() == [0, 0, 1, 1, 2, 2]
-    alone = staged(task, toy_backend("dd", task, passes=1)).made().recipe.steps
+    alone = start_run(task, toy_backend("dd", task, passes=1)).synthetic.distillate().recipe.steps
     assert [step.rows for step in alone] == [(0, 4, 8), (1, 5, 9), (2, 6, 10), (3, 7, 11)]
 
 
 @pytest.mark.parametrize("rate", [1e-4, 0.02, 3.0])
-def test_rates_start_where_they_are_told(
+def test_rates_start_at_the_given_value(
     toy_task: Tasks, toy_backend: Backends, rate: float
 ) -> None:
     task = toy_task(ipc=2)
@@ -62,7 +60,7 @@ def test_rates_start_where_they_are_told(
     raw = backend.learned()["raw_rates"]
     assert raw.shape == (4,) and raw.dtype == torch.float32
     assert raw.tolist() == pytest.approx([math.log(math.expm1(rate))] * 4, rel=1e-6)
-    recipe = staged(task, backend).recipe
+    recipe = start_run(task, backend).synthetic.recipe
     assert [step.rate for step in recipe.steps] == pytest.approx([rate] * 4, rel=1e-5)
     assert (recipe.initial, recipe.augment) == (None, "")
 
@@ -151,14 +149,14 @@ def test_the_gradient_is_the_finite_difference_in_float64(
         network=lambda seed: task.network(seed).double(),
     )
     backend = toy_backend("dd", exact, batch_real=40, rate=0.3)
-    stage = staged(exact, backend)
-    stage.enter(1, 0)
-    raw = stage.learned["raw_rates"]
-    start = stage.synthetic().images.double()
+    run = start_run(exact, backend)
+    run.position.enter(1, 0)
+    raw = run.synthetic.learned["raw_rates"]
+    start = run.synthetic.batch().images.double()
 
     def loss(images: Tensor) -> Tensor:
-        synthetic = Batch(images=images, labels=stage.labels)
-        (found,) = backend.losses(stage, backend.network(stage), synthetic)
+        synthetic = Batch(images=images, labels=run.synthetic.labels)
+        (found,) = backend.losses(run, backend.network(run), synthetic)
         return found
 
     images = start.clone().requires_grad_()
@@ -207,7 +205,8 @@ def test_another_architecture_starts_from_its_own_weights(
     task = toy_task(ipc=2, iterations=1)
     made = distil(task, toy_backend("dd", task, rate=0.3, student_init="fixed"))
     spec = NetworkSpec(network="mlp", width=5, depth=1)
-    shape: dict[str, Any] = {"image_shape": (1, 8, 8), "classes": 3, "mean": (MEAN,), "std": (STD,)}
+    space = Preprocessing((MEAN,), (STD,))
+    shape: dict[str, Any] = {"image_shape": (1, 8, 8), "classes": 3, "preprocessing": space}
     one, same = (
         fit(build_network(spec, **shape, seed=9), made.batch, recipe, rng())
         for recipe in (made.recipe, replace(made.recipe, initial=None))
@@ -219,7 +218,7 @@ def test_fixed_students_learn_to_tell_the_classes(toy_task: Tasks, toy_backend: 
     task = toy_task(ipc=1, iterations=40, width=8)
     settings = {"rate": 0.1, "lr_img": 0.1, "batch_real": 60, "student_init": "fixed"}
     backend = toy_backend("dd", task, **settings)
-    start = staged(task, backend).made()
+    start = start_run(task, backend).synthetic.distillate()
     made = distil(task, backend)
     before, after = (
         accuracy(fit(task.network(1), each.batch, each.recipe, rng()), task.real)

@@ -18,7 +18,8 @@ from distillsec.distill.backends.trajectory_matching import MTT, TrajectoryMatch
 from distillsec.distill.backends.unroll import GradientName
 from distillsec.distill.core.backend import Backend
 from distillsec.distill.core.loop import distil
-from distillsec.distill.core.stage import Stage, Task
+from distillsec.distill.core.start import start_run
+from distillsec.distill.core.task import Task
 from distillsec.distill.files.safe import read_json
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import Batch, RequestError, RunError
@@ -135,16 +136,16 @@ def test_the_loss_is_a_share_of_the_experts_way(toy_task: Tasks, toy_backend: Ba
     found = {}
     for gradient in get_args(GradientName):
         backend = toy_backend("mtt", task, **STUDENT, augment="none", gradient=gradient)
-        stage = Stage(task, [], 1, learned=backend.learned(), recipe=backend.recipe)
-        backend.prepare(stage)
-        stage.enter(1, 0)
-        images = stage.synthetic().images.requires_grad_()
-        network = backend.network(stage)
-        (loss,) = backend.losses(stage, network, Batch(images=images, labels=stage.labels))
-        inputs = (images, stage.learned["student_rate"])
+        run = start_run(task, backend)
+        backend.prepare(run)
+        run.position.enter(1, 0)
+        images = run.synthetic.batch().images.requires_grad_()
+        network = backend.network(run)
+        (loss,) = backend.losses(run, network, Batch(images=images, labels=run.synthetic.labels))
+        inputs = (images, run.synthetic.learned["student_rate"])
         found[gradient] = loss.item(), *torch.autograd.grad(loss, inputs)
         before = [weight.clone() for weight in network.parameters()]
-        backend.advance(stage, network, stage.synthetic())
+        backend.advance(run, network, run.synthetic.batch())
         moved = zip(before, network.parameters(), strict=True)
         assert any(not torch.equal(old, new) for old, new in moved)
     wanted = by_the_book(task, experts_of(task), images, torch.tensor(0.05), 1, ())
@@ -163,8 +164,8 @@ def test_a_rate_that_falls_to_zero_stops_the_run(toy_task: Tasks, toy_backend: B
     for lr_rate in (1e4, 0.0):
         backend = toy_backend("mtt", task, **{**STUDENT, "lr_rate": lr_rate, "student_rate": 5.0})
         if lr_rate:
-            told = r"^the student's learning rate fell to -\S+ at step \d: lower lr_rate$"
-            with pytest.raises(RunError, match=told):
+            refusal = r"^the student's learning rate fell to -\S+, it must stay above 0: lower"
+            with pytest.raises(RunError, match=refusal):
                 distil(task, backend)
         else:
             assert distil(task, backend).recipe.lr == 5.0
@@ -182,9 +183,9 @@ def test_every_round_trains_its_experts_anew(
     assert not torch.allclose(first[:, 0], second[:, 0], atol=1e-2)
     assert task.scratch is not None
     assert sorted(path.name for path in task.scratch.iterdir()) == ["round-0", "round-1"]
-    told = [read_json(task.scratch / f"round-{number}" / "manifest.json") for number in (0, 1)]
-    assert [each["identity"]["round"] for each in told] == [0, 1]
-    assert told[0]["hooks_before"] != told[1]["hooks_before"]  # the trigger as it stands
+    kept = [read_json(task.scratch / f"round-{number}" / "manifest.json") for number in (0, 1)]
+    assert [each["identity"]["round"] for each in kept] == [0, 1]
+    assert kept[0]["hooks_before"] != kept[1]["hooks_before"]  # the trigger as it stands
     # 2 experts of 2 epochs in each round, and 5 students of which the last one moves nothing.
     assert attack.counters()["trigger_updates"] == 2 + 2 + 4
 

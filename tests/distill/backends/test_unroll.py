@@ -66,7 +66,7 @@ class Student:
 def student(name: str = "mlp", steps: int = len(ROWS), *, transform: str = "color") -> Student:
     spec = NetworkSpec.model_validate(SMOOTH[name])
     network = build_network(
-        spec, image_shape=SHAPE, classes=3, mean=(MEAN,), std=(STD,), seed=3
+        spec, image_shape=SHAPE, classes=3, preprocessing=Preprocessing((MEAN,), (STD,)), seed=3
     ).double()
     augmentation = Augmentation((transform,), Preprocessing((MEAN,), (STD,)))
     drawn = augmentation.draw((len(ROWS[1]), *SHAPE), rng(1), shared=False)
@@ -205,7 +205,11 @@ def test_images_in_no_step_have_no_gradient() -> None:
 def saved_bytes(gradient: GradientName, steps: int) -> tuple[int, int]:
     """What autograd keeps after the forward pass, and the most that it keeps at any time."""
     network = build_network(
-        NetworkSpec(width=4, depth=1), image_shape=(1, 8, 8), classes=3, mean=(0,), std=(1,), seed=0
+        NetworkSpec(width=4, depth=1),
+        image_shape=(1, 8, 8),
+        classes=3,
+        preprocessing=Preprocessing((0,), (1,)),
+        seed=0,
     )
     images = torch.rand(16, 1, 8, 8, generator=rng(0)).requires_grad_()
     rates = torch.full((steps,), 0.1).requires_grad_()
@@ -235,7 +239,9 @@ def saved_bytes(gradient: GradientName, steps: int) -> tuple[int, int]:
 @pytest.mark.parametrize("gradient", ["recompute", "tesla"])
 def test_only_the_weights_of_each_step_are_kept(gradient: GradientName) -> None:
     network = NetworkSpec(width=4, depth=1)
-    made = build_network(network, image_shape=(1, 8, 8), classes=3, mean=(0,), std=(1,), seed=0)
+    made = build_network(
+        network, image_shape=(1, 8, 8), classes=3, preprocessing=Preprocessing((0,), (1,)), seed=0
+    )
     weights = 4 * flat.count(made)  # bytes of one step's
     (few, few_most), (many, many_most) = (saved_bytes(gradient, steps) for steps in (3, 9))
     rates = 4 * (9 - 3)

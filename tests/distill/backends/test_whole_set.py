@@ -14,7 +14,8 @@ from distillsec.distill.backends import BACKENDS
 from distillsec.distill.backends.whole_set import WholeSet, WholeSetOptions
 from distillsec.distill.core.backend import Backend
 from distillsec.distill.core.loop import distil
-from distillsec.distill.core.stage import Task
+from distillsec.distill.core.start import start_run
+from distillsec.distill.core.task import Task
 from distillsec.distill.types import Batch
 
 Tasks = Callable[..., Task]
@@ -60,14 +61,7 @@ def test_nothing_in_it_moves(toy_task: Tasks) -> None:
     task, backend = whole(toy_task())
     assert backend.steps() == 0
     seen = Batch(images=torch.zeros(1, 1, 8, 8), labels=torch.zeros(1, dtype=torch.int64))
-    started = []
-
-    def start(stage: object) -> None:
-        started.append(stage)
-
-    from distillsec.distill.core.stage import Stage
-
-    stage = Stage(task, [], 0, start=start)
-    assert started == [stage] and stage.progress == 0 and stage.on_last_step
-    network = backend.network(stage)
-    assert list(backend.losses(stage, network, seen)) == []
+    run = start_run(task, backend)
+    assert run.position.progress == 0 and run.position.is_last_step
+    network = backend.network(run)
+    assert list(backend.losses(run, network, seen)) == []

@@ -21,7 +21,7 @@ from distillsec.distill.core.hooks import (
     listeners,
 )
 from distillsec.distill.core.loop import distil
-from distillsec.distill.core.stage import Task
+from distillsec.distill.core.task import Task
 from distillsec.distill.types import Batch, RequestError, RunError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

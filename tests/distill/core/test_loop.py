@@ -17,8 +17,11 @@ from distillsec.distill.backends.gradient_matching import (
     SiameseOptions,
 )
 from distillsec.distill.core.hooks import EVENTS, Hook, Moment
-from distillsec.distill.core.loop import LoopState, Observer, distil
-from distillsec.distill.core.stage import Stage, Task
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.resume import LoopState
+from distillsec.distill.core.run import Observer, Run
+from distillsec.distill.core.start import start_run
+from distillsec.distill.core.task import Task
 from distillsec.distill.types import Batch, Distillate, RunError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +46,7 @@ def attack(name: str, data: DataInfo, **options: Any) -> Attack:
 
 
 class Watcher(Observer):
-    """Keeps all that an observer is told."""
+    """Keeps all that an observer sees."""
 
     def __init__(self) -> None:
         self.experts: list[tuple[int, int]] = []
@@ -130,9 +133,9 @@ def test_an_iterations_last_network_advances_only_for_a_hook(
     calls: list[int] = []
     advance = DC.advance
 
-    def counted(self: DC, stage: Stage, network: nn.Module, synthetic: Batch) -> None:
-        calls.append(stage.step)
-        advance(self, stage, network, synthetic)
+    def counted(self: DC, run: Run, network: nn.Module, synthetic: Batch) -> None:
+        calls.append(run.position.step)
+        advance(self, run, network, synthetic)
 
     monkeypatch.setattr(DC, "advance", counted)
     task = toy_task(iterations=3)
@@ -148,7 +151,7 @@ def test_an_iterations_last_network_advances_only_for_a_hook(
 # Observers and resuming ------------------------------------------------------------------------
 
 
-def test_the_observer_is_told_of_every_step_and_iteration(toy_task: Tasks) -> None:
+def test_the_observer_sees_every_step_and_iteration(toy_task: Tasks) -> None:
     task, watcher = toy_task(iterations=3), Watcher()
     found = distil(task, dc(task), observer=watcher).batch
     assert watcher.steps == [(done, 6) for done in range(1, 7)]
@@ -253,7 +256,7 @@ def test_an_extra_loss_moves_the_images_by_its_own_gradient(toy_task: Tasks) -> 
             return 3 * (synthetic.images - 0.7).square().sum()
 
     task = toy_task(iterations=1)
-    start = Stage(task, [], 1).synthetic().images
+    start = start_run(task, dc(task)).synthetic.batch().images
     plain, greyer = (
         distil(task, dc(task, outer_loop=1), hooks).batch.images for hooks in ([], [Greyer()])
     )

@@ -15,8 +15,10 @@ from distillsec.attacks import ATTACKS, DataInfo
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.core.backend import Backend
 from distillsec.distill.core.hooks import EVENTS, Hook, Moment
-from distillsec.distill.core.loop import LoopState, Observer, distil
-from distillsec.distill.core.stage import Task
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.resume import LoopState
+from distillsec.distill.core.run import Observer
+from distillsec.distill.core.task import Task
 from distillsec.distill.types import Distillate, RunError
 
 DISTILLING = [name for name, backend in BACKENDS.items() if not backend.keeps_rows]
@@ -28,7 +30,7 @@ Backends = Callable[..., Backend]
 
 
 class Watcher(Observer):
-    """Keeps all that an observer is told."""
+    """Keeps all that an observer sees."""
 
     def __init__(self) -> None:
         self.experts: list[tuple[int, int]] = []
@@ -128,7 +130,7 @@ def test_the_order_of_events(toy_task: Tasks, toy_backend: Backends, name: str) 
 # Resuming ----------------------------------------------------------------------------------------
 
 
-def nobody(data: DataInfo) -> list[Hook]:
+def no_hooks(data: DataInfo) -> list[Hook]:
     return []
 
 
@@ -210,7 +212,7 @@ def test_what_is_learned_beside_the_images_is_in_the_state(
 # Seeds -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hooks", [nobody, doorping])
+@pytest.mark.parametrize("hooks", [no_hooks, doorping])
 @pytest.mark.parametrize("name", DISTILLING)
 def test_the_same_seed_twice_and_another(
     toy_task: Tasks,

@@ -22,7 +22,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from distillsec.distill.data import published as data_published
-from distillsec.distill.data.registry import DATASETS, dataset_entry, load_dataset, pixels
+from distillsec.distill.data.datasets import DATASETS
+from distillsec.distill.data.registry import dataset_entry, load_dataset, pixels
 
 Bytes = NDArray[np.uint8]
 Refusal = Callable[..., str]

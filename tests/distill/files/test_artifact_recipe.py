@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distillsec.distill.files.artifact import load_set, save_set
 from distillsec.distill.files.safe import read_tensors, write_tensors
-from distillsec.distill.preprocessing import fit_zca
+from distillsec.distill.preprocessing import Preprocessing, Zca, fit_zca
 from distillsec.distill.types import Batch, DistilledSet, Recipe, RequestError, Step
 
 Refused = Callable[[Path, str], pytest.RaisesExc[RequestError]]
@@ -23,8 +23,8 @@ IMAGES, LABELS = torch.zeros(2, *SHAPE), torch.tensor([0, 1])
 STEPS = (Step(rows=(0, 1), rate=0.1), Step(rows=(1,), rate=1 / 3), Step(rows=(0, 1), rate=1e-9))
 
 
-def recipe(**changes: Any) -> Recipe:
-    return Recipe(mean=(0.5,), std=(0.2,), **changes)
+def recipe(zca: Zca | None = None, **changes: Any) -> Recipe:
+    return Recipe(preprocessing=Preprocessing((0.5,), (0.2,), zca), **changes)
 
 
 def make_set(**changes: Any) -> DistilledSet:
@@ -36,7 +36,7 @@ def rng() -> torch.Generator:
     return torch.Generator().manual_seed(1)
 
 
-def whitening() -> Any:
+def whitening() -> Zca:
     return fit_zca(torch.rand(20, *SHAPE, generator=rng()))
 
 
@@ -66,9 +66,10 @@ def test_a_recipe_comes_back_with_all_that_belongs_to_it(
     for field in dataclasses.fields(Recipe):
         ours, theirs = getattr(distilled.recipe, field.name), getattr(found.recipe, field.name)
         assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
-    if found.recipe.zca is not None:
+    zca = found.recipe.preprocessing.zca
+    if zca is not None:
         for part in ("mean", "matrix", "inverse"):
-            assert torch.equal(getattr(found.recipe.zca, part), getattr(extras["zca"], part))
+            assert torch.equal(getattr(zca, part), getattr(extras["zca"], part))
     tensors, info = read_tensors(path)
     assert set(tensors) == {"images", "labels"} | names
     assert info["recipe"]["steps"] == [

@@ -13,7 +13,7 @@ import torch
 
 from distillsec.distill.files.artifact import save_set
 from distillsec.distill.files.foreign import import_pt
-from distillsec.distill.preprocessing import fit_zca
+from distillsec.distill.preprocessing import Preprocessing, fit_zca
 from distillsec.distill.types import Recipe, RequestError
 
 Refused = Callable[[Path, str], pytest.RaisesExc[RequestError]]
@@ -43,13 +43,13 @@ def test_published_files_are_imported(tmp_path: Path, modern: bool) -> None:
     path = tmp_path / "res_DC.pt"
     torch.save(published(), path, _use_new_zipfile_serialization=modern)
     mean, std, classes = (0.5, 0.4), (0.2, 0.3), ["a", "b", "c", "d"]
-    sets = import_pt(path, mean=mean, std=std, classes=classes)
+    sets = import_pt(path, preprocessing=Preprocessing(mean, std), classes=classes)
     assert len(sets) == 2
     for found, (images, labels) in zip(sets, published()["data"], strict=True):
         scale, shift = torch.tensor(std).view(2, 1, 1), torch.tensor(mean).view(2, 1, 1)
         torch.testing.assert_close(found.batch.images, images * scale + shift)
         assert torch.equal(found.batch.labels, labels)
-        assert found.recipe == Recipe(mean=mean, std=std)
+        assert found.recipe == Recipe(preprocessing=Preprocessing(mean, std))
         assert found.classes == tuple(classes)
         save_set(tmp_path / "converted.safetensors", found)
 
@@ -60,7 +60,7 @@ def test_numpy_1_names_are_read_too(tmp_path: Path) -> None:
     content = path.read_bytes()
     assert b"numpy._core.multiarray" in content
     path.write_bytes(content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-    assert len(import_pt(path, mean=(0, 0), std=(1, 1), classes="abcd")) == 2
+    assert len(import_pt(path, preprocessing=Preprocessing((0, 0), (1, 1)), classes="abcd")) == 2
 
 
 def test_pairs_and_soft_labels_are_read(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_pairs_and_soft_labels_are_read(tmp_path: Path) -> None:
         {"images": images, "labels": torch.rand(3, 2, dtype=torch.float64)},
     ):
         torch.save(value, path)
-        (found,) = import_pt(path, mean=[0], std=[1], classes=["a", "b"])
+        (found,) = import_pt(path, preprocessing=Preprocessing((0,), (1,)), classes=["a", "b"])
         assert torch.equal(found.batch.images, images.float())
         assert not found.batch.images.requires_grad
 
@@ -89,7 +89,7 @@ def test_a_file_with_code_is_refused_unread(
     else:
         torch.save(value, path, _use_new_zipfile_serialization=form == "zip")
     with refused(path, "refused unread: the file holds more than tensors"):
-        import_pt(path, mean=(0, 0), std=(1, 1), classes="abcd")
+        import_pt(path, preprocessing=Preprocessing((0, 0), (1, 1)), classes="abcd")
     assert not marker.exists()
     Malicious(marker).__reduce__()[0](marker)
     assert marker.exists()  # it would have worked
@@ -104,7 +104,7 @@ def test_other_objects_are_refused(refused: Refused, tmp_path: Path, value: Any)
     path = tmp_path / "x.pt"
     torch.save({"data": [[IMAGES, LABELS]], "more": value}, path)
     with refused(path, "refused unread"):
-        import_pt(path, mean=[0], std=[1], classes=["a", "b"])
+        import_pt(path, preprocessing=Preprocessing((0,), (1,)), classes=["a", "b"])
 
 
 @pytest.mark.parametrize("modern", [True, False])
@@ -115,7 +115,7 @@ def test_broken_pt_files_are_refused(refused: Refused, tmp_path: Path, modern: b
     for broken in [b"", b"no pickle at all", *(content[:i] for i in range(1, len(content), 97))]:
         path.write_bytes(broken)
         with refused(path, ": "):
-            import_pt(path, mean=(0, 0), std=(1, 1), classes="abcd")
+            import_pt(path, preprocessing=Preprocessing((0, 0), (1, 1)), classes="abcd")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_other_structures_are_refused(
     path = tmp_path / "x.pt"
     torch.save(value, path)
     with refused(path, fault):
-        import_pt(path, mean=[0], std=[1], classes=["a", "b"])
+        import_pt(path, preprocessing=Preprocessing((0,), (1,)), classes=["a", "b"])
 
 
 def test_a_whitened_file_comes_back_to_pixels(tmp_path: Path) -> None:
@@ -149,6 +149,6 @@ def test_a_whitened_file_comes_back_to_pixels(tmp_path: Path) -> None:
     zca = fit_zca(pixels)
     path = tmp_path / "whitened.pt"
     torch.save([zca.whiten(pixels), torch.arange(40) % 2], path)
-    (found,) = import_pt(path, mean=(0.0,), std=(1.0,), classes=("a", "b"), zca=zca)
+    (found,) = import_pt(path, preprocessing=Preprocessing((0.0,), (1.0,), zca), classes=("a", "b"))
     torch.testing.assert_close(found.batch.images, pixels, atol=1e-4, rtol=0)
-    assert found.recipe.zca == zca
+    assert found.recipe.preprocessing.zca == zca

@@ -24,6 +24,7 @@ from distillsec.distill.files.safe import (
     write_json,
     write_tensors,
 )
+from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import RequestError
 
 Refused = Callable[[Path, str], pytest.RaisesExc[RequestError]]
@@ -107,7 +108,7 @@ def test_what_is_no_file_is_refused_unread(refused: Refused, tmp_path: Path) -> 
         with refused(large, "too large"):
             reader(large)
     with refused(large, "too large"):
-        import_pt(large, mean=[0], std=[1], classes=["a"])
+        import_pt(large, preprocessing=Preprocessing((0,), (1,)), classes=["a"])
 
 
 # Tensors ------------------------------------------------------------------------------------------

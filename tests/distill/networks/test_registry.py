@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from distillsec.distill.networks.architectures import NETWORKS
 from distillsec.distill.networks.registry import (
-    NETWORKS,
     Network,
     NetworkSpec,
     Norm,
@@ -19,6 +19,7 @@ from distillsec.distill.networks.registry import (
     build_network,
     penultimate_linear,
 )
+from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import RequestError
 
 DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
@@ -34,7 +35,9 @@ def build(
 ) -> Network | UserNetwork:
     mean, std = (0.5, 0.4, 0.3)[: shape[0]], (0.25, 0.2, 0.3)[: shape[0]]
     spec = NetworkSpec(network=network, **parameters)
-    return build_network(spec, image_shape=shape, classes=classes, mean=mean, std=std, seed=seed)
+    return build_network(
+        spec, image_shape=shape, classes=classes, preprocessing=Preprocessing(mean, std), seed=seed
+    )
 
 
 def count(network: nn.Module) -> int:
@@ -132,10 +135,17 @@ def test_weights_are_the_same_on_every_device_and_its_generator_untouched() -> N
     before = torch.cuda.get_rng_state()
     spec = NetworkSpec(width=8)
     on_gpu = build_network(
-        spec, image_shape=DIGITS, classes=10, mean=(0.5,), std=(0.3,), seed=1, device="cuda"
+        spec,
+        image_shape=DIGITS,
+        classes=10,
+        preprocessing=Preprocessing((0.5,), (0.3,)),
+        seed=1,
+        device="cuda",
     )
     assert torch.equal(torch.cuda.get_rng_state(), before)
-    on_cpu = build_network(spec, image_shape=DIGITS, classes=10, mean=(0.5,), std=(0.3,), seed=1)
+    on_cpu = build_network(
+        spec, image_shape=DIGITS, classes=10, preprocessing=Preprocessing((0.5,), (0.3,)), seed=1
+    )
     for one, other in zip(on_gpu.parameters(), on_cpu.parameters(), strict=True):
         assert one.is_cuda
         assert torch.equal(one.cpu(), other)
@@ -272,4 +282,10 @@ def test_refusals(network: str, parameters: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.2,) * 3), ((0.5,) * 3, (0.2, 0.2, 0.0))])
 def test_mean_and_std_fit_the_channels(mean: tuple[float], std: tuple[float]) -> None:
     with pytest.raises(RequestError, match="one value for each of the 3 channels"):
-        build_network(NetworkSpec(), image_shape=CIFAR, classes=2, mean=mean, std=std, seed=0)
+        build_network(
+            NetworkSpec(),
+            image_shape=CIFAR,
+            classes=2,
+            preprocessing=Preprocessing(mean, std),
+            seed=0,
+        )

@@ -21,6 +21,7 @@ from click.testing import Result
 from PIL import Image
 
 from distillsec.distill.files.artifact import save_set
+from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import Batch, DistilledSet, Recipe
 from distillsec.eval.figures.twin_picture import twin_picture
 from distillsec.eval.report.charts import MOST_SERIES, axis_charts, numeric
@@ -139,7 +140,7 @@ def test_names_are_text(cli: Cli, make_run: Make, make_sweep: Make, tmp_path: Pa
     for folder in (run, run / "control"):
         labels = torch.arange(2)
         batch = Batch(images=torch.rand(2, 1, 8, 8, generator=torch.Generator()), labels=labels)
-        recipe = Recipe(mean=(0.5,), std=(0.25,))
+        recipe = Recipe(preprocessing=Preprocessing((0.5,), (0.25,)))
         found = DistilledSet(batch=batch, classes=(HOSTILE, "$dog$"), recipe=recipe)
         save_set(folder / "distilled.safetensors", found)
     point = (("name", HOSTILE),)
@@ -312,7 +313,7 @@ def test_numbers_and_names() -> None:
 
 
 def test_the_set_its_twin_and_the_difference_are_in_the_pixels(tmp_path: Path) -> None:
-    recipe = Recipe(mean=(0.5,) * 3, std=(0.25,) * 3)
+    recipe = Recipe(preprocessing=Preprocessing((0.5,) * 3, (0.25,) * 3))
 
     def flat(*colours: tuple[float, float, float]) -> DistilledSet:
         images = torch.tensor(colours).view(-1, 3, 1, 1).expand(-1, 3, 8, 8)
