@@ -19,7 +19,7 @@ Entry = TypeVar("Entry")
 def look_up(name: str, registry: Mapping[str, Entry], what: str) -> Entry:
     """``registry[name]``; or a ``RequestError`` that lists the names and suggests a close one.
 
-    ``what`` says in one word what the registry holds ("network", "attack").
+    ``what`` names an entry in messages ("network", "attack").
     """
     if name in registry:
         return registry[name]
@@ -36,8 +36,8 @@ def is_reference(name: str) -> bool:
 def load_object(reference: str, what: str) -> Any:
     """The object that ``package.module:Name`` names; nested names (``Outer.Inner``) are allowed.
 
-    Modules in the current directory are found too, after all others. Whatever keeps the object from
-    being loaded is a ``RequestError`` of one line; an exception of the module's own is its cause.
+    Modules in the current directory are found too, after all others. Errors: ``RequestError`` of
+    one line where the object cannot be loaded; its cause is the module's own exception, if any.
     """
     module_name, colon, name = reference.partition(":")
     parts = (*module_name.split("."), *name.split("."))
@@ -58,7 +58,7 @@ def _import(module_name: str, asked: str) -> ModuleType:
             return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise RequestError(f"{asked}: there is no module {error.name}") from error
-    # Another's code runs here: anything may come out of it, and it is the request's fault.
+    # The user's code runs here and may raise anything.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise RequestError(f"{asked}: importing {module_name} failed: {reason}") from error

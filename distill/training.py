@@ -127,8 +127,10 @@ def train_on(
 
 
 def augmenter(recipe: Recipe, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """What the recipe does to a mini-batch ``(N, C, H, W)``: each image with its own parameters
-    from ``generator`` (CPU)."""
+    """The recipe's augmentation of a mini-batch ``(N, C, H, W)``.
+
+    Each image has its own parameters from ``generator`` (CPU).
+    """
     augmentation = Augmentation(parse_strategy(recipe.augment), recipe.preprocessing)
 
     def augment(images: Tensor) -> Tensor:
@@ -152,7 +154,7 @@ def shuffled(
 
 @torch.no_grad()
 def in_pieces(answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """``answer`` to ``images``, without gradients, a cacheful at a time."""
+    """``answer`` to ``images``, without gradients, in batches that fit the cache."""
     return torch.cat([answer(piece) for piece in images.split(micro_batch(images.device))])
 
 

@@ -31,9 +31,9 @@ def write(network: nn.Module, weights: Tensor) -> None:
 
 
 def logits(network: nn.Module, weights: Tensor, pixels: Tensor) -> Tensor:
-    """What ``network`` answers to ``pixels`` with ``weights`` ``(P,)`` in place of its own.
+    """The logits of ``network`` for ``pixels``, with ``weights`` ``(P,)`` in place of its own.
 
-    The answer is attached to ``weights``; the network's parameters stay as they are.
+    They are attached to ``weights``; the network's parameters stay as they are.
     """
     named = dict(network.named_parameters())
     pieces = weights.split([parameter.numel() for parameter in named.values()])

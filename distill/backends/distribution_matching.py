@@ -47,8 +47,8 @@ class DM(Backend):
 
     Defaults: the official code's (SGD 1.0 with momentum 0.5, 20,000 iterations, 256 real images a
     class, real start). With batch norm all classes are embedded together, as there, so that its
-    statistics are those of a whole batch. Deviations: classes smaller than a batch give all they
-    have; the real batch is embedded in pieces where no batch norm wants it whole; the iteration
+    statistics are those of a whole batch. Deviations: classes smaller than a batch give all
+    their rows; the real batch is embedded in pieces unless batch norm needs it whole; the iteration
     after the last evaluation is not run (the code runs 20,001).
     """
 
@@ -86,7 +86,7 @@ class DM(Backend):
             yield mean_distance(embed(network, fake), torch.cat(pieces))
 
     def advance(self, run: Run, network: nn.Module, synthetic: Batch) -> None:
-        """Nothing: the networks of ``dm`` are random and stay so."""
+        """Do nothing: the networks of ``dm`` are random and never trained."""
 
     def _pairs(self, run: Run, synthetic: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """Class by class, real and synthetic images after one and the same transform."""

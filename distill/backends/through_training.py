@@ -41,8 +41,8 @@ class ThroughTrainingOptions(BackendOptions):
     rate: float = Field(0.02, gt=0, description="where the learned rates of the steps start")
     student_init: Literal["random", "fixed"] = Field(
         "random",
-        description="weights that training starts from: fresh ones each time, or the same for "
-        "ever (they travel with the set)",
+        description="weights that training starts from: fresh ones each time, or always the "
+        "same (stored with the set)",
     )
     networks: int = Field(1, ge=1, description="students per step, their gradients averaged")
     gradient: Literal["exact", "recompute"] = Field(
@@ -57,15 +57,14 @@ class DD(Backend):
     In words: a student starts from fresh weights (or always the same) and takes one step of plain
     gradient descent on each group of images, going through all groups several times, each step at
     its own learned rate; its loss on a batch of real images is differentiated through the whole
-    training, and Adam moves images and rates. Whoever receives the set trains by exactly these
-    steps: they are its recipe.
+    training, and Adam moves images and rates. The set's recipe is exactly these steps.
 
     Defaults: the official code's (10 groups of one image a class at IPC 10, 3 passes, rates that
     start at 0.02 and stay positive through a softplus, Adam 0.01 with betas 0.5 and 0.999 halved
     every 40 epochs, batches of 1,024, noise). Deviations: real batches are drawn afresh in every
     iteration, not epoch by epoch; networks have PyTorch's default initialisation, not Xavier's;
     the student stays in training mode for the real batch, so batch norm uses that batch there.
-    With fixed weights the initial ones travel in the recipe.
+    Fixed initial weights are stored in the recipe.
     """
 
     name = "dd"
@@ -127,7 +126,7 @@ class DD(Backend):
         steps = [StudentStep(rows=group) for group in self._groups(task)] * self._options.passes
         draws, count = run.position.generator("draw"), self._options.networks
         for number in range(count):
-            # Anew for each student: the loop frees a loss's graph before it asks for the next.
+            # Once for each student: the loop frees a loss's graph before it takes the next one.
             rates = functional.softplus(run.synthetic.learned["raw_rates"])
             student = network if number == 0 else self._student(task, iteration, number)
             start = flat.laid_out(student)

@@ -1,4 +1,4 @@
-"""No distillation: the training set itself, the setting that distillation is set against."""
+"""No distillation: the training set itself, for comparison."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..types import Batch, Recipe
 
 @final
 class WholeSetOptions(BackendOptions):
-    """Nothing is optimised: ``ipc``, ``init`` and ``lr_img`` mean nothing here."""
+    """Nothing is optimised: ``ipc``, ``init`` and ``lr_img`` have no effect."""
 
     iterations: int = Field(0, ge=0, le=0, description="none: nothing is distilled")
 

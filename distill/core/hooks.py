@@ -1,7 +1,7 @@
-"""Hooks: the only door through which an attack enters a distillation.
+"""Hooks: the only way in which an attack acts on a distillation.
 
-The loop announces events; a hook answers with a replacement, never with a mutation. ``fold``
-passes a value through the hooks in list order and refuses what would not fit the loop.
+The loop calls a hook at events; the hook returns a replacement and changes no argument. ``fold``
+passes a value through the hooks in list order and refuses answers that the loop cannot use.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Moment:
 class Hook:
     """Base of every attack: override the events of interest, return replacements.
 
-    The default answers change nothing. A subclass with a method ``on_*`` that is no event is
-    refused when the class is made: a misspelt hook would otherwise look like a harmless attack.
+    The defaults change nothing. A subclass with a method ``on_*`` that is no event is refused when
+    the class is made: a misspelt hook would otherwise look like an attack without effect.
     """
 
     name: str = "hook"
@@ -103,11 +103,11 @@ class Hook:
         return synthetic
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that a resumed run needs to go on exactly, as tensors."""
+        """All that a resumed run needs to continue exactly, as tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Restore what ``state_dict`` gave."""
 
     def listens_to(self, event: str) -> bool:
         """Whether this hook overrides ``event``."""
@@ -125,9 +125,9 @@ def fold(
     """Pass ``value`` through the hooks in list order.
 
     ``moment`` is called only where a hook listens (a moment may copy a network). ``before`` are
-    the arguments of the event that stand before the value. Errors: whatever a hook raises, and
-    an answer of another type, shape, dtype or device or with values that are not finite, becomes
-    a ``RunError`` that names the hook, the event and the step.
+    the event's arguments before the value. Errors: ``RunError``, with the hook, the event and the
+    step, for any exception in a hook and for an answer of another type, shape, dtype or device or
+    with values that are not finite.
     """
     for hook in listeners(hooks, event):
         now = moment()
@@ -138,7 +138,7 @@ def fold(
 
 
 def announce(hooks: Sequence[Hook], moment: Callable[[], Moment]) -> None:
-    """Tell every listening hook that the network moved."""
+    """Call ``on_network`` of every listening hook."""
     for hook in listeners(hooks, "on_network"):
         call(hook, "on_network", moment())
 
@@ -146,7 +146,7 @@ def announce(hooks: Sequence[Hook], moment: Callable[[], Moment]) -> None:
 def extra_loss(
     hooks: Sequence[Hook], moment: Callable[[], Moment], synthetic: Batch
 ) -> Tensor | None:
-    """The sum of the losses the hooks ask for, or ``None``.
+    """The sum of the hooks' losses, or ``None``.
 
     Errors: as for ``fold``; a loss must be one finite number, attached to the images.
     """
@@ -168,7 +168,7 @@ def extra_loss(
 
 
 def call(hook: Hook, event: str, moment: Moment, *arguments: Any) -> Any:
-    """One hook's answer to one event, its errors labelled with its name and the step."""
+    """One hook's answer to one event; errors name the hook, the event and the step."""
     try:
         return getattr(hook, event)(moment, *arguments)
     except DistillsecError:
@@ -179,7 +179,7 @@ def call(hook: Hook, event: str, moment: Moment, *arguments: Any) -> Any:
 
 
 def _check_alike(answer: object, asked: Batch | Tensor, where: str) -> None:
-    """Refuse an answer that would not fit where the original value goes."""
+    """Refuse an answer that cannot replace the original value."""
     if isinstance(asked, Batch):
         if not isinstance(answer, Batch):
             raise RunError(f"{where} must return a Batch, not {type(answer).__name__}")

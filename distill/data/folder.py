@@ -1,7 +1,7 @@
-"""Readers for image sets that stand in the user's files: IDX and image folders.
+"""Readers for image sets in the user's files: IDX and image folders.
 
 Every fault in a file becomes a one-line ``RequestError`` that names the file. The files may be
-hostile: nothing is unpickled, and sizes are checked before memory is taken for them.
+malicious: nothing is unpickled, and sizes are checked before memory is taken for them.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ _EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff",
 @final
 @dataclass(frozen=True, kw_only=True)
 class DataRequest:
-    """What is wanted of a reader: the part after the colon in the name, and where to look.
+    """What a reader gets: the data set's name, where to look, how to load.
 
-    roots: data folders in search order; the first also takes downloads and the cache.
-    image_size: the square size wanted, ``None`` for the files' own.
+    path: the part of the name after the colon. roots: data folders in search order; the first also
+    takes downloads and the cache.
+    image_size: resize to this square, ``None`` keeps the files' size.
     """
 
     name: str
@@ -145,7 +146,7 @@ def decode_files(files: Sequence[str], size: int | None, cache: Path, progress: 
             raise RequestError(f"{file}: not readable: {one_line(error)}") from error
         key.update(repr((os.path.abspath(file), state.st_size, state.st_mtime_ns)).encode())  # noqa: PTH100
     stored = cache / f"{key.hexdigest()[:32]}.npz"
-    # A cache that can't be read, or that holds something else, is as good as none.
+    # A cache that can't be read, or that holds something else, is ignored.
     with contextlib.suppress(Exception), stored.open("rb") as opened:
         images = np.load(opened, allow_pickle=False)["images"]
         if images.dtype == np.uint8 and images.ndim == 4 and len(images) == len(files):
@@ -200,7 +201,7 @@ def _decode(file: str, size: int | None) -> NDArray[np.uint8]:
             image = image.convert("L" if opened.mode in ("L", "1") else "RGB")
     except RequestError:
         raise
-    except Exception as error:  # Pillow's plugins raise what they like on a broken file
+    except Exception as error:  # Pillow's plugins raise errors of any type
         raise RequestError(f"{file}: not a readable image: {one_line(error)}") from error
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -209,7 +210,7 @@ def _decode(file: str, size: int | None) -> NDArray[np.uint8]:
 
 
 def _store(path: Path, images: NDArray[np.uint8]) -> None:
-    """Write the cache under a temporary name, then rename; silently not at all if it can't be."""
+    """Write the cache under a temporary name, then rename; do nothing where it can't be written."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ def load_npz(request: DataRequest) -> RawSet:
             )
     count = int(train[1].max()) + 1
     classes = _npz_classes(path, arrays["classes"]) if "classes" in arrays else None
-    # A stray huge label is left to the check of the classes: it must not make names without end.
+    # A huge label is refused later; it must not create names without limit here.
     return RawSet(
         train=train,
         test=test,

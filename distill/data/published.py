@@ -147,8 +147,8 @@ def _good_archive(spec: Published, root: Path) -> Path | None:
 def _download(spec: Published, request: DataRequest, archive: Path | None) -> str | None:
     """Fetch and unpack the set into the first data folder; what went wrong, or ``None``.
 
-    torchvision works in a temporary folder and only whole parts are moved out of it: it writes
-    under the final names, and for MNIST and GTSRB later takes whatever stands there as good.
+    torchvision works in a temporary folder, and only whole parts are moved out of it: it writes
+    under the final names, and for MNIST and GTSRB it later reads those files unchecked.
     """
     root = request.roots[0]
     timeout = socket.getdefaulttimeout()
@@ -247,7 +247,7 @@ def read_mnist(spec: Published, folder: Path, _: DataRequest) -> RawSet:
         if ndim == 1 and len(arrays[-1]) != len(arrays[-2]):
             raise RequestError(f"{path}: {len(arrays[-1])} labels for {len(arrays[-2])} images")
     for kind, first in _FIRST_TEST_LABELS.items():
-        # MNIST and Fashion-MNIST name their files alike: one would silently pass for the other.
+        # MNIST and Fashion-MNIST name their files alike: one would silently be read as the other.
         if kind != spec.kind and tuple(arrays[3][: len(first)].tolist()) == first:
             raise RequestError(f"{folder}: these are the files of {kind}, not of {spec.kind}")
     return RawSet(

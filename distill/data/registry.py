@@ -91,7 +91,7 @@ def dataset_entry(name: str) -> DatasetEntry:
             + f"; there are {', '.join(DATASETS)}"
         )
     if colon and not path:
-        raise RequestError(f"dataset {name!r} lacks the path: {prefix}:PATH is wanted")
+        raise RequestError(f"dataset {name!r} lacks the path: expected {prefix}:PATH")
     return entry
 
 
@@ -113,8 +113,8 @@ def load_dataset(
     literature's size, or that of the files. download: whether a missing set may be fetched.
     progress: show bars on stderr while downloading and decoding.
 
-    Raises RequestError, in one line: unknown name, impossible size, a set that is neither here nor
-    to be had, a corrupt or unsuitable file.
+    Raises RequestError, in one line: unknown name, impossible size, a set that is not found and
+    cannot be downloaded, a corrupt or unsuitable file.
     """
     entry = dataset_entry(name)
     if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
@@ -171,10 +171,12 @@ def pixels(images: Tensor, size: int | None = None) -> Tensor:
 
 
 def _check(data: ImageSet, entry: DatasetEntry) -> None:
-    """The promises of ``ImageSet``, whatever the source; RequestError names the set."""
+    """Check what ``ImageSet`` guarantees; RequestError names the set."""
     classes = len(data.classes)
     if classes < 2 or entry.classes not in (None, classes):
-        raise RequestError(f"{data.name}: {classes} classes, {entry.classes or '2 or more'} wanted")
+        raise RequestError(
+            f"{data.name}: {classes} classes, expected {entry.classes or '2 or more'}"
+        )
     if entry.image_shape and entry.image_shape[0] != data.image_shape[0]:
         raise RequestError(f"{data.name}: images are {data.image_shape}, not {entry.image_shape}")
     for split, batch in (("train", data.train), ("test", data.test)):
@@ -183,7 +185,7 @@ def _check(data: ImageSet, entry: DatasetEntry) -> None:
                 f"{data.name}: {len(batch)} images and {len(batch.labels)} labels in {split}"
             )
         low, high = torch.aminmax(batch.images)
-        if not (low >= 0 and high <= 1):  # put so that NaN fails too
+        if not (low >= 0 and high <= 1):  # written so that NaN fails too
             raise RequestError(f"{data.name}: {split} images hold NaN or leave [0, 1]")
         least, most = (int(label) for label in torch.aminmax(batch.labels))
         if least < 0 or most >= classes:

@@ -1,5 +1,5 @@
 """Files that are either whole or absent: atomic writes, JSON and tensors with caps on their sizes,
-and the reading of strangers' files.
+and the reading of untrusted files.
 
 Every fault of a file (missing, truncated, corrupted, too large, not permitted) is a
 :class:`RequestError` of one line that names the file.
@@ -43,7 +43,7 @@ def fault(path: Path, what: str) -> RequestError:
 
 
 def check_file(path: Path, cap: int) -> None:
-    """Refuses what is no regular file of at most ``cap`` bytes, before a byte of it is read.
+    """Refuses all but a regular file of at most ``cap`` bytes, before a byte of it is read.
 
     Raises RequestError: missing, a folder or device, unreadable, larger than ``cap``.
     """
@@ -54,7 +54,7 @@ def check_file(path: Path, cap: int) -> None:
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise fault(path, f"cannot be read: {_reason(error)}") from None
     if not stat.S_ISREG(found.st_mode):
-        # A named pipe would block for ever, a device would never end.
+        # Reading a named pipe would block, reading a device would never end.
         what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or device"
         raise fault(path, f"is {what}, expected a file")
     if found.st_size > cap:
@@ -62,7 +62,7 @@ def check_file(path: Path, cap: int) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Has ``write`` fill a temporary file in ``path``'s folder, then renames it to ``path``.
+    """Lets ``write`` fill a temporary file in ``path``'s folder, then renames it to ``path``.
 
     The folder must exist. On any error (a KeyboardInterrupt too) the temporary file is removed and
     an earlier file under ``path`` stays as it was; errors of ``write`` pass through, but OSError
@@ -183,7 +183,7 @@ def read_tensors(
             tensors = {name: file.get_tensor(name).clone() for name in names}
     except OSError as error:
         raise fault(path, f"cannot be read: {_reason(error)}") from None
-    except Exception as error:  # a hostile header fails in many ways, and none may pass for a bug
+    except Exception as error:  # a malicious header fails in many ways, none of them a bug of ours
         what = f"not a safetensors file, or a truncated or corrupted one ({_reason(error)})"
         raise fault(path, what) from None
     if INFO_KEY not in metadata:
@@ -213,8 +213,8 @@ def read_slice(path: Path, name: str, *index: int) -> Tensor:
 class _Discarded:
     """Stands in for the numpy scalars of a foreign file: takes their bytes and keeps nothing.
 
-    Only the accuracies beside the images are such scalars and no one needs them, so no code of
-    numpy runs on a stranger's bytes.
+    Only the accuracies beside the images are such scalars, and they are not needed: no code of
+    numpy runs on untrusted bytes.
     """
 
     def __init__(self, *_args: object) -> None: ...
@@ -245,7 +245,7 @@ def read_foreign(path: Path) -> Any:
                 raise fault(path, f"unpacks to {unpacked} bytes, at most {TENSORS_CAP} are read")
         with warnings.catch_warnings(), torch.serialization.safe_globals(_ALLOWED):
             warnings.simplefilter("ignore")  # of the file's age: nothing the receiver can change
-            # weights_only is explicit: the environment variable that lifts it has no say then.
+            # Explicit weights_only: the environment variable that lifts it has no effect then.
             return torch.load(path, map_location="cpu", weights_only=True)
     except RequestError:
         raise
@@ -261,7 +261,7 @@ def read_foreign(path: Path) -> Any:
 
 
 def _what(error: Exception) -> str:
-    """What a refused pickle asked for, out of torch's page of advice."""
+    """What a refused pickle asked for, from torch's long message."""
     named = re.search(r"GLOBAL\s+([\w.]+)|(Unsupported operand \d+)", str(error))
     if named is None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

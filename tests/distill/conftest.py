@@ -1,4 +1,4 @@
-"""What the tests of this floor share: no data but the test's own, and how a refusal is expected."""
+"""Fixtures of the distill tests: no data but the test's own, and expected refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's own classes, by ``package.module:Name``, and what is said of those that don't fit."""
+"""The user's own classes, by ``package.module:Name``, and the messages for those that don't fit."""
 
 from __future__ import annotations
 

@@ -167,16 +167,18 @@ def test_a_whitened_set_is_whitened_in_place_of_mean_and_std() -> None:
 
 
 def test_images_too_large_for_the_matrix_are_refused() -> None:
-    with pytest.raises(RequestError, match=r"\(1, 65, 64\) have 4160 values, at most 4096") as told:
+    with pytest.raises(
+        RequestError, match=r"\(1, 65, 64\) have 4160 values, at most 4096"
+    ) as refused:
         made_of(torch.zeros(4, 1, 65, 64)).whitened()
-    assert "--image-size" in str(told.value) and "\n" not in str(told.value)
+    assert "--image-size" in str(refused.value) and "\n" not in str(refused.value)
 
 
 # End to end --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("changes", [{}, {"backend": "dm", "init": "real"}])
-def test_a_whitened_run_hands_its_matrices_on(
+def test_a_whitened_run_stores_its_matrices(
     tiny: Callable[..., Config], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     config = tiny(zca=True, control=False, victims=1, **changes)

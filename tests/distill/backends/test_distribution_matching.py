@@ -1,4 +1,4 @@
-"""Distribution matching: the published step written down once more, what is trained, learning."""
+"""Distribution matching: the published step written out, what is trained, learning."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def embedded(network: nn.Module, images: Tensor) -> Tensor:
     return cast(Tensor, network.embed(images))  # type: ignore[operator]
 
 
-def by_the_book(task: Task, network: nn.Module, images: Tensor, strategy: Any, step: int) -> Tensor:
+def by_the_paper(
+    task: Task, network: nn.Module, images: Tensor, strategy: Any, step: int
+) -> Tensor:
     """The paper's loss, class by class and feature by feature; same draws, nothing shared."""
     draws = task.streams.generator("draw", step)
     augments = task.streams.generator("augment", step)
@@ -78,7 +80,7 @@ def test_the_loss_is_the_papers(
         loss = torch.stack(losses).sum()
         fresh = task.network(task.streams.integer("network", iteration, 0)).train()
         book = images.detach().clone().requires_grad_()
-        wanted = by_the_book(task, fresh, book, strategy, iteration)
+        wanted = by_the_paper(task, fresh, book, strategy, iteration)
         assert wanted.item() > 1e-2
         torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-6)
         (slope,), (expected,) = (
@@ -98,7 +100,7 @@ def test_a_step_is_sgd_with_momentum_on_normalised_images(
     for step in range(3):
         network = task.network(task.streams.integer("network", step, 0))
         leaf = images.clone().requires_grad_()
-        loss = by_the_book(task, network, leaf * STD + MEAN, (), step)
+        loss = by_the_paper(task, network, leaf * STD + MEAN, (), step)
         velocity = 0.5 * velocity + torch.autograd.grad(loss, leaf)[0]
         images = images - 0.3 * velocity
     found = distil(task, backend).batch.images

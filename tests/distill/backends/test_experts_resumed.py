@@ -49,12 +49,12 @@ def no_hooks(data: DataInfo) -> Sequence[Attack]:
 
 
 def naive(data: DataInfo) -> Sequence[Attack]:
-    return [make("naive", scenery, poison_rate=0.2, target_share=0.5)]
+    return [make("naive", data, poison_rate=0.2, target_share=0.5)]
 
 
 def doorping(data: DataInfo) -> Sequence[Attack]:
     options = {"poison_rate": 0.2, "objective": "target-logit", "trigger_steps": 2}
-    return [make("doorping", scenery, **options)]
+    return [make("doorping", data, **options)]
 
 
 def train(
@@ -96,7 +96,7 @@ def reached(kill_at: int) -> int:
     ("hooks", "kill_at"),
     [(no_hooks, 4), (naive, 6), (naive, 8), *((doorping, done) for done in (1, 3, 4, 7, 9))],
 )
-def test_killed_experts_go_on_where_they_stopped(
+def test_killed_experts_continue_where_they_stopped(
     toy_task: Tasks,
     toy_data_info: DataInfo,
     toy_backend: Backends,
@@ -156,10 +156,10 @@ def test_killed_around_every_write(
     check_hooks(again, first)
 
 
-def test_a_moment_after_a_write_there_is_no_other(
+def test_no_second_checkpoint_soon_after_the_first(
     toy_task: Tasks, toy_backend: Backends, tmp_path: Path
 ) -> None:
-    """A training this short leaves nothing half-way, and starts over to the same files."""
+    """So short a training leaves no checkpoint, and starts over with the same files."""
     whole, task = (toy_task(scratch=tmp_path / name) for name in ("whole", "killed"))
     train(whole, toy_backend, [])
     with pytest.raises(Killed):
@@ -198,7 +198,7 @@ class Keeper(Observer):
         self.states.append(state())
 
 
-def test_lost_experts_are_trained_again_unless_the_trigger_has_moved_on(
+def test_lost_experts_are_trained_again_unless_the_trigger_has_changed(
     toy_task: Tasks, toy_data_info: DataInfo, toy_backend: Backends
 ) -> None:
     for hooks in (no_hooks, naive, doorping):

@@ -99,8 +99,8 @@ def test_the_real_gradient_in_pieces_is_the_whole_batchs(toy_task: Tasks, rows: 
 # One step against the paper --------------------------------------------------------------------
 
 
-def by_the_book(task: Task, batch_real: int, steps: int, inner: int) -> Tensor:
-    """DC's algorithm 1 for one network, written down once more; same draws, nothing shared."""
+def by_the_paper(task: Task, batch_real: int, steps: int, inner: int) -> Tensor:
+    """DC's algorithm 1 for one network, written out; same draws, nothing shared."""
     streams, real = task.streams, task.real
     images = torch.randn(3 * task.ipc, 1, 8, 8, generator=streams.generator("init"))
     labels = torch.tensor([c for c in range(3) for _ in range(task.ipc)])
@@ -141,7 +141,7 @@ def by_the_book(task: Task, batch_real: int, steps: int, inner: int) -> Tensor:
 def test_dc_is_the_papers_algorithm(toy_task: Tasks, steps: int) -> None:
     task = toy_task(ipc=2, iterations=1)
     backend = dc(task, outer_loop=steps, inner_loop=2, batch_real=20)
-    expected = by_the_book(task, batch_real=20, steps=steps, inner=2)
+    expected = by_the_paper(task, batch_real=20, steps=steps, inner=2)
     start = task.streams.generator("init")
     moved = expected - (torch.randn(6, 1, 8, 8, generator=start) * STD + MEAN)
     assert moved.abs().mean() > 1e-4

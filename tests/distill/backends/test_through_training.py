@@ -1,4 +1,4 @@
-"""Back-propagation through training: the steps that travel, the gradient, the course."""
+"""Back-propagation through training: the recipe's steps, the gradient, whole runs."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_rate_of_images_and_steps_is_halved_in_time(
 # The gradient ------------------------------------------------------------------------------------
 
 
-def by_the_book(
+def by_the_paper(
     task: Task, images: Tensor, raw: Tensor, iteration: int, number: int, rows: Tensor
 ) -> Tensor:
     """One student's loss on real ``rows``, its training written out; autograd through it all."""
@@ -121,7 +121,7 @@ def test_dd_is_the_papers_algorithm(
         for number in range(networks):
             rows = torch.randperm(90, generator=draws)[:40]
             pixels = here[0] * STD + MEAN
-            total = total + by_the_book(task, pixels, here[1], step, number, rows) / networks
+            total = total + by_the_paper(task, pixels, here[1], step, number, rows) / networks
         rate = 0.05 * (0.5 if step == 2 else 1)
         for place, slope in enumerate(torch.autograd.grad(total, here)):
             mean, square = moments[place]
@@ -174,7 +174,7 @@ def test_the_gradient_is_the_finite_difference_in_float64(
 
 
 @pytest.mark.parametrize("student_init", ["random", "fixed"])
-def test_training_by_the_recipe_gives_the_very_student(
+def test_training_by_the_recipe_gives_the_same_student(
     toy_task: Tasks, toy_backend: Backends, tmp_path: Path, student_init: str
 ) -> None:
     task = toy_task(ipc=2, iterations=2)

@@ -68,7 +68,7 @@ def logits(network: nn.Module, weights: list[Tensor], images: Tensor) -> Tensor:
     return pooled @ matrix.T + offset
 
 
-def by_the_book(
+def by_the_paper(
     task: Task, buffer: Tensor, images: Tensor, rate: Tensor, step: int, strategy: Any
 ) -> Tensor:
     """The loss of one iteration: a student unrolled by hand, tensor by tensor."""
@@ -120,7 +120,7 @@ def test_mtt_is_the_papers_algorithm(
     velocities = [torch.zeros_like(images), torch.zeros_like(rate)]
     for step in range(3):
         leaves = [images.clone().requires_grad_(), rate.clone().requires_grad_()]
-        loss = by_the_book(task, buffer, leaves[0] * STD + MEAN, leaves[1], step, strategy)
+        loss = by_the_paper(task, buffer, leaves[0] * STD + MEAN, leaves[1], step, strategy)
         slopes = torch.autograd.grad(loss, leaves)
         velocities = [0.5 * v + slope for v, slope in zip(velocities, slopes, strict=True)]
         images, rate = images - 20 * velocities[0], rate - 1e-4 * velocities[1]
@@ -148,7 +148,7 @@ def test_the_loss_is_a_share_of_the_experts_way(toy_task: Tasks, toy_backend: Ba
         backend.advance(run, network, run.synthetic.batch())
         moved = zip(before, network.parameters(), strict=True)
         assert any(not torch.equal(old, new) for old, new in moved)
-    wanted = by_the_book(task, experts_of(task), images, torch.tensor(0.05), 1, ())
+    wanted = by_the_paper(task, experts_of(task), images, torch.tensor(0.05), 1, ())
     for value, *_ in found.values():
         assert value == pytest.approx(wanted.item(), rel=1e-4)
     for exact, recomputed, tesla in zip(*(found[name][1:] for name in found), strict=True):

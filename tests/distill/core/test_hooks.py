@@ -1,4 +1,4 @@
-"""Hooks: how answers are folded, what is refused, and how a hook's failure is told."""
+"""Hooks: how answers are folded, what is refused, and how a hook's failure is reported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def batch(**changes: Tensor) -> Batch:
 
 
 class Answer(Hook):
-    """Answers every event with whatever the test hands it."""
+    """Answers every event with a function of the test."""
 
     name = "liar"
 
@@ -95,20 +95,20 @@ def test_values_pass_through_the_hooks_in_list_order(toy_moment: Moments) -> Non
     assert torch.equal(other.images, (given.images + 1) * 2)
 
 
-def test_what_stands_before_the_value_is_handed_on(toy_moment: Moments) -> None:
-    heard = []
+def test_arguments_before_the_value_are_passed_on(toy_moment: Moments) -> None:
+    seen = []
 
     class Sampler(Hook):
         def on_sample(self, moment: Moment, label: int, rows: Tensor) -> Tensor:
-            heard.append((moment.step, label))
+            seen.append((moment.step, label))
             return rows.flip(0)
 
     rows = fold([Sampler()], "on_sample", lambda: toy_moment(step=5), torch.arange(3), 2)
     assert rows.tolist() == [2, 1, 0]
-    assert heard == [(5, 2)]
+    assert seen == [(5, 2)]
 
 
-def test_no_moment_is_made_where_nobody_listens() -> None:
+def test_no_moment_is_made_where_no_hook_listens() -> None:
     def never() -> Moment:
         raise AssertionError("a moment was made")
 
@@ -207,19 +207,21 @@ def refuse(_: Any) -> Any:
     raise RequestError("the hook says no")
 
 
-def test_an_exception_in_a_hook_is_told_with_its_name_event_and_step(toy_moment: Moments) -> None:
+def test_an_exception_in_a_hook_names_hook_event_and_step(
+    toy_moment: Moments,
+) -> None:
     hook, now = Answer(fail), lambda: toy_moment(step=9)
-    told = r"at step 9: ZeroDivisionError: a bug of the hook's$"
-    with pytest.raises(RunError, match=rf"^liar\.on_draw {told}") as caught:
+    report = r"at step 9: ZeroDivisionError: a bug of the hook's$"
+    with pytest.raises(RunError, match=rf"^liar\.on_draw {report}") as caught:
         fold([hook], "on_draw", now, batch())
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    with pytest.raises(RunError, match=rf"^liar\.on_network {told}"):
+    with pytest.raises(RunError, match=rf"^liar\.on_network {report}"):
         announce([hook], now)
-    with pytest.raises(RunError, match=rf"^liar\.on_loss {told}"):
+    with pytest.raises(RunError, match=rf"^liar\.on_loss {report}"):
         extra_loss([hook], now, batch())
 
 
-def test_a_hook_may_refuse_the_request_in_its_own_words(toy_moment: Moments) -> None:
+def test_a_request_error_of_a_hook_keeps_its_message(toy_moment: Moments) -> None:
     with pytest.raises(RequestError, match=r"^the hook says no$"):
         announce([Answer(refuse)], toy_moment)
 

@@ -166,7 +166,7 @@ def test_the_observer_sees_every_step_and_iteration(toy_task: Tasks) -> None:
 
 
 class Noise(Hook):
-    """Leans on its stream at the end: the stream must be the same after a resume."""
+    """Draws from its stream at the end, which must be the same after a resume."""
 
     def on_finish(self, moment: Moment, synthetic: Batch) -> Batch:
         noise = torch.rand(synthetic.images.shape, generator=moment.rng)

@@ -113,7 +113,7 @@ INF = np.where(np.isnan(NAN), np.inf, NAN)
         ({"y_train": np.array([0, 3, 3, 0])}, "no training image has the label 1"),
         ({"y_train": np.array([0, 10**12, 1, 0])}, "labels run from 0 to 1000000000000"),
         ({"y_train": np.array([0, 2**64 - 1, 1, 0], dtype=np.uint64)}, "y_train holds"),
-        ({"y_train": np.zeros(4, dtype=int)}, "1 classes, 2 or more wanted"),
+        ({"y_train": np.zeros(4, dtype=int)}, "1 classes, expected 2 or more"),
         ({"y_test": np.array([1, 2])}, "test labels run from 1 to 2"),
         ({"classes": np.array(["a", "b", "c"])}, "no training image has the label 2 (c)"),
         ({"classes": np.array([1, 2])}, "classes is int64"),

@@ -64,7 +64,7 @@ def python2_pickle(value: object) -> bytes:
 
 
 def cifar(root: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
-    """A tiny CIFAR tree, with torchvision told its MD5 sums."""
+    """A tiny CIFAR tree, its MD5 sums patched into torchvision."""
     source = getattr(torchvision.datasets, kind)
     classes = 10 if kind == "CIFAR10" else 100
     key = b"labels" if kind == "CIFAR10" else b"fine_labels"

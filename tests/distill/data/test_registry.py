@@ -1,4 +1,4 @@
-"""Data sets by name: what the dictionary promises, digits, and the sets that stand in IDX files."""
+"""Data sets by name: the table's entries, digits, and the sets in IDX files."""
 
 from __future__ import annotations
 

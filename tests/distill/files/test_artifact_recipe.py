@@ -1,4 +1,4 @@
-"""What a recipe brings into a set's file: learned steps, a whitening, initial weights."""
+"""A recipe in a set's file: learned steps, a whitening, initial weights."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ EXTRAS: dict[str, tuple[dict[str, Any], set[str]]] = {
 
 
 @pytest.mark.parametrize(("extras", "names"), EXTRAS.values(), ids=EXTRAS)
-def test_a_recipe_comes_back_with_all_that_belongs_to_it(
-    tmp_path: Path, extras: dict[str, Any], names: set[str]
-) -> None:
+def test_a_recipe_comes_back_whole(tmp_path: Path, extras: dict[str, Any], names: set[str]) -> None:
     path, again = tmp_path / "set.safetensors", tmp_path / "again.safetensors"
     distilled = make_set(**extras)
     save_set(path, distilled)
@@ -126,7 +124,7 @@ def step(rows: Any = (0,), rate: Any = 0.1, **more: Any) -> dict[str, Any]:
         (None, "metadata recipe.steps"),
     ],
 )
-def test_steps_that_nobody_can_train_by_are_refused(
+def test_impossible_steps_are_refused(
     refused: Refused, tmp_path: Path, steps: Any, fault: str
 ) -> None:
     path = tmp_path / "set.safetensors"
