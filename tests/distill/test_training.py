@@ -13,7 +13,14 @@ from torch.nn import functional
 
 from distillsec.distill.core.task import Task
 from distillsec.distill.preprocessing import Preprocessing
-from distillsec.distill.training import accuracy, fit, predict, shuffled
+from distillsec.distill.training import (
+    accuracy,
+    drop_at_half,
+    drop_epoch,
+    fit,
+    predict,
+    shuffled,
+)
 from distillsec.distill.types import Batch, Recipe, RunError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,6 +69,16 @@ def test_fit_is_sgd_with_momentum_decay_and_a_drop_at_half(toy_task: Tasks, batc
     assert difference(fitted, plain_loop(task.network(0), batch, RECIPE, 4)) > 1e-3
     assert difference(fitted, task.network(0)) > 0.01
     assert not fitted.training
+
+
+def test_the_rate_is_a_tenth_from_the_drop_epoch_on() -> None:
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule, rates = drop_at_half(optimiser, 5), []
+    for _ in range(5):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert drop_epoch(5) == 3 and rates == pytest.approx([1, 1, 1, 0.1, 0.1])
 
 
 @pytest.mark.parametrize("change", [{"momentum": 0.0}, {"weight_decay": 0.3}, {"lr": 0.02}])
