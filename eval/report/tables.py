@@ -1,202 +1,293 @@
-"""A report as tables alone: CSV for programs, Markdown and LaTeX for papers."""
+"""A report's tables, cell by cell, before they become HTML, Markdown, LaTeX or CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, final
 
-from ..results.columns import UNDEFENDED_COLUMNS
-from .cells import Table, change_table, defense_table, over, summary_table
-from .compare import COMPARED, Comparison
+from ..grid.ablation_table import COLUMNS
+from ..grid.benchmark_table import judged
+from ..results.defense_tables import budget_label
+from ..results.metrics import Summary
+from ..results.record import Metrics
+from .compare import COMPARED, Change, Comparison, told_row
 from .model import Row, Source
 
-_LATEX: Final = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "–": "--",
-    "−": "$-$",
-    "∞": r"$\infty$",
-    "×": r"$\times$",
-    "ε": r"$\varepsilon$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
+_ALARMS: Final = ("set_alarm", "alarm")
+_NAMED: Final = "target_suspected"
+_OF: Final = {
+    "row_auroc": "rows",
+    "auroc": "inputs",
+    "set_auroc": "sets",
+    "model_auroc": "models",
+}
+_ANSWERS: Final = {
+    "attack_success_rate": "ASR",
+    "control_attack_success_rate": "ASR, control",
+    "clean_test_accuracy": "CTA",
+    "control_clean_test_accuracy": "CTA, clean twin",
+    "defense_effectiveness_rating": "DER",
 }
 
 
-def as_csv(sources: Sequence[Source], comparisons: Sequence[Comparison] = ()) -> str:
-    """A line for every row of every source; each figure's mean, std, interval and n by itself.
+@final
+@dataclass(frozen=True)
+class Cell:
+    """One cell. more: an interval, or what a figure is of. value: what rows are sorted by."""
 
-    With a comparison also the baseline's mean, the paired difference with interval, p, q, the
-    number of shared seeds, and the verdict.
+    text: str
+    more: str = ""
+    value: float | None = None
+    mark: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.more}".strip()
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """heads: (title, whether its column holds figures). naming: how many columns name the row.
+
+    labels: for each row what must stand beside its figures.
     """
-    rows = [(source, row) for source in sources for row in source.rows]
-    names = dict.fromkeys(name for source in sources for name in source.columns)
-    metrics = dict.fromkeys(
-        [*UNDEFENDED_COLUMNS, *(name for _, row in rows for name in row.metrics)]
+
+    caption: str
+    heads: Sequence[tuple[str, bool]]
+    rows: Sequence[Sequence[Cell]]
+    naming: int = 1
+    labels: Sequence[Sequence[str]] = ()
+
+
+def without_empty(table: Table) -> Table:
+    """The table without columns in which no row says anything, but those that name the rows."""
+    kept = [
+        number
+        for number in range(len(table.heads))
+        if number < table.naming or any(row[number].text not in ("", "–") for row in table.rows)
+    ]
+    return replace(
+        table,
+        heads=[table.heads[number] for number in kept],
+        rows=[[row[number] for number in kept] for row in table.rows],
     )
-    changes = {
-        (id(change.row), change.metric): change for each in comparisons for change in each.changes
-    }
-    lines: list[dict[str, Any]] = []
-    for source, row in rows:
-        line: dict[str, Any] = {"source": source.name, "kind": source.kind}
-        line |= {f"swept.{name}": row.place.get(name) for name in names}
-        line |= _where(row)
-        for name in metrics:
-            line |= _figures(row, name)
-        for name in COMPARED if comparisons else ():
-            change = changes.get((id(row), name))
-            parts = ("before", "difference", "p", "q", "verdict")
-            line |= {f"{name}_{part}": change and getattr(change, part) for part in parts}
-            low, high = (change and change.ci95) or (None, None)
-            line |= {f"{name}_difference_low": low, f"{name}_difference_high": high}
-            line |= {f"{name}_shared_seeds": change and len(change.seeds)}
-        lines.append({key: _safe(value) for key, value in line.items()})
-    buffer = io.StringIO()
-    heads = list(dict.fromkeys(key for line in lines for key in line))
-    writer = csv.DictWriter(buffer, heads or ["source"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue()
 
 
-def _where(row: Row) -> dict[str, Any]:
-    return {
-        "victims": row.network,
-        "defense": row.defense or "",
-        "family": row.family or "",
-        "state": row.state,
-        "seeds": " ".join(map(str, row.seeds)),
-        "seeds_wanted": row.wanted,
-        "conditional_on_set": row.conditional,
-        "labels": "; ".join(row.labels),
-        "note": row.note,
-    }
+def figure(summary: Summary | None) -> Cell:
+    """``0.768 [0.69, 0.85]``; an en dash where nothing was measured."""
+    if summary is None or summary.mean is None:
+        return Cell("–")
+    low_high = ""
+    if summary.ci95 is not None:
+        low_high = f"[{minus(f'{summary.ci95[0]:.3f}')}, {minus(f'{summary.ci95[1]:.3f}')}]"
+    return Cell(minus(f"{summary.mean:.3f}"), low_high, summary.mean)
 
 
-def _figures(row: Row, name: str) -> dict[str, Any]:
-    summary = row.metrics.get(name)
-    low, high = (summary and summary.ci95) or (None, None)
-    return {
-        f"{name}_mean": summary and summary.mean,
-        f"{name}_std": summary and summary.std,
-        f"{name}_ci_low": low,
-        f"{name}_ci_high": high,
-        f"{name}_n": summary and sum(value is not None for value in summary.values),
-    }
+def minus(text: str) -> str:
+    """A number with a true minus sign, and none before zero."""
+    return text.removeprefix("-") if not text.strip("-0.") else text.replace("-", "−")
 
 
-def _safe(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula is marked as text."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
-    return value
+def plain(value: Any) -> Cell:
+    """A swept value."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Cell("" if value is None else str(value), value=float(value) if number else None)
 
 
-def as_markdown(sources: Sequence[Source], comparisons: Sequence[Comparison] = ()) -> str:
-    """A heading and a table for each source, its defenses, and its comparison."""
-    lines: list[str] = []
-    for source, tables, told in _parts(sources, comparisons):
-        lines += [f"# {_in_line(source.title)}", "", *(f"{_in_line(text)}\n" for text in told)]
-        for table in tables:
-            heads = [_in_line(title) for title, _ in table.heads]
-            lines += [f"## {_in_line(table.caption)}", "", f"| {' | '.join(heads)} |"]
-            lines.append("| " + " | ".join("---:" if n else "---" for _, n in table.heads) + " |")
-            lines += [f"| {' | '.join(_in_line(str(c)) for c in row)} |" for row in table.rows]
-            lines.append("")
-    return "\n".join(lines)
-
-
-def _in_line(text: str) -> str:
-    """Text in a cell: no line break, no bar and no HTML."""
-    plain = " ".join(text.split())
-    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", plain) if re.search(r"[\\|`<>*]", plain) else plain
-
-
-def as_latex(sources: Sequence[Source], comparisons: Sequence[Comparison] = ()) -> str:
-    """A ``table`` of booktabs rules for each; wants ``\\usepackage{booktabs}``."""
-    lines = [r"% \usepackage{booktabs}"]
-    for source, tables, told in _parts(sources, comparisons):
-        command = " ".join(source.command.split())
-        lines += ["", f"% {' '.join(source.title.split())}", *([f"% {command}"] if command else [])]
-        for table in tables:
-            caption = ". ".join([table.caption, *told])
-            heads = " & ".join(latex(title) for title, _ in table.heads)
-            lines += [
-                r"\begin{table}",
-                r"\centering",
-                rf"\caption{{{latex(caption)}}}",
-                rf"\begin{{tabular}}{{{''.join('r' if n else 'l' for _, n in table.heads)}}}",
-                r"\toprule",
-                rf"{heads} \\",
-                r"\midrule",
-                *(rf"{' & '.join(latex(str(c)) for c in row)} \\" for row in table.rows),
-                r"\bottomrule",
-                r"\end{tabular}",
-                r"\end{table}",
-            ]
-    return "\n".join(lines) + "\n"
-
-
-def latex(text: str) -> str:
-    """Text with LaTeX's own characters escaped."""
-    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
-
-
-def _parts(
-    sources: Sequence[Source], comparisons: Sequence[Comparison]
-) -> list[tuple[Source, list[Table], list[str]]]:
-    """Each source with its tables and what is said above them."""
-    against = {id(each.source): each for each in comparisons}
-    found = []
-    for source in sources:
-        tables = [summary_table(source)]
-        tables += [defense_table(source)] if source.defended else []
-        told = [over(source)]
-        if source.status != "done":
-            told.append(f"Status: {source.status}. {source.error}".strip())
-        told += [f"{text}." for text in source.labels]
-        comparison = against.get(id(source))
-        if comparison is not None:
-            tables.append(change_table(comparison))
-            told += remarks(comparison)
-        found.append((source, tables, told))
-    return found
-
-
-def remarks(found: Comparison) -> list[str]:
-    """What has to be said of a comparison, in sentences."""
-    told = []
-    if found.one_set:
-        told.append(
-            "One distilled set stands against another: a difference of two sets of one seed can't "
-            "be told from the noise of distillation. Victims are nested in their set, so more of "
-            "them don't help; three distillation seeds or more do (--seeds)."
+def over(source: Source) -> str:
+    """What the intervals of a source are over, as a sentence."""
+    if all(row.conditional for row in source.rows) and source.rows:
+        return (
+            "Intervals are 95 % intervals over the victims of this one distilled set: they say "
+            "nothing of another distillation."
         )
-    lists = {
-        "In the baseline only": found.missing,
-        "Not in the baseline": found.added,
-        "Without a figure on a shared seed": found.unpaired,
-    }
-    told += [f"{title}: {'; '.join(rows)}." for title, rows in lists.items() if rows]
-    return told
+    return (
+        "Intervals are 95 % intervals over distillation seeds (Student's t for rates, cut to "
+        "[0, 1]; Wilson's for shares); each seed counts once, with the mean over its victims."
+    )
 
 
-FORMATS: Final[Mapping[str, Callable[[Sequence[Source], Sequence[Comparison]], str]]] = {
-    "csv": as_csv,
-    "md": as_markdown,
-    "latex": as_latex,
+def summary_table(source: Source) -> Table:
+    """The undefended figures of every row."""
+    rows = source.undefended
+    shown = {key: title for key, title in COLUMNS.items() if any(key in r.metrics for r in rows)}
+    several = _several(rows) or not source.columns
+    heads = _place_heads(source) + ([("victims", False)] if several else [])
+    naming = len(heads)
+    heads += [*((title, True) for title in shown.values()), ("seeds", True), ("note", False)]
+    found = Table(
+        caption=f"{source.name}: no defense",
+        heads=heads,
+        naming=naming,
+        labels=[row.labels for row in rows],
+        rows=[
+            [
+                *_place(source, row, several=several),
+                *(figure(row.metrics.get(key)) for key in shown),
+                _seeds(row),
+                _note(row),
+            ]
+            for row in rows
+        ],
+    )
+    return without_empty(found)
+
+
+def defense_table(source: Source) -> Table:
+    """The figures of every defense, detectors and others in one table."""
+    rows = source.defended
+    several = _several(rows)
+    shown = {key: title for key, title in _ANSWERS.items() if any(key in r.metrics for r in rows)}
+    alarms = any(key in row.metrics for row in rows for key in _ALARMS)
+    families = any(row.family for row in rows)
+    heads = _place_heads(source) + ([("victims", False)] if several else [])
+    naming = len(heads) + 1
+    heads += [("defense", False), *([("family", False)] if families else [])]
+    heads += [(title, True) for title in shown.values()]
+    heads += [("AUROC", True)]
+    heads += [("alarm", True), ("false alarm", True)] if alarms else []
+    named = any(_NAMED in row.metrics for row in rows)
+    heads += [("target most anomalous", True)] if named else []
+    bar = any(row.holds is not None for row in rows)
+    heads += [("holds", False)] if bar else []
+    heads += [("seeds", True), ("note", False)]
+    found = Table(
+        caption=f"{source.name}: after each defense"
+        + (f", {budget_label(source.budget)}" if source.budget else ""),
+        heads=heads,
+        naming=naming,
+        labels=[row.labels for row in rows],
+        rows=[
+            [
+                *_place(source, row, several=several),
+                Cell(row.defense or ""),
+                *([Cell(row.family or "–")] if families else []),
+                *(figure(row.metrics.get(key)) for key in shown),
+                _auroc(row.metrics),
+                *(_alarms(row.metrics) if alarms else ()),
+                *([figure(row.metrics.get(_NAMED))] if named else []),
+                *([_holds(row)] if bar else []),
+                _seeds(row),
+                _note(row),
+            ]
+            for row in rows
+        ],
+    )
+    return without_empty(found)
+
+
+def _several(rows: Iterable[Row]) -> bool:
+    return len({row.network for row in rows}) > 1
+
+
+def _place_heads(source: Source) -> list[tuple[str, bool]]:
+    names = ("axis", "value") if source.one_at_a_time else source.columns
+    return [(name, False) for name in names]
+
+
+def _place(source: Source, row: Row, *, several: bool) -> list[Cell]:
+    if source.one_at_a_time:
+        cells = [Cell(str(row.axis)), *map(plain, row.place.values())]
+    else:
+        cells = [plain(row.place.get(name)) for name in source.columns]
+    return [*cells, *([Cell(row.network)] if several else [])]
+
+
+def _auroc(metrics: Metrics) -> Cell:
+    """The figure that a detector is judged by, and what it is of."""
+    name = judged(metrics)
+    if name is None:
+        return Cell("–")
+    found = figure(metrics[name])
+    return Cell(found.text, f"of {_OF[name]} {found.more}".strip(), found.value)
+
+
+def _alarms(metrics: Metrics) -> tuple[Cell, Cell]:
+    name = next((name for name in _ALARMS if name in metrics), "")
+    return figure(metrics.get(name)), figure(metrics.get(f"control_{name}"))
+
+
+def _holds(row: Row) -> Cell:
+    if row.holds is None:
+        return Cell("–")
+    return Cell("holds", mark="good", value=1.0) if row.holds else Cell("no", value=0.0)
+
+
+def _seeds(row: Row) -> Cell:
+    got = len(row.seeds)
+    if row.conditional:
+        return Cell("1 set", value=1.0)
+    if not row.seeds and row.metrics:
+        return Cell("–")
+    return Cell(f"{got}/{row.wanted}" if got != row.wanted else f"{got}", value=float(got))
+
+
+def _note(row: Row) -> Cell:
+    mark = "bad" if row.labels else ""
+    return Cell("; ".join([*row.labels, *([row.note] if row.note else [])]), mark=mark)
+
+
+def overview_table(sources: Sequence[Source]) -> Table:
+    """What is on a page: a line for each run, sweep or suite; figures where there is one row."""
+    heads = [("name", False), ("kind", False), ("status", False), ("what", False)]
+    heads += [("rows", True), *((title, True) for title in COLUMNS.values())]
+    rows = []
+    for source in sources:
+        count = len(source.rows)
+        alone = source.undefended[0] if len(source.undefended) == 1 else None
+        cells = [Cell(source.name), Cell(source.kind), Cell(source.status), Cell(source.title)]
+        cells.append(Cell(str(count), value=float(count)))
+        cells += [figure(alone.metrics.get(key) if alone else None) for key in COLUMNS]
+        rows.append(cells)
+    labels = [source.labels for source in sources]
+    return Table(caption="On this page", heads=heads, rows=rows, labels=labels)
+
+
+# A comparison -------------------------------------------------------------------------------------
+
+
+def change_table(found: Comparison) -> Table:
+    """Every compared figure, with its verdict."""
+    heads = ("row", "figure", "baseline", "now", "difference", "p", "q", "seeds", "verdict")
+    return Table(
+        caption=f"{found.source.name} against {found.baseline.name}",
+        heads=[(head, head not in ("row", "figure", "verdict")) for head in heads],
+        naming=2,
+        labels=[change.row.labels for change in found.changes],
+        rows=[
+            [
+                Cell(told_row(change.row)),
+                Cell(COMPARED[change.metric]),
+                Cell(minus(f"{change.before:.3f}"), value=change.before),
+                Cell(minus(f"{change.now:.3f}"), value=change.now),
+                _difference(change),
+                _chance(change.p),
+                _chance(change.q),
+                Cell(str(len(change.seeds)), value=float(len(change.seeds))),
+                Cell(change.verdict, mark=_MARKS[change.verdict]),
+            ]
+            for change in found.changes
+        ],
+    )
+
+
+_MARKS: Mapping[str, str] = {
+    "more than noise": "more",
+    "within noise": "",
+    "too few seeds": "few",
 }
+
+
+def _difference(change: Change) -> Cell:
+    text = minus(f"{change.difference:+.3f}") if round(change.difference, 3) else "0.000"
+    if change.ci95 is None:
+        return Cell(text, value=change.difference)
+    low, high = (minus(f"{end:.3f}") for end in change.ci95)
+    return Cell(text, f"[{low}, {high}]", change.difference)
+
+
+def _chance(value: float | None) -> Cell:
+    if value is None:
+        return Cell("–")
+    return Cell("< 0.001" if value < 0.001 else f"{value:.3f}", value=value)
