@@ -8,17 +8,18 @@ import click
 
 from ..distill.files.safe import write_text
 from ..distill.types import RequestError
+from ..eval.report.charts import write_charts
 from ..eval.report.compare import compare
-from ..eval.report.load import gather_source
+from ..eval.report.export import FORMATS
+from ..eval.report.load import load_experiment
 from ..eval.report.page import page
-from ..eval.report.tables import FORMATS
 from ..eval.results.record import command_line
 from ..eval.run.progress import Reporter
 from . import options
 
 _PAGE = "html"
 _OUT = Path("report.html")
-# Files that runs are read from: a slip of the hand after -o must not cost one.
+# Files of a run that a mistyped -o must not overwrite.
 _KEPT = ("record.json", "table.json", "sweep.json", "suite.json", "progress.jsonl", "ledger.jsonl")
 
 
@@ -29,40 +30,59 @@ _KEPT = ("record.json", "table.json", "sweep.json", "suite.json", "progress.json
     "--format",
     "kind",
     type=click.Choice([_PAGE, *FORMATS]),
-    default=_PAGE,
-    show_default=True,
-    help="A page, or tables alone.",
+    help="A page (html, the default) or only its tables.",
 )
 @click.option("--baseline", type=options.PATH, help="A run, sweep or suite to compare with.")
+@click.option(
+    "--charts",
+    type=options.PATH,
+    help="Write the charts as SVG files into this folder; without -o or --format nothing else.",
+)
 @click.option("--quiet", is_flag=True, help="No progress.")
 def report(
-    sources: tuple[Path, ...], out: Path | None, kind: str, baseline: Path | None, quiet: bool
+    sources: tuple[Path, ...],
+    out: Path | None,
+    kind: str | None,
+    baseline: Path | None,
+    charts: Path | None,
+    quiet: bool,
 ) -> None:
     """One page about runs, sweeps and suites: figures, charts, pictures, commands.
 
     \b
-    Of a sweep, finished or not:
+    A sweep, finished or not:
         distillsec report runs/quick -o report.html
-    Of several runs, one beside the other:
+    Several runs side by side:
         distillsec report runs/a runs/b runs/classic -o report.html
-    What changed, and is it more than noise? Paired by distillation seed:
+    What changed, and whether it is more than noise, paired by distillation seed:
         distillsec report runs/new --baseline runs/old -o changes.html
     Tables for a paper or a program:
         distillsec report runs/quick --format latex -o table.tex
         distillsec report runs/quick --format csv > table.csv
+    Charts for a paper:
+        distillsec report runs/quick --charts charts/
 
-    The page is one file below 5 MB that reaches for no network. See docs/report.md.
+    The page is one file below 5 MB that needs no network. See docs/report.md.
     """
-    if kind == _PAGE:
+    charts_only = charts is not None and out is None and kind is None
+    kind = kind or _PAGE
+    if kind == _PAGE and not charts_only:
         out = out or _OUT
     if out is not None:
         _check(out)
-    gathered = [gather_source(path) for path in sources]
-    comparisons = [] if baseline is None else compare(gathered, gather_source(baseline))
+    experiments = [load_experiment(path) for path in sources]
+    comparisons = [] if baseline is None else compare(experiments, load_experiment(baseline))
+    if charts is not None:
+        count = len(write_charts(experiments, charts))
+        click.echo(f"{charts}: {count} charts", err=not charts_only)  # a table may be on stdout
+    if charts_only:
+        return
     if kind != _PAGE:
-        text = FORMATS[kind](gathered, comparisons)
+        text = FORMATS[kind](experiments, comparisons)
     else:
-        text = page(gathered, comparisons, command=command_line(), reporter=Reporter(quiet=quiet))
+        text = page(
+            experiments, comparisons, command=command_line(), reporter=Reporter(quiet=quiet)
+        )
     if out is None:
         click.echo(text, nl=False)
         return
@@ -71,10 +91,10 @@ def report(
 
 
 def _check(out: Path) -> None:
-    """Refuse, before the work, a place that can't be written or that holds a run's own file."""
+    """Refuse early a path that can't be written or that is a run's own file."""
     if out.name in _KEPT or out.suffix == ".safetensors":
         raise RequestError(f"{out} would overwrite a run's own file: choose another -o")
     if out.is_dir():
-        raise RequestError(f"cannot write {out}: it is a folder, -o wants a file")
+        raise RequestError(f"cannot write {out}: it is a folder, -o takes a file")
     if not out.parent.is_dir():
         raise RequestError(f"cannot write {out}: there is no folder {out.parent}")

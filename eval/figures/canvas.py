@@ -1,7 +1,6 @@
 """A white page to draw on, measured in pixels: tiles of images, text, frames, and one PNG.
 
 Images are drawn pixel by pixel (nearest neighbour, by a whole factor), so an 8x8 image stays sharp.
-Colours are Okabe and Ito's, which colour-blind readers tell apart.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import math
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -23,20 +21,14 @@ from matplotlib.font_manager import FontProperties
 from torch import Tensor
 
 from ...distill.files.artifact import pixel_range
-from ...distill.files.safe import write_atomically
+from .style import BLUE, DPI, INK, SOFT, save
 
 Pixels = npt.NDArray[np.uint8]
 
-BLUE: Final = "#0072B2"
-VERMILLION: Final = "#D55E00"
-RED: Final = "#B00020"
-_FRAME: Final = (0x00, 0x72, 0xB2)  # BLUE
-INK: Final = "#1A1A1A"
-SOFT: Final = "#555555"
-DPI: Final = 200
+_FRAME: Final = tuple(bytes.fromhex(BLUE[1:]))
 EDGE: Final = 28  # pixels of white around a page
 GAP: Final = 8  # between two tiles
-_LARGEST: Final = 192  # a larger image is thinned out to this side
+_LARGEST: Final = 192  # a larger image is reduced to this side
 
 
 @final
@@ -59,7 +51,7 @@ class Page:
         self.bottom += 6
 
     def paragraph(self, text: str, size: float, **style: Any) -> None:
-        """Wrapped lines at the left edge, under what is there already."""
+        """Wrapped lines at the left edge, below everything drawn so far."""
         bold = style.get("fontweight") == "bold"
         for line in _wrap(text, size, self._width - 2 * EDGE, bold=bold):
             self.text(EDGE, self.bottom, line, size, **style)
@@ -74,7 +66,7 @@ class Page:
             self._width = max(self._width, x + text_width(text, size, bold=bold) + EDGE)
 
     def tile(self, x: float, y: float, pixels: Pixels) -> None:
-        """An image with a hairline around it: a white image on white paper has an edge."""
+        """An image with a thin frame, so that a white image on white paper has an edge."""
         left, top = round(x), round(y)
         self._tiles.append(
             (left, top, np.pad(pixels, ((1, 1), (1, 1), (0, 0)), constant_values=170))
@@ -87,7 +79,7 @@ class Page:
         self._boxes.append((round(x), round(y), round(width), round(height)))
 
     def save(self, path: Path) -> None:
-        """Draws all of it and writes the PNG."""
+        """Draws the page and writes it as PNG."""
         width, height = math.ceil(self._width), math.ceil(max(self._height, self.bottom)) + EDGE
         canvas = np.full((height, width, 3), 255, dtype=np.uint8)
         for left, top, pixels in self._tiles:
@@ -103,18 +95,20 @@ class Page:
         figure = Figure(figsize=((width + 0.01) / DPI, (height + 0.01) / DPI), dpi=DPI)
         figure.figimage(canvas, origin="upper", zorder=-1)
         for at, down, text, style in self._texts:
-            # A class may be called "$5$": never mathematics.
+            # A class may be called "$5$", which is not mathematics.
             figure.text(at / width, 1 - down / height, text, parse_math=False, **style)
         save(figure, path)
 
 
 def range_caption(images: Tensor) -> str:
+    """The pixel range, and whether the display clips it."""
     low, high = pixel_range(images)
     clipped = ", clipped for display" if low < 0 or high > 1 else ""
     return f"pixel range {as_text(low)}…{as_text(high)}{clipped}"
 
 
 def as_text(value: float) -> str:
+    """A number with three significant digits or so."""
     text = (
         f"{value:.2f}"
         if abs(value) < 10
@@ -134,11 +128,11 @@ def tile_size(images: Tensor, least: int) -> tuple[int, int]:
 
 
 def raster(image: Tensor, height: int, width: int) -> Pixels:
-    """An image (C, H, W) as RGB bytes at this size; neither grey nor RGB: the channels' mean."""
+    """An image (C, H, W) as RGB bytes at this size; of other than 1 or 3 channels the mean."""
     plain = image.detach().float().cpu().clamp(0, 1)
     if plain.shape[0] != 3:
         plain = plain.mean(0, keepdim=True).expand(3, -1, -1)
-    levels = (plain * 255).round().byte().numpy()  # before it is enlarged: there is less of it
+    levels = (plain * 255).round().byte().numpy()  # while the image is still small
     rows = np.arange(height) * levels.shape[1] // height
     columns = np.arange(width) * levels.shape[2] // width
     chosen: Pixels = levels.transpose(1, 2, 0)[rows][:, columns]
@@ -178,10 +172,3 @@ def _wrap(text: str, size: float, width: float, *, bold: bool) -> list[str]:
         else:
             lines[-1] = longer
     return lines
-
-
-def save(figure: Figure, path: Path) -> None:
-    with warnings.catch_warnings():
-        # A class name in a script that the font lacks is drawn as boxes: no reason to fail a run.
-        warnings.filterwarnings("ignore", message="Glyph")
-        write_atomically(path, partial(figure.savefig, format="png", dpi=DPI))

@@ -1,4 +1,4 @@
-"""The picture of the bench: what each defense did to one set and to its clean twin."""
+"""The picture of the defenses' results on one set and on its clean twin."""
 
 from __future__ import annotations
 
@@ -6,34 +6,28 @@ from pathlib import Path
 from typing import Final
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..results.columns import budget_label, twin_pair
 from ..results.record import Outcome, Record
-from .canvas import BLUE, DPI, INK, SOFT, VERMILLION, save
+from .style import BLUE, INK, SOFT, VERMILLION, new_figure, save, style_axes
 
 DETECTORS: Final = ("set scores", "input scores", "inspection")
-# Of several figures the first that was measured is the one a detector is judged by.
-_DETECTED: Final = ("row_auroc", "auroc", "set_alarm", "alarm")
-_ANSWERED: Final = ("attack_success_rate", "clean_test_accuracy")
-_ROW: Final = 0.27  # inches
+# A detector is judged by the first of these that was measured.
+_JUDGED_BY: Final = ("row_auroc", "auroc", "set_alarm", "alarm")
+_REMAINING: Final = ("attack_success_rate", "clean_test_accuracy")
+_ROW_HEIGHT: Final = 0.27  # inches
 
 
 def defenses_picture(path: Path, record: Record) -> None:
-    """What each defense did: detectors on the left, what is left of ASR and CTA on the right.
+    """Detectors on the left; on the right the ASR and CTA that remain after the other defenses.
 
-    A filled mark is the attacked set, a hollow one its clean twin; a line is the victims with no
-    defense. Defenses that gave no figure are named with the reason.
+    A filled mark is the attacked set, a hollow one its clean twin; a dashed line is the victims
+    without a defense. Defenses without a figure are listed with the reason.
     """
     detectors = {n: o for n, o in record.defenses.items() if o.family in DETECTORS}
     others = {n: o for n, o in record.defenses.items() if o.family not in DETECTORS}
     rows = max(len(detectors), len(others), 3)
-    figure = Figure(
-        figsize=(12.5, 1.5 + _ROW * rows),
-        dpi=DPI,
-        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.04),
-    )
+    figure = new_figure(12.5, 1.5 + _ROW_HEIGHT * rows, wspace=0.04)
     config, bench = record.config, record.bench
     figure.suptitle(
         f"Defenses of {config['dataset']}, {config['backend']}, "
@@ -47,36 +41,35 @@ def defenses_picture(path: Path, record: Record) -> None:
     )
     left, right = figure.subplots(1, 2)
     _detectors(left, detectors)
-    _answers(right, others, record)
+    _mitigation(right, others, record)
     save(figure, path)
 
 
 def _detectors(axes: Axes, outcomes: dict[str, Outcome]) -> None:
-    told: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for y, (name, outcome) in enumerate(outcomes.items()):
-        figures = (key for key in _DETECTED if twin_pair(outcome.metrics, key).attacked is not None)
-        figure = next(figures, None)
+        pairs = {key: twin_pair(outcome.metrics, key) for key in _JUDGED_BY}
+        figure = next((key for key, pair in pairs.items() if pair.attacked is not None), None)
         if figure is None:
-            told[name] = outcome.reason or "no figure: it raises no alarm"
+            reasons[name] = outcome.reason or "no figure: it raises no alarm"
             continue
-        both = twin_pair(outcome.metrics, figure)
-        _mark(axes, y, both.attacked, VERMILLION, filled=True)
-        _mark(axes, y, both.twin, BLUE, filled=False)
+        _mark(axes, y, pairs[figure].attacked, VERMILLION, filled=True)
+        _mark(axes, y, pairs[figure].twin, BLUE, filled=False)
         if figure.endswith("alarm"):
             axes.annotate(
                 "alarms", (1.04, y), fontsize=7, color=SOFT, va="center", annotation_clip=False
             )
     axes.axvline(0.5, color=SOFT, linewidth=0.8, linestyle=":")
-    _finish(axes, list(outcomes), told, "AUROC, or share of victims that alarm")
+    _finish(axes, list(outcomes), reasons, "AUROC, or share of victims with an alarm")
     _legend(axes, [("attacked set", VERMILLION, True), ("clean twin", BLUE, False)])
 
 
-def _answers(axes: Axes, outcomes: dict[str, Outcome], record: Record) -> None:
-    told: dict[str, str] = {}
-    colours = dict(zip(_ANSWERED, (VERMILLION, BLUE), strict=True))
+def _mitigation(axes: Axes, outcomes: dict[str, Outcome], record: Record) -> None:
+    reasons: dict[str, str] = {}
+    colours = dict(zip(_REMAINING, (VERMILLION, BLUE), strict=True))
     for y, (name, outcome) in enumerate(outcomes.items()):
         if outcome.status != "done":
-            told[name] = outcome.reason or outcome.status
+            reasons[name] = outcome.reason or outcome.status
         for figure, colour in colours.items():
             both = twin_pair(outcome.metrics, figure)
             _mark(axes, y, both.attacked, colour, filled=True)
@@ -85,7 +78,7 @@ def _answers(axes: Axes, outcomes: dict[str, Outcome], record: Record) -> None:
         before = twin_pair(record.metrics, figure).attacked
         if before is not None:
             axes.axvline(before, color=colour, linewidth=0.9, linestyle="--")
-    _finish(axes, list(outcomes), told, "share of test images (dashed: no defense)")
+    _finish(axes, list(outcomes), reasons, "share of test images (dashed: no defense)")
     marks = [("ASR", VERMILLION, True), ("CTA", BLUE, True)]
     _legend(axes, [*marks, ("the same on the clean twin", SOFT, False)])
 
@@ -98,19 +91,16 @@ def _mark(axes: Axes, y: int, value: float | None, colour: str, *, filled: bool)
         )
 
 
-def _finish(axes: Axes, names: list[str], told: dict[str, str], label: str) -> None:
+def _finish(axes: Axes, names: list[str], reasons: dict[str, str], label: str) -> None:
     for y, name in enumerate(names):
-        if name in told:
-            text = told[name] if len(told[name]) < 75 else told[name][:72] + "…"
+        if name in reasons:
+            text = reasons[name] if len(reasons[name]) < 75 else reasons[name][:72] + "…"
             axes.annotate(text, (0.0, y), fontsize=6.5, color=SOFT, va="center")
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), names)
     axes.set_ylim(max(len(names), 1) - 0.4, -0.6)
     axes.set_xlim(-0.03, 1.03)
     axes.set_xlabel(label, fontsize=8)
-    axes.tick_params(axis="x", labelsize=8)
-    axes.grid(True, color="#DDDDDD", linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes)
 
 
 def _legend(axes: Axes, marks: list[tuple[str, str, bool]]) -> None:

@@ -1,4 +1,4 @@
-"""A suite's heat map: every defense against every attack on every setting, at a look."""
+"""A suite's heat map: every defense against every attack on every setting."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from ..results.benchmark import Benchmark
 from ..results.columns import budget_label, twin_pair
 from ..results.judgement import DETECTION_FIGURES, detection_figure
 from ..results.record import Metrics
-from .canvas import DPI, INK, save
 from .defense_pictures import DETECTORS
+from .style import INK, new_figure, save
 
 
 def heatmap_picture(path: Path, found: Benchmark) -> None:
-    """A suite at a look: defenses down, settings and attacks across.
+    """Defenses down, settings and attacks across.
 
-    Left the detectors, by the AUROC of rows, of inputs, of sets or of models, with the share in
-    which the target is the most anomalous class where a detector compares classes; right the
-    others, by their effectiveness rating (DER), with what is left of ASR and CTA below it. Green is
-    good for the defender. A cell that gave no figure says why.
+    Left the detectors, by the AUROC of rows, of inputs, of sets or of models; below it, where a
+    detector compares classes, the share in which the target is the most anomalous one. Right the
+    others, by their effectiveness rating (DER), with the remaining ASR and CTA below it. Green is
+    good for the defender. A cell without a figure says why.
     """
     places = list(dict.fromkeys((row.setting, row.attack, row.network) for row in found.rows))
     members = dict.fromkeys((row.defense, row.family) for row in found.rows if row.family)
@@ -34,14 +32,10 @@ def heatmap_picture(path: Path, found: Benchmark) -> None:
     ]
     sides[1].insert(0, "none")
     rows = max(len(side) for side in sides)
-    figure = Figure(
-        figsize=(5.2 + 1.15 * 2 * len(places), 2.6 + 0.42 * rows),
-        dpi=DPI,
-        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03),
-    )
+    figure = new_figure(5.2 + 1.15 * 2 * len(places), 2.6 + 0.42 * rows, wspace=0.03)
     title = f"{found.suite['description'] or 'benchmark'}\n{budget_label(found.suite['budget'])}"
     figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
-    titles = ("detection: AUROC", "answers: DER, below it ASR / CTA")
+    titles = ("detection: AUROC", "mitigation: DER, below it ASR / CTA")
     for axes, names, title in zip(figure.subplots(1, 2), sides, titles, strict=True):
         axes.set_title(title, fontsize=9, loc="left")
         _heat(axes, found, names, places)
@@ -62,8 +56,8 @@ def _heat(
             axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color=INK)
     axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
-    alone = len({network for *_, network in places}) == 1
-    heads = ["\n".join(place[:2] if alone else place) for place in places]
+    one_network = len({network for *_, network in places}) == 1
+    heads = ["\n".join(place[:2] if one_network else place) for place in places]
     axes.set_xticks(range(len(places)), heads, fontsize=7, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.tick_params(length=0)
@@ -73,7 +67,7 @@ def _heat(
 def heat_cell(metrics: Metrics, states: Iterable[str]) -> tuple[float | None, str]:
     """How good a defense is for the defender, 0 to 1, and what its cell says.
 
-    states: how its runs ended, for where there is no figure.
+    states: how its runs ended, shown where there is no figure.
     """
     detector = detection_figure(metrics)
     if detector is not None:
@@ -92,7 +86,7 @@ def heat_cell(metrics: Metrics, states: Iterable[str]) -> tuple[float | None, st
 
 
 def shade(value: float) -> tuple[float, float, float]:
-    """Vermillion at 0 over white at a half to bluish green at 1: told apart by the colour-blind."""
+    """Vermillion at 0, white at a half, bluish green at 1: safe for colour-blind readers."""
     value = min(1.0, max(0.0, value))
     end = (0.0, 0.62, 0.45) if value > 0.5 else (0.84, 0.37, 0.0)
     weight = 0.75 * abs(2 * value - 1)

@@ -13,31 +13,23 @@ from typing import Any, Final
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ...attacks.triggers import Region, TriggerPicture
 from ...distill.types import hard_labels
 from .canvas import (
-    BLUE,
-    DPI,
     EDGE,
     GAP,
-    INK,
-    RED,
-    SOFT,
-    VERMILLION,
     Page,
     as_text,
     range_caption,
     raster,
-    save,
     shorten,
     text_width,
     tile_size,
 )
+from .style import BLUE, INK, RED, SOFT, VERMILLION, new_figure, save, style_axes
 
 _WIDE: Final = 1300  # no wider than this where there is a choice
 _MOST_ROWS, _MOST_COLUMNS, _MOST_TRIGGERED = 20, 10, 8
@@ -201,11 +193,7 @@ def curves_picture(path: Path, steps: Sequence[Mapping[str, Any]]) -> None:
         for name, curves in panels
     ]
     drawn = [(name, curves) for name, curves in drawn if curves]
-    figure = Figure(
-        figsize=(6.4, 0.7 + 2.3 * max(1, len(drawn))),
-        dpi=DPI,
-        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
-    )
+    figure = new_figure(6.4, 0.7 + 2.3 * max(1, len(drawn)))
     if not drawn:
         figure.text(0.5, 0.5, "no steps logged", ha="center", va="center", fontsize=12, color=SOFT)
     else:
@@ -239,9 +227,7 @@ def _panel(
         if not shares and min(y) > 0 and max(y) > 10 * min(y):
             axes.set_yscale("log")
     axes.set_ylabel(name, fontsize=9)
-    axes.tick_params(which="both", labelsize=8)
-    axes.grid(True, color="#DDDDDD", linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes)
     if shares:
         axes.set_ylim(-0.03, 1.03)
         axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)

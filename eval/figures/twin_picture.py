@@ -1,4 +1,4 @@
-"""The picture of what an attack left in a set: the set, its clean twin, the difference."""
+"""The picture of a set beside its clean twin, and of the difference between the two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from ...distill.types import DistilledSet, hard_labels
 from .canvas import (
     EDGE,
     GAP,
-    SOFT,
     Page,
     as_text,
     range_caption,
@@ -21,6 +20,7 @@ from .canvas import (
     text_width,
     tile_size,
 )
+from .style import SOFT
 
 _MOST_ROWS: Final = 10
 MOST_COLUMNS: Final = 4  # of each of the three
@@ -38,9 +38,9 @@ def twin_picture(
 ) -> float:
     """A row per class: images of the set, the same of its twin, and the scaled |difference|.
 
-    Image k of a class stands beside image k of that class: both began as the same. At most 10
-    classes, and ``columns`` images of each, ``tile`` pixels long or a little more. Returns the
-    largest difference of a pixel that is shown.
+    Image k of a class stands beside image k of the twin's: both started from the same image. At
+    most 10 classes and ``columns`` images of each, at least ``tile`` pixels long. Returns the
+    largest difference of a shown pixel.
     Errors: ``RequestError`` where the picture can't be written; ``ValueError`` for sets of images
     of different shapes.
     """

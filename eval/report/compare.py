@@ -1,7 +1,7 @@
-"""Two reports against each other: what changed, and whether it is more than noise.
+"""Compares experiments with a baseline: what changed, and whether it is more than noise.
 
-Rows that stand for the same are paired seed by seed: both sides drew the same clean set, networks
-and batches from a seed, so the difference of one seed is free of what the seed itself brings.
+Rows of the same settings are paired seed by seed. Both sides drew the same clean set, networks and
+batches from a seed, so what the seed itself contributes cancels in the difference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy import stats
 
 from ...distill.types import RequestError
 from ..results.metrics import summarise
-from .model import Row, Source, told_place
+from .model import Experiment, ResultRow
 
 COMPARED: Final = {
     "clean_test_accuracy": "CTA",
@@ -36,14 +36,14 @@ Verdict = Literal["more than noise", "within noise", "too few seeds"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One figure of two rows that stand for the same, over the seeds that both have.
+    """One figure of two rows of the same settings, over the seeds that both have.
 
     before, now: means over the shared seeds. ci95: Student's t-interval of the mean of the paired
-    differences. p: of the paired t-test, two-sided; q: after Benjamini and Hochberg, over all
-    figures of the comparison. Both ``None`` below three shared seeds.
+    differences. p: of the two-sided paired t-test; q: adjusted after Benjamini and Hochberg over
+    all figures of the comparison. Both ``None`` below three shared seeds.
     """
 
-    row: Row
+    row: ResultRow
     metric: str
     seeds: tuple[int, ...]
     before: float
@@ -55,7 +55,7 @@ class Change:
 
     @property
     def verdict(self) -> Verdict:
-        """What may be said of it."""
+        """What the seeds support."""
         if self.q is None:
             return "too few seeds"
         return "more than noise" if self.q <= LEVEL else "within noise"
@@ -64,15 +64,15 @@ class Change:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A source against its baseline.
+    """An experiment against its baseline.
 
     one_set: whether a side is a single distilled set. settings: keys of the configuration that
-    differ, with both values. missing: rows of the baseline that this source hasn't got; added: its
-    own that the baseline hasn't got; unpaired: rows without a figure on a shared seed.
+    differ, with both values. missing: rows that only the baseline has; added: rows that only the
+    experiment has; unpaired: rows without a figure on a shared seed.
     """
 
-    source: Source
-    baseline: Source
+    experiment: Experiment
+    baseline: Experiment
     changes: Sequence[Change]
     settings: Sequence[tuple[str, Any, Any]]
     one_set: bool
@@ -80,23 +80,36 @@ class Comparison:
     added: Sequence[str]
     unpaired: Sequence[str]
 
-    def of(self, row: Row) -> dict[str, Change]:
-        """The changes of one of the source's rows, by figure."""
-        return {change.metric: change for change in self.changes if change.row is row}
-
-
-def compare(sources: Sequence[Source], baseline: Source) -> list[Comparison]:
-    """Every source against ``baseline``, false discoveries controlled over all of them together.
-
-    Errors: ``RequestError`` where the two are of different shapes, a run and a sweep say.
-    """
-    for source in sources:
-        if source.shape != baseline.shape:
-            raise RequestError(
-                f"{source.path} is a {source.shape}, the baseline {baseline.path} a "
-                f"{baseline.shape}: like is compared with like"
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of the comparison, in sentences."""
+        found = []
+        if self.one_set:
+            found.append(
+                "One distilled set is compared with another. The noise of distillation alone can "
+                "explain a difference between two sets. More victims do not help, as they are "
+                "nested in their set; three or more distillation seeds do (--seeds)."
             )
-    found = [_compare(source, baseline) for source in sources]
+        lists = {
+            "In the baseline only": self.missing,
+            "Not in the baseline": self.added,
+            "Without a figure on a shared seed": self.unpaired,
+        }
+        return found + [f"{title}: {'; '.join(rows)}." for title, rows in lists.items() if rows]
+
+
+def compare(experiments: Sequence[Experiment], baseline: Experiment) -> list[Comparison]:
+    """Each experiment against ``baseline``; the false discovery rate is controlled over all.
+
+    Errors: ``RequestError`` where the shapes differ (a run and a sweep, for example).
+    """
+    for experiment in experiments:
+        if experiment.shape != baseline.shape:
+            raise RequestError(
+                f"{experiment.path} is a {experiment.shape}, the baseline {baseline.path} a "
+                f"{baseline.shape}: both must be runs, sweeps or suites"
+            )
+    found = [_compare(experiment, baseline) for experiment in experiments]
     tested = [change.p for each in found for change in each.changes if change.p is not None]
     adjusted = iter(stats.false_discovery_control(tested).tolist() if tested else [])
     return [
@@ -111,44 +124,35 @@ def compare(sources: Sequence[Source], baseline: Source) -> list[Comparison]:
     ]
 
 
-def _compare(source: Source, baseline: Source) -> Comparison:
+def _compare(experiment: Experiment, baseline: Experiment) -> Comparison:
     theirs = {_identity(row): row for row in baseline.rows}
-    ours = {_identity(row): row for row in source.rows}
+    ours = {_identity(row): row for row in experiment.rows}
     changes, unpaired = [], []
-    for identity, row in ours.items():
-        if identity not in theirs:
-            continue
-        found = _changes(row, theirs[identity])
+    for identity in (key for key in ours if key in theirs):
+        found = _changes(ours[identity], theirs[identity])
         changes += found
         if not found:
-            unpaired.append(told_row(row))
+            unpaired.append(str(ours[identity]))
     return Comparison(
-        source=source,
+        experiment=experiment,
         baseline=baseline,
         changes=changes,
-        settings=_settings(source, baseline),
-        one_set=any(row.conditional for row in (*source.rows, *baseline.rows)),
-        missing=[told_row(row) for key, row in theirs.items() if key not in ours],
-        added=[told_row(row) for key, row in ours.items() if key not in theirs],
+        settings=_settings(experiment, baseline),
+        one_set=any(row.conditional for row in (*experiment.rows, *baseline.rows)),
+        missing=[str(row) for key, row in theirs.items() if key not in ours],
+        added=[str(row) for key, row in ours.items() if key not in theirs],
         unpaired=unpaired,
     )
 
 
-def _identity(row: Row) -> tuple[tuple[str, ...], str, str | None]:
+def _identity(row: ResultRow) -> tuple[tuple[str, ...], str, str | None]:
     return row.key, row.network, row.defense
 
 
-def told_row(row: Row) -> str:
-    """A row in words: where it stands, the victims' network, the defense."""
-    where = told_place(row) if row.place else ""
-    parts = [where, row.network and f"victims: {row.network}", row.defense and f"{row.defense}"]
-    return ", ".join(part for part in parts if part) or "the run"
+def by_seed(row: ResultRow, metric: str) -> dict[int, float]:
+    """A row's figure for each of its seeds; empty where it is unknown which seed has which.
 
-
-def by_seed(row: Row, metric: str) -> dict[int, float]:
-    """A row's figure for each of its seeds; empty where nobody knows which seed has which.
-
-    A single set's figure is its mean over victims: they are nested in it.
+    A single set's figure is the mean over its victims, which are nested in it.
     """
     summary = row.metrics.get(metric)
     if summary is None:
@@ -159,7 +163,7 @@ def by_seed(row: Row, metric: str) -> dict[int, float]:
     return {s: v for s, v in zip(row.seeds, values, strict=True) if v is not None}
 
 
-def _changes(row: Row, base: Row) -> list[Change]:
+def _changes(row: ResultRow, base: ResultRow) -> list[Change]:
     found = []
     for metric in COMPARED:
         ours, theirs = by_seed(row, metric), by_seed(base, metric)
@@ -171,46 +175,43 @@ def _changes(row: Row, base: Row) -> list[Change]:
 
 
 def _change(
-    row: Row, metric: str, seeds: tuple[int, ...], before: list[float], now: list[float]
+    row: ResultRow, metric: str, seeds: tuple[int, ...], before: list[float], now: list[float]
 ) -> Change:
-    apart = numpy.array(now) - numpy.array(before)
-    apart[numpy.abs(apart) < _SAME] = 0.0
-    told = summarise(apart.tolist())
+    difference = numpy.array(now) - numpy.array(before)
+    difference[numpy.abs(difference) < _SAME] = 0.0
     return Change(
         row=row,
         metric=metric,
         seeds=seeds,
         before=float(numpy.mean(before)),
         now=float(numpy.mean(now)),
-        difference=float(apart.mean()),
-        ci95=told.ci95,
-        p=_p_value(apart) if len(seeds) >= FEWEST else None,
+        difference=float(difference.mean()),
+        ci95=summarise(difference.tolist()).ci95,
+        p=_p_value(difference) if len(seeds) >= FEWEST else None,
     )
 
 
-def _p_value(apart: numpy.typing.NDArray[numpy.float64]) -> float:
-    """Of the paired t-test; 1 where nothing moved, 0 where every seed moved by the same."""
-    if numpy.ptp(apart) < _SAME:
-        return 1.0 if abs(float(apart.mean())) < _SAME else 0.0
+def _p_value(difference: numpy.typing.NDArray[numpy.float64]) -> float:
+    """Of the paired t-test; 1 where nothing changed, 0 where every seed changed by the same."""
+    if numpy.ptp(difference) < _SAME:
+        return 1.0 if abs(float(difference.mean())) < _SAME else 0.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of nearly equal differences
-        return float(stats.ttest_1samp(apart, 0.0).pvalue)
+        warnings.simplefilter("ignore", RuntimeWarning)  # differences are nearly equal
+        return float(stats.ttest_1samp(difference, 0.0).pvalue)
 
 
-def _settings(source: Source, baseline: Source) -> list[tuple[str, Any, Any]]:
-    """Keys whose values differ; a sweep's or suite's by its parts."""
-    ours, theirs = source.config, baseline.config
-    if source.shape == "sweep":
-        ours, theirs = ({**side.config, **_base(side)} for side in (source, baseline))
-        ours.pop("base", None), theirs.pop("base", None)
-    keys = [*theirs, *(key for key in ours if key not in theirs)]
+def _settings(experiment: Experiment, baseline: Experiment) -> list[tuple[str, Any, Any]]:
+    """Keys whose values differ; those of a sweep's base one by one."""
+    ours, theirs = _flat(experiment), _flat(baseline)
     return [
         (key, theirs.get(key), ours.get(key))
-        for key in keys
+        for key in dict.fromkeys([*theirs, *ours])
         if theirs.get(key) != ours.get(key) and key != "description"
     ]
 
 
-def _base(source: Source) -> dict[str, Any]:
-    base = source.config.get("base")
-    return {f"base: {key}": value for key, value in base.items()} if isinstance(base, dict) else {}
+def _flat(experiment: Experiment) -> dict[str, Any]:
+    config = dict(experiment.config)
+    base = config.pop("base", None) if experiment.shape == "sweep" else None
+    keys = base if isinstance(base, dict) else {}
+    return config | {f"base: {key}": value for key, value in keys.items()}

@@ -1,51 +1,57 @@
-"""What a report says, gathered from records and tables and from nothing else."""
+"""Reads the runs, sweeps and suites of a report from their records and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from ...attacks.triggers import labels_of
 from ...distill.files.safe import fault, read_json
-from ..results.ablation import ABLATION_VERSION, Ablation
-from ..results.benchmark import BENCHMARK_VERSION, Benchmark
-from ..results.record import Outcome, Record, read_record
-from .model import NO_CELL, Row, Source, described, shown_run
-from .plans import of_suite, of_sweep
+from ...distill.types import RequestError
+from ..grid.suite import TwinGroup
+from ..results.ablation import ABLATION_VERSION, Ablation, AblationRow
+from ..results.benchmark import BENCHMARK_VERSION, Benchmark, BenchmarkRow
+from ..results.record import Metrics, Outcome, Record, read_record
+from .model import Experiment, PicturedRun, ResultRow
 
-_MARKS: Final = ("record.json", "table.json", "sweep.json", "suite.json")
-_Table = TypeVar("_Table", bound=BaseModel)
+_NOTHING_FINISHED: Final = "No run has finished yet."
+_RECORD, _TABLE = "record.json", "table.json"
+_PLANS: Final = ("sweep.json", "suite.json")
+_TableModel = TypeVar("_TableModel", bound=BaseModel)
 
 
-def gather_source(path: Path) -> Source:
-    """The run, sweep or suite in the folder ``path``, however far it came.
+def load_experiment(path: Path) -> Experiment:
+    """The run, sweep or suite in the folder ``path``, complete or not; or a table's JSON file.
 
+    A table under another name than ``table.json`` is read without the runs' records and pictures.
     Errors: ``RequestError`` of one line, where there is none or where its record is damaged.
     """
     try:
-        if path.name in ("record.json", "table.json") and path.is_file():
+        if path.name in (_RECORD, _TABLE) and path.is_file():
             path = path.parent
+        if path.suffix == ".json" and path.is_file():
+            return replace(_from_table(path, path.with_suffix("").absolute()), pictured=())
         if not path.is_dir():
             raise fault(path, "is a file, expected a folder" if path.exists() else "no such folder")
-        here = {file for file in _MARKS if (path / file).is_file()}
-        begun = sorted(path.glob("seed-*/record.json"), key=lambda file: _number(file.parent.name))
+        present = {name for name in (_RECORD, _TABLE, *_PLANS) if (path / name).is_file()}
+        seeds = sorted(path.glob("seed-*/record.json"), key=lambda file: _number(file.parent.name))
     except OSError as error:
         raise fault(path, f"cannot be read: {error.strerror}") from None
     path = path.absolute()
-    if "table.json" in here:
-        return _of_table(path)
-    if "record.json" in here:
-        return _of_record(path)
-    if here:  # a plan whose first cell is still at work
-        file = "sweep.json" if "sweep.json" in here else "suite.json"
-        return _begun(path, file)
-    if begun:  # several seeds, the first still at work
-        note = f"the first of several seeds ({begun[0].parent.name}): there is no summary yet"
-        return replace(_of_record(begun[0].parent.absolute()), notes=[note])
-    raise fault(path, "holds neither record.json nor table.json: no run, sweep or suite")
+    if _TABLE in present:
+        return _from_table(path / _TABLE, path)
+    if _RECORD in present:
+        return _from_record(path)
+    if present:  # no run of the sweep or suite has finished
+        return _from_plan(path / min(present, key=_PLANS.index))
+    if seeds:  # the first of several seeds is still running
+        note = f"the first of several seeds ({seeds[0].parent.name}): there is no summary yet"
+        return replace(_from_record(seeds[0].parent), notes=[note])
+    raise fault(path, f"holds neither {_RECORD} nor {_TABLE}: no run, sweep or suite")
 
 
 def _number(name: str) -> int:
@@ -53,34 +59,40 @@ def _number(name: str) -> int:
     return int(tail) if tail.isdecimal() else 0
 
 
-def _begun(path: Path, file: str) -> Source:
-    found = read_json(path / file)
-    what = file.partition(".")[0]
-    plan = found.get(what, {}) if isinstance(found, dict) else {}
-    return Source(
-        path=path,
-        shape="sweep" if what == "sweep" else "suite",
-        kind="ablation" if what == "sweep" else "benchmark",
+def _from_plan(file: Path) -> Experiment:
+    found = read_json(file)
+    plan = found.get(file.stem) if isinstance(found, dict) else None
+    config = plan if isinstance(plan, dict) else {}
+    sweep = file.stem == "sweep"
+    return Experiment(
+        path=file.parent,
+        shape="sweep" if sweep else "suite",
+        kind="ablation" if sweep else "benchmark",
         status="running",
-        title=described(plan) or path.name,
-        config=plan if isinstance(plan, dict) else {},
-        cells=0,
-        notes=[NO_CELL],
+        title=_title(config, file.parent),
+        config=config,
+        runs=0,
+        notes=[_NOTHING_FINISHED],
     )
 
 
-def _of_table(path: Path) -> Source:
-    file = path / "table.json"
+def _title(plan: Mapping[str, Any], path: Path) -> str:
+    return str(plan.get("description") or path.name)
+
+
+def _from_table(file: Path, folder: Path) -> Experiment:
     found = read_json(file)
     kind = found.get("kind") if isinstance(found, dict) else None
     if kind == "ablation":
-        return of_sweep(path, _valid(Ablation, file, found, ABLATION_VERSION))
+        return _from_sweep(folder, _validated(Ablation, file, found, ABLATION_VERSION))
     if kind == "benchmark":
-        return of_suite(path, _valid(Benchmark, file, found, BENCHMARK_VERSION))
+        return _from_suite(folder, _validated(Benchmark, file, found, BENCHMARK_VERSION))
     raise fault(file, f"is no table of a sweep or a suite (kind {kind!r:.40})")
 
 
-def _valid(model: type[_Table], file: Path, found: Any, version: int) -> _Table:
+def _validated(
+    model: type[_TableModel], file: Path, found: dict[str, Any], version: int
+) -> _TableModel:
     if found.get("schema_version") != version:
         have = found.get("schema_version")
         raise fault(file, f"is no table of schema {version} (found {have!r:.40})")
@@ -92,11 +104,26 @@ def _valid(model: type[_Table], file: Path, found: Any, version: int) -> _Table:
         raise fault(file, f"is damaged: {place}: {first['msg']}") from None
 
 
+def _path_inside(root: Path, place: str) -> Path:
+    """``root / place``; where that leads out of ``root``, a path that does not exist."""
+    found = root / place
+    within = found.resolve().is_relative_to(root.resolve())
+    return found if within else root / ".outside"
+
+
+def _pictured(title: str, folder: Path) -> PicturedRun:
+    """A run to show pictures of, with its record where that can be read."""
+    try:
+        return PicturedRun(title=title, folder=folder, record=read_record(folder / _RECORD))
+    except RequestError as error:
+        return PicturedRun(title=title, folder=folder, record=None, problem=str(error))
+
+
 # Runs ---------------------------------------------------------------------------------------------
 
 
-def _of_record(path: Path) -> Source:
-    record = read_record(path / "record.json")
+def _from_record(path: Path) -> Experiment:
+    record = read_record(path / _RECORD)
     config = record.config
     parts = [config.get(key) for key in ("dataset", "backend")]
     parts += [f"IPC {config['ipc']}" if "ipc" in config else None, config.get("network")]
@@ -104,16 +131,16 @@ def _of_record(path: Path) -> Source:
     folders = [path]
     if record.kind == "seeds":
         folders = [path / f"seed-{seed}" for seed in record.seeds or ()]
-    return Source(
+    return Experiment(
         path=path,
         shape="run",
         kind=record.kind,
         status=record.status,
         title=f"{record.kind}: {what}",
         error=record.error or "",
-        rows=_rows_of(record, folders),
-        shown=[shown_run(what, folder) for folder in folders[:1]],
-        cells=len(folders),
+        rows=_rows_of_record(record, folders),
+        pictured=[_pictured(what, folder) for folder in folders[:1]],
+        runs=len(folders),
         budget=str(record.bench.get("budget") or ""),
         command=record.command,
         environment=record.environment,
@@ -121,42 +148,186 @@ def _of_record(path: Path) -> Source:
     )
 
 
-def _rows_of(record: Record, folders: Sequence[Path]) -> list[Row]:
-    """A run's undefended figures by the victims' architecture, then its defenses'."""
+def _rows_of_record(record: Record, folders: Sequence[Path]) -> list[ResultRow]:
+    """A run's undefended figures by the victims' network, then its defenses'."""
     config = record.config
-    names = config.get("victim_network") or [config.get("network", "")]
-    seeds = record.seeds if record.kind == "seeds" else [config.get("seed", 0)]
-    common: dict[str, Any] = {
-        "place": {},
-        "seeds": seeds or [],
-        "wanted": len(seeds or []),
-        "conditional": record.conditional_on_set,
-        "labels": record.labels,
-        "folders": folders,
-    }
-    first = str(names[0])
-    measured = {first: record.metrics, **record.metrics_by_network}
-    rows = [
-        Row(key=(), network=name, primary=name == first, metrics=metrics, **common)
-        for name, metrics in measured.items()
+    networks = config.get("victim_network") or [config.get("network", "")]
+    seeds = (record.seeds if record.kind == "seeds" else [config.get("seed", 0)]) or []
+    first = ResultRow(
+        varied={},
+        key=(),
+        network=str(networks[0]),
+        seeds=seeds,
+        seeds_wanted=len(seeds),
+        conditional=record.conditional_on_set,
+        labels=record.labels,
+        folders=folders,
+        metrics=record.metrics,
+    )
+    others = [
+        replace(first, network=network, primary=False, metrics=metrics)
+        for network, metrics in record.metrics_by_network.items()
     ]
-    for name, outcome in record.defenses.items():
-        rows.append(
-            Row(
-                key=(name,),
-                network=first,
-                defense=name,
-                family=outcome.family,
-                state=outcome.status,
-                note=_why(outcome),
-                metrics=outcome.metrics,
-                **common,
-            )
+    defended = [
+        replace(
+            first,
+            key=(name,),
+            defense=name,
+            family=outcome.family,
+            state=outcome.status,
+            note=_note(outcome),
+            metrics=outcome.metrics,
         )
-    return rows
+        for name, outcome in record.defenses.items()
+    ]
+    return [first, *others, *defended]
 
 
-def _why(outcome: Outcome) -> str:
+def _note(outcome: Outcome) -> str:
     if outcome.status != "done":
         return f"{outcome.status}: {outcome.reason or 'no reason given'}"
     return outcome.caution or ""
+
+
+# Sweeps -------------------------------------------------------------------------------------------
+
+
+def _from_sweep(path: Path, table: Ablation) -> Experiment:
+    """A row for each point and victims' network, and for each defense of it."""
+    rows = [_row_of_point(path, row) for row in table.rows]
+    points = {row.key: row for row in rows if row.primary and row.folders}
+    defended = [each for row in table.rows for each in _defended(path, row)]
+    return Experiment(
+        path=path,
+        shape="sweep",
+        kind=table.kind,
+        status=table.status,
+        title=_title(table.sweep, path),
+        varied=table.axes,
+        axes=table.axes,
+        one_at_a_time=table.one_at_a_time,
+        rows=[*rows, *defended],
+        pictured=[_pictured(row.point or "the base", row.folders[0]) for row in points.values()],
+        runs=len({folder for row in rows for folder in row.folders}),
+        budget=str(table.sweep.get("budget") or ""),
+        failures=table.failures,
+        command=table.command,
+        environment=table.environment,
+        config=table.sweep,
+        notes=[] if any(row.seeds for row in rows) else [_NOTHING_FINISHED],
+    )
+
+
+def _row_of_point(path: Path, row: AblationRow) -> ResultRow:
+    return ResultRow(
+        varied=row.values,
+        key=(row.axis or "", *(f"{name}={row.values[name]}" for name in sorted(row.values))),
+        network=row.network,
+        axis=row.axis,
+        primary=row.primary,
+        seeds=row.seeds,
+        seeds_wanted=len(row.wanted),
+        labels=row.labels,
+        note=row.reason or "",
+        folders=[_path_inside(path, place) for place in row.folders],
+        metrics=row.metrics,
+    )
+
+
+def _defended(path: Path, row: AblationRow) -> list[ResultRow]:
+    """A point's defenses. Without a figure for each seed it is unknown which seed has which."""
+    point = _row_of_point(path, row)
+    return [
+        replace(
+            point,
+            key=(*point.key, name),
+            defense=name,
+            seeds=row.seeds if _most_values(metrics) == len(row.seeds) else (),
+            note="",
+            metrics=metrics,
+        )
+        for name, metrics in row.defenses.items()
+    ]
+
+
+def _most_values(metrics: Metrics) -> int:
+    return max((len(summary.values) for summary in metrics.values()), default=0)
+
+
+# Suites -------------------------------------------------------------------------------------------
+
+_Point = tuple[str, str]  # setting, attack
+# A row is in the first state that any of its runs is in.
+_STATES: Final = ("done", "error", "not applicable")
+
+
+def _from_suite(path: Path, table: Benchmark) -> Experiment:
+    """A row for each setting, attack, victims' network and defense."""
+    folders: dict[_Point, list[Path]] = {}
+    for row in table.rows:
+        if row.defense == "none" and row.seeds:
+            places = [TwinGroup(row.setting, seed).place(row.attack) for seed in row.seeds]
+            found = [_path_inside(path, place) for place in places]
+            folders.setdefault((row.setting, row.attack), found)
+    pictured = {point: _pictured(", ".join(point), runs[0]) for point, runs in folders.items()}
+    labels = {
+        point: _labels(table.suite, point, pictured.get(point))
+        for point in dict.fromkeys((row.setting, row.attack) for row in table.rows)
+    }
+    return Experiment(
+        path=path,
+        shape="suite",
+        kind=table.kind,
+        status=table.status,
+        title=_title(table.suite, path),
+        varied=["setting", "attack"],
+        rows=[_row_of_suite(row, folders, labels) for row in table.rows],
+        pictured=list(pictured.values()),
+        runs=sum(len(runs) for runs in folders.values()),
+        budget=str(table.suite.get("budget") or ""),
+        failures=table.failures,
+        command=table.command,
+        environment=table.environment,
+        config=table.suite,
+        notes=[] if folders else [_NOTHING_FINISHED],
+    )
+
+
+def _row_of_suite(
+    row: BenchmarkRow,
+    folders: Mapping[_Point, Sequence[Path]],
+    labels: Mapping[_Point, Sequence[str]],
+) -> ResultRow:
+    point = (row.setting, row.attack)
+    state = next((name for name in _STATES if row.cells.get(name)), "missing")
+    note = row.reason or row.caution or ""
+    if note and state not in ("done", "missing"):
+        note = f"{state}: {note}"
+    return ResultRow(
+        varied={"setting": row.setting, "attack": row.attack},
+        key=(*point, row.defense),
+        network=row.network,
+        defense=None if row.defense == "none" else row.defense,
+        family=row.family,
+        state=state,
+        holds=row.holds,
+        seeds=row.seeds,
+        seeds_wanted=sum(row.cells.values()),
+        labels=labels[point],
+        note=note,
+        folders=folders.get(point, ()),
+        metrics=row.metrics,
+    )
+
+
+def _labels(suite: Mapping[str, Any], point: _Point, run: PicturedRun | None) -> list[str]:
+    """What the run's record says; where it is not there, what the suite's own keys say."""
+    if run is not None and run.record is not None:
+        return run.record.labels
+    setting, attack = point
+    own = (suite.get("settings") or {}).get(setting) or {}
+    named = ((suite.get("attacks") or {}).get(attack), (own.get("attacks") or {}).get(attack))
+    keys: dict[str, Any] = {}
+    for layer in (own.get("keys"), *named):
+        keys |= layer if isinstance(layer, dict) else {}
+    return labels_of(keys.get("trigger_range"))

@@ -1,4 +1,4 @@
-"""A report's pictures: which there are, what they show in words, and how they fit into a page."""
+"""The pictures of runs in a report: files of the run's folder, alt texts, and their size."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from ...distill.files.artifact import load_set
 from ...distill.files.safe import check_file
 from ...distill.types import DistilledSet, RequestError
 from ..figures.twin_picture import MOST_COLUMNS, TILE, twin_picture
+from ..results.formatting import duration
 from ..results.record import Record
-from .model import Shown
+from .model import PicturedRun
 
 _FILE_CAP: Final = 32 * 2**20
 _PIXEL_CAP: Final = 40_000_000
 _SHRINK: Final = 0.8
 _NARROWEST: Final = 140
 _COLOURS: Final = 64
-# Columns and tiles of a set beside its twin, and what such a picture costs as base64 before a pixel
-# of an image is in it; a pixel costs _BYTES_OF_PIXEL, as distilled images are nearly noise.
+# Columns and tiles of a set beside its twin, and the bytes that such a picture takes as base64
+# without its images; a pixel takes _BYTES_OF_PIXEL, as distilled images are nearly noise.
 _LAYOUTS: Final = ((MOST_COLUMNS, TILE, 20_000), (2, TILE, 20_000), (1, 40, 0))
 _BYTES_OF_PIXEL: Final = 1.6
 
@@ -34,39 +35,39 @@ _BYTES_OF_PIXEL: Final = 1.6
 @final
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One picture as PNG; or, where there is none, why. text: for who doesn't see it."""
+    """A picture as PNG, or the problem why there is none. alt: for readers who do not see it."""
 
     title: str
-    text: str
+    alt: str
     png: bytes = b""
-    trouble: str = ""
+    problem: str = ""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """A picture as it stands in the page. width, height: in pixels."""
+class EmbeddedPicture:
+    """A picture as a ``data:`` address of the page. width, height: in pixels."""
 
     title: str
-    text: str
+    alt: str
     url: str = ""
     width: int = 0
     height: int = 0
-    trouble: str = ""
+    problem: str = ""
 
 
-def pictures_of(shown: Shown, *, share: int, few: bool = False) -> list[Picture]:
+def pictures_of(run: PicturedRun, *, share: int, few: bool = False) -> list[Picture]:
     """A run's pictures: the set beside its twin, trigger, triggered images, curves, defenses.
 
     share: bytes that they may take together, about. few: only the first and the triggered images.
     """
-    record, folder = shown.record, shown.folder
+    record, folder = run.record, run.folder
     if record is None:
-        return [Picture(title="pictures", text="", trouble=shown.trouble)]
+        return [Picture(title="pictures", alt="", problem=run.problem)]
     if record.kind == "defend":
         text = f"Dot plot of {len(record.defenses)} defenses on this set and its clean twin; "
         return [_file(folder / "defenses.png", "defenses", f"{text}the table has its numbers.")]
-    found = [_set(shown, record, share // 3)]
+    found = [_set(run, record, share // 3)]
     attacked = record.kind == "attack"
     if attacked and not few:
         found.append(_file(folder / "trigger.png", "trigger", _of_trigger(record)))
@@ -77,9 +78,9 @@ def pictures_of(shown: Shown, *, share: int, few: bool = False) -> list[Picture]
     return found
 
 
-def _set(shown: Shown, record: Record, share: int) -> Picture:
+def _set(run: PicturedRun, record: Record, share: int) -> Picture:
     """The set beside its clean twin and the difference; alone where it has no twin."""
-    folder, config = shown.folder, record.config
+    folder, config = run.folder, record.config
     what = f"{config.get('dataset')}, {config.get('backend')}, {config.get('ipc')} per class"
     what = f"{what}, {config.get('attack') or 'clean'}"
     if not record.control:
@@ -95,18 +96,18 @@ def _set(shown: Shown, record: Record, share: int) -> Picture:
             largest = twin_picture(path, attacked, twin, title=what, columns=columns, tile=tile)
             png = path.read_bytes()
     except (RequestError, ValueError) as error:
-        return Picture(title=title, text="", trouble=f"not drawn: {' '.join(str(error).split())}")
+        return Picture(title=title, alt="", problem=f"not drawn: {' '.join(str(error).split())}")
     rms = record.distilled.get("rms_from_twin")
     apart = "" if rms is None else f", {_number(rms)} root mean square over the whole set"
     text = (
         f"Distilled images by class, {what}: left the set, in the middle its clean twin, right the "
         f"absolute difference, at most {largest:.2f} on a 0 to 1 scale{apart}."
     )
-    return Picture(title=title, text=text, png=png)
+    return Picture(title=title, alt=text, png=png)
 
 
 def _layout(found: DistilledSet, share: int) -> tuple[int, int]:
-    """How many images of a class have room, and how large: fewer are better than blurred ones."""
+    """How many images of a class have room, and how large: fewer rather than blurred ones."""
     column = 3 * min(10, len(found.classes)) * found.batch.images[0].numel() * _BYTES_OF_PIXEL
     fitting = (layout[:2] for layout in _LAYOUTS if layout[2] + layout[0] * column <= share)
     return next(fitting, _LAYOUTS[-1][:2])
@@ -120,25 +121,25 @@ def _of_trigger(record: Record) -> str:
         f"{_number(trigger.get('max'))} on a 0 to 1 scale, "
         f"L2 norm {_number(trigger.get('l2'))}, L∞ {_number(trigger.get('linf'))}."
     )
-    return " ".join([text, *(f"Mind: {label}." for label in record.labels)])
+    return " ".join([text, *(f"Note: {label}." for label in record.labels)])
 
 
 def _of_examples(record: Record) -> str:
     trigger = record.trigger or {}
     rate = record.mean("attack_success_rate")
-    told = "" if rate is None else f" Over all victims {rate:.0%} of such images go to the target."
+    sent = "" if rate is None else f" Victims send {rate:.0%} of such images to the target."
     return (
         "Test images in three rows: clean, with the trigger, and the difference, with the first "
-        f"victim's answers below; target class {trigger.get('target_class', '–')}. Triggered "
+        f"victim's predictions below; target class {trigger.get('target_class', '–')}. Triggered "
         f"against clean: PSNR {_number(trigger.get('psnr'))} dB, SSIM "
-        f"{_number(trigger.get('ssim'))}.{told}"
+        f"{_number(trigger.get('ssim'))}.{sent}"
     )
 
 
 def _of_curves(record: Record) -> str:
     steps = record.config.get("iterations")
     seconds = record.timings.get("distil_seconds")
-    took = "" if seconds is None else f", which took {seconds:.0f} seconds"
+    took = "" if seconds is None else f", which took {duration(seconds)}"
     return f"Learning curves of the distillation over {steps} iterations{took}."
 
 
@@ -153,14 +154,14 @@ def _file(path: Path, title: str, text: str) -> Picture:
         png = path.read_bytes()
         _opened(png).close()
     except RequestError as error:
-        return Picture(title=title, text=text, trouble=f"missing: {error}")
+        return Picture(title=title, alt=text, problem=f"missing: {error}")
     except (OSError, ValueError, SyntaxError) as error:
-        return Picture(title=title, text=text, trouble=f"{path}: no picture ({error})")
-    return Picture(title=title, text=text, png=png)
+        return Picture(title=title, alt=text, problem=f"{path}: no picture ({error})")
+    return Picture(title=title, alt=text, png=png)
 
 
 def _opened(png: bytes) -> Image.Image:
-    """A PNG of a sane size, not yet unpacked. Errors: ``ValueError`` and what Pillow raises."""
+    """A PNG of limited size, not yet decoded. Errors: ``ValueError`` and what Pillow raises."""
     image = Image.open(io.BytesIO(png), formats=["PNG"])
     if image.width * image.height > _PIXEL_CAP:
         raise ValueError(f"{image.width}×{image.height} pixels are too many")
@@ -170,11 +171,11 @@ def _opened(png: bytes) -> Image.Image:
 # Fitting ------------------------------------------------------------------------------------------
 
 
-def fit(pictures: Sequence[Picture], room: int) -> list[Fitted]:
+def fit(pictures: Sequence[Picture], room: int) -> list[EmbeddedPicture]:
     """The pictures as ``data:`` addresses of at most ``room`` bytes together.
 
-    Where all together are too large, the largest are made smaller, to one size in bytes. A picture
-    that has no room even then stands as a note.
+    Where together they are too large, the largest are reduced to one common size in bytes. A
+    picture without room even then becomes a note.
     """
     whole = [_whole(picture) for picture in pictures]
     cap = _cap([len(each.url) for each in whole], room)
@@ -185,7 +186,7 @@ def fit(pictures: Sequence[Picture], room: int) -> list[Fitted]:
 
 
 def _cap(sizes: Sequence[int], room: int) -> int:
-    """The largest c for which the sum of min(size, c) has room."""
+    """The largest c for which the sum of min(size, c) is at most ``room``."""
     left = len(sizes)
     for size in sorted(sizes):
         if size * left > room:
@@ -194,37 +195,41 @@ def _cap(sizes: Sequence[int], room: int) -> int:
     return max(sizes, default=0)
 
 
-def _whole(picture: Picture) -> Fitted:
-    """The picture in its own size; few colours cost less than few pixels."""
+def _whole(picture: Picture) -> EmbeddedPicture:
+    """The picture in its own size, with fewer colours: fewer pixels would look worse."""
     if not picture.png:
-        return Fitted(title=picture.title, text=picture.text, trouble=picture.trouble)
+        return EmbeddedPicture(title=picture.title, alt=picture.alt, problem=picture.problem)
     try:
         image = _opened(picture.png).convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
-        return Fitted(title=picture.title, text=picture.text, trouble=f"no picture ({error})")
+        return EmbeddedPicture(
+            title=picture.title, alt=picture.alt, problem=f"no picture ({error})"
+        )
     return _fitted(picture, image, _palette(image, _COLOURS))
 
 
-def _smaller(picture: Picture, cap: int) -> Fitted:
+def _smaller(picture: Picture, cap: int) -> EmbeddedPicture:
     """The widest version of at most ``cap`` bytes."""
     image = _opened(picture.png).convert("RGB")
     width = image.width
     while width >= _NARROWEST:
         size = (width, max(1, image.height * width // image.width))
-        # By the mean of the pixels that fall together: sharper resampling rings around the
-        # squares of a small image, which costs more bytes than it has pixels left.
+        # By the mean of pixels: sharper resampling rings around the squares of an enlarged small
+        # image, and the rings cost more bytes than the removed pixels save.
         small = image if width == image.width else image.resize(size, Image.Resampling.BOX)
         found = _fitted(picture, small, _palette(small, _COLOURS // 4))
         if len(found.url) <= cap:
             return found
         width = int(width * min(_SHRINK, math.sqrt(cap / len(found.url)) * 1.1))
-    return Fitted(title=picture.title, text=picture.text, trouble="left out: no room in this page")
+    return EmbeddedPicture(
+        title=picture.title, alt=picture.alt, problem="left out: no room in this page"
+    )
 
 
-def _fitted(picture: Picture, image: Image.Image, png: bytes) -> Fitted:
-    return Fitted(
+def _fitted(picture: Picture, image: Image.Image, png: bytes) -> EmbeddedPicture:
+    return EmbeddedPicture(
         title=picture.title,
-        text=picture.text,
+        alt=picture.alt,
         url=f"data:image/png;base64,{base64.b64encode(png).decode()}",
         width=image.width,
         height=image.height,
@@ -232,7 +237,7 @@ def _fitted(picture: Picture, image: Image.Image, png: bytes) -> Fitted:
 
 
 def _palette(image: Image.Image, colours: int) -> bytes:
-    """As PNG with a palette, chosen from a part of the pixels: ten times as fast."""
+    """As PNG with a palette chosen from a sample of the pixels, which is ten times as fast."""
     step = (max(1, image.width // 3), max(1, image.height // 3))
     few = image.resize(step, Image.Resampling.NEAREST).quantize(colours)
     buffer = io.BytesIO()

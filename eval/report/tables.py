@@ -1,293 +1,274 @@
-"""A report's tables, cell by cell, before they become HTML, Markdown, LaTeX or CSV."""
+"""The tables of a report, before they become HTML, CSV, Markdown or LaTeX."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, final
 
-from ..grid.ablation_table import COLUMNS
-from ..grid.benchmark_table import judged
-from ..results.defense_tables import budget_label
+from ..results.columns import UNDEFENDED_COLUMNS, budget_label
+from ..results.formatting import interval, minus
+from ..results.judgement import DETECTION_FIGURES, detection_figure
 from ..results.metrics import Summary
-from ..results.record import Metrics
-from .compare import COMPARED, Change, Comparison, told_row
-from .model import Row, Source
+from .compare import COMPARED, Change, Comparison
+from .model import Experiment, ResultRow
 
-_ALARMS: Final = ("set_alarm", "alarm")
-_NAMED: Final = "target_suspected"
-_OF: Final = {
-    "row_auroc": "rows",
-    "auroc": "inputs",
-    "set_auroc": "sets",
-    "model_auroc": "models",
-}
-_ANSWERS: Final = {
+ALARMS: Final = ("set_alarm", "alarm")
+_NAMED: Final = {"target_suspected": "target most anomalous"}
+_MITIGATED: Final = {
     "attack_success_rate": "ASR",
     "control_attack_success_rate": "ASR, control",
     "clean_test_accuracy": "CTA",
     "control_clean_test_accuracy": "CTA, clean twin",
     "defense_effectiveness_rating": "DER",
 }
+_NOTHING: Final = ("", "–")
+
+ColumnKind = Literal["name", "figure", "text", "note"]
+"""``name`` identifies the row; a ``note`` is a long text."""
 
 
 @final
 @dataclass(frozen=True)
-class Cell:
-    """One cell. more: an interval, or what a figure is of. value: what rows are sorted by."""
+class TableCell:
+    """detail: an interval, or what the figure is of. value: for sorting. mark: a CSS class."""
 
     text: str
-    more: str = ""
+    detail: str = ""
     value: float | None = None
     mark: str = ""
 
     def __str__(self) -> str:
-        return f"{self.text} {self.more}".strip()
+        return f"{self.text} {self.detail}".strip()
+
+
+@final
+@dataclass(frozen=True)
+class TableColumn:
+    """A column with its cells, one for each row."""
+
+    title: str
+    kind: ColumnKind
+    cells: Sequence[TableCell]
+
+    @property
+    def shown(self) -> bool:
+        """Whether any row has something in it; columns that identify rows always are shown."""
+        return self.kind == "name" or any(cell.text not in _NOTHING for cell in self.cells)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """heads: (title, whether its column holds figures). naming: how many columns name the row.
-
-    labels: for each row what must stand beside its figures.
-    """
+class ReportTable:
+    """labels: for each row what must stand beside its figures."""
 
     caption: str
-    heads: Sequence[tuple[str, bool]]
-    rows: Sequence[Sequence[Cell]]
-    naming: int = 1
-    labels: Sequence[Sequence[str]] = ()
+    columns: Sequence[TableColumn]
+    labels: Sequence[Sequence[str]]
+
+    @property
+    def rows(self) -> list[tuple[TableCell, ...]]:
+        """The cells row by row."""
+        return list(zip(*(column.cells for column in self.columns), strict=True))
 
 
-def without_empty(table: Table) -> Table:
-    """The table without columns in which no row says anything, but those that name the rows."""
-    kept = [
-        number
-        for number in range(len(table.heads))
-        if number < table.naming or any(row[number].text not in ("", "–") for row in table.rows)
-    ]
-    return replace(
-        table,
-        heads=[table.heads[number] for number in kept],
-        rows=[[row[number] for number in kept] for row in table.rows],
-    )
+# Cells --------------------------------------------------------------------------------------------
 
 
-def figure(summary: Summary | None) -> Cell:
-    """``0.768 [0.69, 0.85]``; an en dash where nothing was measured."""
+def figure_cell(summary: Summary | None) -> TableCell:
+    """``0.768 [0.690, 0.850]``; an en dash where nothing was measured."""
     if summary is None or summary.mean is None:
-        return Cell("–")
-    low_high = ""
-    if summary.ci95 is not None:
-        low_high = f"[{minus(f'{summary.ci95[0]:.3f}')}, {minus(f'{summary.ci95[1]:.3f}')}]"
-    return Cell(minus(f"{summary.mean:.3f}"), low_high, summary.mean)
+        return TableCell("–")
+    return TableCell(minus(f"{summary.mean:.3f}"), interval(summary.ci95, 3), summary.mean)
 
 
-def minus(text: str) -> str:
-    """A number with a true minus sign, and none before zero."""
-    return text.removeprefix("-") if not text.strip("-0.") else text.replace("-", "−")
-
-
-def plain(value: Any) -> Cell:
-    """A swept value."""
+def _setting_cell(value: Any) -> TableCell:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return Cell("" if value is None else str(value), value=float(value) if number else None)
+    return TableCell("" if value is None else str(value), value=float(value) if number else None)
 
 
-def over(source: Source) -> str:
-    """What the intervals of a source are over, as a sentence."""
-    if all(row.conditional for row in source.rows) and source.rows:
-        return (
-            "Intervals are 95 % intervals over the victims of this one distilled set: they say "
-            "nothing of another distillation."
-        )
-    return (
-        "Intervals are 95 % intervals over distillation seeds (Student's t for rates, cut to "
-        "[0, 1]; Wilson's for shares); each seed counts once, with the mean over its victims."
-    )
-
-
-def summary_table(source: Source) -> Table:
-    """The undefended figures of every row."""
-    rows = source.undefended
-    shown = {key: title for key, title in COLUMNS.items() if any(key in r.metrics for r in rows)}
-    several = _several(rows) or not source.columns
-    heads = _place_heads(source) + ([("victims", False)] if several else [])
-    naming = len(heads)
-    heads += [*((title, True) for title in shown.values()), ("seeds", True), ("note", False)]
-    found = Table(
-        caption=f"{source.name}: no defense",
-        heads=heads,
-        naming=naming,
-        labels=[row.labels for row in rows],
-        rows=[
-            [
-                *_place(source, row, several=several),
-                *(figure(row.metrics.get(key)) for key in shown),
-                _seeds(row),
-                _note(row),
-            ]
-            for row in rows
-        ],
-    )
-    return without_empty(found)
-
-
-def defense_table(source: Source) -> Table:
-    """The figures of every defense, detectors and others in one table."""
-    rows = source.defended
-    several = _several(rows)
-    shown = {key: title for key, title in _ANSWERS.items() if any(key in r.metrics for r in rows)}
-    alarms = any(key in row.metrics for row in rows for key in _ALARMS)
-    families = any(row.family for row in rows)
-    heads = _place_heads(source) + ([("victims", False)] if several else [])
-    naming = len(heads) + 1
-    heads += [("defense", False), *([("family", False)] if families else [])]
-    heads += [(title, True) for title in shown.values()]
-    heads += [("AUROC", True)]
-    heads += [("alarm", True), ("false alarm", True)] if alarms else []
-    named = any(_NAMED in row.metrics for row in rows)
-    heads += [("target most anomalous", True)] if named else []
-    bar = any(row.holds is not None for row in rows)
-    heads += [("holds", False)] if bar else []
-    heads += [("seeds", True), ("note", False)]
-    found = Table(
-        caption=f"{source.name}: after each defense"
-        + (f", {budget_label(source.budget)}" if source.budget else ""),
-        heads=heads,
-        naming=naming,
-        labels=[row.labels for row in rows],
-        rows=[
-            [
-                *_place(source, row, several=several),
-                Cell(row.defense or ""),
-                *([Cell(row.family or "–")] if families else []),
-                *(figure(row.metrics.get(key)) for key in shown),
-                _auroc(row.metrics),
-                *(_alarms(row.metrics) if alarms else ()),
-                *([figure(row.metrics.get(_NAMED))] if named else []),
-                *([_holds(row)] if bar else []),
-                _seeds(row),
-                _note(row),
-            ]
-            for row in rows
-        ],
-    )
-    return without_empty(found)
-
-
-def _several(rows: Iterable[Row]) -> bool:
-    return len({row.network for row in rows}) > 1
-
-
-def _place_heads(source: Source) -> list[tuple[str, bool]]:
-    names = ("axis", "value") if source.one_at_a_time else source.columns
-    return [(name, False) for name in names]
-
-
-def _place(source: Source, row: Row, *, several: bool) -> list[Cell]:
-    if source.one_at_a_time:
-        cells = [Cell(str(row.axis)), *map(plain, row.place.values())]
-    else:
-        cells = [plain(row.place.get(name)) for name in source.columns]
-    return [*cells, *([Cell(row.network)] if several else [])]
-
-
-def _auroc(metrics: Metrics) -> Cell:
-    """The figure that a detector is judged by, and what it is of."""
-    name = judged(metrics)
+def _auroc_cell(row: ResultRow) -> TableCell:
+    """The figure that a detector is judged by, and what it detects."""
+    name = detection_figure(row.metrics)
     if name is None:
-        return Cell("–")
-    found = figure(metrics[name])
-    return Cell(found.text, f"of {_OF[name]} {found.more}".strip(), found.value)
+        return TableCell("–")
+    found = figure_cell(row.metrics[name])
+    return TableCell(
+        found.text, f"of {DETECTION_FIGURES[name]} {found.detail}".strip(), found.value
+    )
 
 
-def _alarms(metrics: Metrics) -> tuple[Cell, Cell]:
-    name = next((name for name in _ALARMS if name in metrics), "")
-    return figure(metrics.get(name)), figure(metrics.get(f"control_{name}"))
+def _alarm_cell(row: ResultRow, prefix: str = "") -> TableCell:
+    name = next((name for name in ALARMS if name in row.metrics), "")
+    return figure_cell(row.metrics.get(f"{prefix}{name}"))
 
 
-def _holds(row: Row) -> Cell:
+def _holds_cell(row: ResultRow) -> TableCell:
     if row.holds is None:
-        return Cell("–")
-    return Cell("holds", mark="good", value=1.0) if row.holds else Cell("no", value=0.0)
+        return TableCell("–")
+    return TableCell("holds", mark="good", value=1.0) if row.holds else TableCell("no", value=0.0)
 
 
-def _seeds(row: Row) -> Cell:
-    got = len(row.seeds)
+def _seeds_cell(row: ResultRow) -> TableCell:
+    count = len(row.seeds)
     if row.conditional:
-        return Cell("1 set", value=1.0)
+        return TableCell("1 set", value=1.0)
     if not row.seeds and row.metrics:
-        return Cell("–")
-    return Cell(f"{got}/{row.wanted}" if got != row.wanted else f"{got}", value=float(got))
+        return TableCell("–")
+    text = f"{count}" if count == row.seeds_wanted else f"{count}/{row.seeds_wanted}"
+    return TableCell(text, value=float(count))
 
 
-def _note(row: Row) -> Cell:
+def _note_cell(row: ResultRow) -> TableCell:
     mark = "bad" if row.labels else ""
-    return Cell("; ".join([*row.labels, *([row.note] if row.note else [])]), mark=mark)
+    return TableCell("; ".join([*row.labels, *([row.note] if row.note else [])]), mark=mark)
 
 
-def overview_table(sources: Sequence[Source]) -> Table:
-    """What is on a page: a line for each run, sweep or suite; figures where there is one row."""
-    heads = [("name", False), ("kind", False), ("status", False), ("what", False)]
-    heads += [("rows", True), *((title, True) for title in COLUMNS.values())]
-    rows = []
-    for source in sources:
-        count = len(source.rows)
-        alone = source.undefended[0] if len(source.undefended) == 1 else None
-        cells = [Cell(source.name), Cell(source.kind), Cell(source.status), Cell(source.title)]
-        cells.append(Cell(str(count), value=float(count)))
-        cells += [figure(alone.metrics.get(key) if alone else None) for key in COLUMNS]
-        rows.append(cells)
-    labels = [source.labels for source in sources]
-    return Table(caption="On this page", heads=heads, rows=rows, labels=labels)
+# Tables of results --------------------------------------------------------------------------------
+
+
+def summary_table(experiment: Experiment) -> ReportTable:
+    """The undefended figures of every row."""
+    rows = experiment.undefended
+    columns = [
+        *_setting_columns(experiment, rows, victims=not experiment.varied),
+        *_figure_columns(rows, UNDEFENDED_COLUMNS),
+        *_last_columns(rows),
+    ]
+    return _table(f"{experiment.name}: no defense", rows, columns)
+
+
+def defended_table(experiment: Experiment) -> ReportTable:
+    """The figures of every defense, detectors and others in one table."""
+    rows = experiment.defended
+    budget = f", {budget_label(experiment.budget)}" if experiment.budget else ""
+    columns = [
+        *_setting_columns(experiment, rows),
+        _column("defense", "name", rows, lambda row: TableCell(row.defense or "")),
+        _column("family", "text", rows, lambda row: TableCell(row.family or "–")),
+        *_figure_columns(rows, _MITIGATED),
+        _column("AUROC", "figure", rows, _auroc_cell),
+        _column("alarm", "figure", rows, _alarm_cell),
+        _column("false alarm", "figure", rows, lambda row: _alarm_cell(row, "control_")),
+        *_figure_columns(rows, _NAMED),
+        _column("holds", "text", rows, _holds_cell),
+        *_last_columns(rows),
+    ]
+    return _table(f"{experiment.name}: after each defense{budget}", rows, columns)
+
+
+def overview_table(experiments: Sequence[Experiment]) -> ReportTable:
+    """What is on a page: a line for each experiment, with figures where it has a single row."""
+    single = [each.undefended[0] if len(each.undefended) == 1 else None for each in experiments]
+
+    def column(
+        title: str, kind: ColumnKind, value: Callable[[Experiment], str | int]
+    ) -> TableColumn:
+        return TableColumn(title, kind, [_setting_cell(value(each)) for each in experiments])
+
+    columns = [
+        column("name", "name", lambda each: each.name),
+        column("kind", "text", lambda each: each.kind),
+        column("status", "text", lambda each: each.status),
+        column("what", "note", lambda each: each.title),
+        column("rows", "figure", lambda each: len(each.rows)),
+    ]
+    for key, title in UNDEFENDED_COLUMNS.items():
+        cells = [figure_cell(row.metrics.get(key) if row else None) for row in single]
+        columns.append(TableColumn(title, "figure", cells))
+    labels = [each.labels for each in experiments]
+    return ReportTable(caption="On this page", columns=columns, labels=labels)
+
+
+def _table(caption: str, rows: Sequence[ResultRow], columns: list[TableColumn]) -> ReportTable:
+    return ReportTable(
+        caption=caption,
+        columns=[column for column in columns if column.shown],
+        labels=[row.labels for row in rows],
+    )
+
+
+def _column(
+    title: str, kind: ColumnKind, rows: Sequence[ResultRow], cell: Callable[[ResultRow], TableCell]
+) -> TableColumn:
+    return TableColumn(title, kind, [cell(row) for row in rows])
+
+
+def _setting_columns(
+    experiment: Experiment, rows: Sequence[ResultRow], *, victims: bool = False
+) -> list[TableColumn]:
+    """The varied settings, and the victims' network where there are several or ``victims``."""
+    if experiment.one_at_a_time:
+        columns = [
+            _column("axis", "name", rows, lambda row: TableCell(str(row.axis))),
+            _column("value", "name", rows, lambda row: _setting_cell(*row.varied.values())),
+        ]
+    else:
+        columns = [
+            TableColumn(name, "name", [_setting_cell(row.varied.get(name)) for row in rows])
+            for name in experiment.varied
+        ]
+    if victims or len({row.network for row in rows}) > 1:
+        columns.append(_column("victims", "name", rows, lambda row: TableCell(row.network)))
+    return columns
+
+
+def _figure_columns(rows: Sequence[ResultRow], titles: Mapping[str, str]) -> list[TableColumn]:
+    return [
+        TableColumn(title, "figure", [figure_cell(row.metrics.get(key)) for row in rows])
+        for key, title in titles.items()
+    ]
+
+
+def _last_columns(rows: Sequence[ResultRow]) -> list[TableColumn]:
+    return [
+        _column("seeds", "figure", rows, _seeds_cell),
+        _column("note", "note", rows, _note_cell),
+    ]
 
 
 # A comparison -------------------------------------------------------------------------------------
 
+_VERDICT_MARKS: Final = {"more than noise": "more", "within noise": "", "too few seeds": "few"}
 
-def change_table(found: Comparison) -> Table:
+
+def change_table(found: Comparison) -> ReportTable:
     """Every compared figure, with its verdict."""
-    heads = ("row", "figure", "baseline", "now", "difference", "p", "q", "seeds", "verdict")
-    return Table(
-        caption=f"{found.source.name} against {found.baseline.name}",
-        heads=[(head, head not in ("row", "figure", "verdict")) for head in heads],
-        naming=2,
-        labels=[change.row.labels for change in found.changes],
-        rows=[
-            [
-                Cell(told_row(change.row)),
-                Cell(COMPARED[change.metric]),
-                Cell(minus(f"{change.before:.3f}"), value=change.before),
-                Cell(minus(f"{change.now:.3f}"), value=change.now),
-                _difference(change),
-                _chance(change.p),
-                _chance(change.q),
-                Cell(str(len(change.seeds)), value=float(len(change.seeds))),
-                Cell(change.verdict, mark=_MARKS[change.verdict]),
-            ]
-            for change in found.changes
+
+    def column(title: str, kind: ColumnKind, cell: Callable[[Change], TableCell]) -> TableColumn:
+        return TableColumn(title, kind, [cell(change) for change in found.changes])
+
+    return ReportTable(
+        caption=f"{found.experiment.name} against {found.baseline.name}",
+        columns=[
+            column("row", "name", lambda each: TableCell(str(each.row))),
+            column("figure", "name", lambda each: TableCell(COMPARED[each.metric])),
+            column("baseline", "figure", lambda each: _mean_cell(each.before)),
+            column("now", "figure", lambda each: _mean_cell(each.now)),
+            column("difference", "figure", _difference_cell),
+            column("p", "figure", lambda each: _probability_cell(each.p)),
+            column("q", "figure", lambda each: _probability_cell(each.q)),
+            column("seeds", "figure", lambda each: _setting_cell(len(each.seeds))),
+            column("verdict", "text", _verdict_cell),
         ],
+        labels=[change.row.labels for change in found.changes],
     )
 
 
-_MARKS: Mapping[str, str] = {
-    "more than noise": "more",
-    "within noise": "",
-    "too few seeds": "few",
-}
+def _mean_cell(value: float) -> TableCell:
+    return TableCell(minus(f"{value:.3f}"), value=value)
 
 
-def _difference(change: Change) -> Cell:
+def _difference_cell(change: Change) -> TableCell:
     text = minus(f"{change.difference:+.3f}") if round(change.difference, 3) else "0.000"
-    if change.ci95 is None:
-        return Cell(text, value=change.difference)
-    low, high = (minus(f"{end:.3f}") for end in change.ci95)
-    return Cell(text, f"[{low}, {high}]", change.difference)
+    return TableCell(text, interval(change.ci95, 3), change.difference)
 
 
-def _chance(value: float | None) -> Cell:
+def _probability_cell(value: float | None) -> TableCell:
     if value is None:
-        return Cell("–")
-    return Cell("< 0.001" if value < 0.001 else f"{value:.3f}", value=value)
+        return TableCell("–")
+    return TableCell("< 0.001" if value < 0.001 else f"{value:.3f}", value=value)
+
+
+def _verdict_cell(change: Change) -> TableCell:
+    return TableCell(change.verdict, mark=_VERDICT_MARKS[change.verdict])

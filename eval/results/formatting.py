@@ -22,10 +22,17 @@ def mean_and_interval(metrics: Metrics, name: str) -> str:
     summary = metrics.get(name)
     if summary is None or summary.mean is None:
         return "–"
-    text = f"{summary.mean:.3f}"
-    if summary.ci95 is not None:
-        text += f" [{summary.ci95[0]:.2f}, {summary.ci95[1]:.2f}]"
-    return text
+    return f"{minus(f'{summary.mean:.3f}')} {interval(summary.ci95, 2)}".rstrip()
+
+
+def interval(ci95: tuple[float, float] | None, digits: int) -> str:
+    """``[low, high]``, empty for ``None``."""
+    return "" if ci95 is None else f"[{', '.join(minus(f'{end:.{digits}f}') for end in ci95)}]"
+
+
+def minus(number: str) -> str:
+    """A formatted number with a true minus sign, and no sign before zero."""
+    return number.removeprefix("-") if not number.strip("-0.") else number.replace("-", "−")
 
 
 def markdown_head(titles: Sequence[str]) -> list[str]:

@@ -13,13 +13,13 @@ from PIL import Image
 
 from distillsec.attacks import AdditiveTrigger, BlendTrigger, PatchTrigger
 from distillsec.distill.types import RequestError
-from distillsec.eval.figures.canvas import BLUE, RED, VERMILLION
 from distillsec.eval.figures.run_pictures import (
     curves_picture,
     distilled_picture,
     trigger_picture,
     triggered_picture,
 )
+from distillsec.eval.figures.style import BLUE, RED, VERMILLION
 
 Picture = npt.NDArray[np.uint8]
 

@@ -134,7 +134,7 @@ const shown = (name) => [...table.tBodies[0].rows].map(
 const press = (name) => {
   heads[column(name)].querySelector("button").click();
   return [shown("trigger_size"), heads.map((head) => head.getAttribute("aria-sort"))
-    .filter((each) => each !== "none"), document.getElementById("said").textContent];
+    .filter((each) => each !== "none"), document.getElementById("status").textContent];
 };
 answer = [shown("trigger_size"), press("ASR"), press("ASR"), press("trigger_size")];
 """

@@ -14,7 +14,7 @@ from scipy import stats
 
 from distillsec.distill.types import RequestError
 from distillsec.eval.report.compare import Comparison, compare
-from distillsec.eval.report.load import gather_source
+from distillsec.eval.report.load import load_experiment
 
 Make = Callable[..., Path]
 Cli = Callable[..., Result]
@@ -22,7 +22,7 @@ POINT = (("trigger_size", 3),)
 
 
 def compared(ours: Path, theirs: Path) -> Comparison:
-    (found,) = compare([gather_source(ours)], gather_source(theirs))
+    (found,) = compare([load_experiment(ours)], load_experiment(theirs))
     return found
 
 
@@ -110,7 +110,7 @@ def test_rows_without_a_partner_are_listed(make_sweep: Make, tmp_path: Path) -> 
     )
     assert found.missing == ["trigger_size 3, victims: convnet"]
     assert found.added == ["trigger_size 1, victims: convnet"]
-    assert {change.row.place["trigger_size"] for change in found.changes} == {2}
+    assert {change.row.varied["trigger_size"] for change in found.changes} == {2}
     # A point that has no figures yet is paired, and said to have none.
     empty = make_sweep(tmp_path / "empty", {size[2]: {}})
     assert compared(empty, tmp_path / "before").unpaired == ["trigger_size 2, victims: convnet"]
@@ -126,7 +126,7 @@ def test_one_set_against_another_says_nothing(make_run: Make, cli: Cli, tmp_path
     assert found.one_set and ("trigger_size", 3, 4) in found.settings
     done = cli("report", now, "--baseline", before, "--format", "md")
     assert done.exit_code == 0, done.stderr
-    assert "can't be told from the noise of distillation" in done.stdout
+    assert "noise of distillation alone" in done.stdout
     assert "too few seeds" in done.stdout
     other = make_run(tmp_path / "other", seed=4)
     assert compared(now, other).unpaired == ["victims: convnet"]
@@ -135,9 +135,9 @@ def test_one_set_against_another_says_nothing(make_run: Make, cli: Cli, tmp_path
 def test_a_sweep_and_a_run_are_not_compared(
     make_run: Make, small_sweep: Path, tmp_path: Path
 ) -> None:
-    run = gather_source(make_run(tmp_path / "run"))
+    run = load_experiment(make_run(tmp_path / "run"))
     with pytest.raises(RequestError, match=r"is a sweep, the baseline .* a run"):
-        compare([gather_source(small_sweep)], run)
+        compare([load_experiment(small_sweep)], run)
 
 
 def test_a_suites_rows_go_by_setting_attack_network_and_defense(tmp_path: Path) -> None:

@@ -24,11 +24,11 @@ from distillsec.distill.files.artifact import save_set
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import Batch, DistilledSet, Recipe
 from distillsec.eval.figures.twin_picture import twin_picture
-from distillsec.eval.report.charts import MOST_SERIES, axis_charts, numeric
-from distillsec.eval.report.load import gather_source
+from distillsec.eval.report.charts import MOST_SERIES, axis_charts, chart_text, numeric
+from distillsec.eval.report.export import latex
+from distillsec.eval.report.load import load_experiment
 from distillsec.eval.report.page import PAGE_CAP
 from distillsec.eval.report.pictures import Picture, fit
-from distillsec.eval.report.tables import latex
 from distillsec.eval.results.ablation import Ablation, ablation_markdown
 from distillsec.eval.results.record import read_record
 
@@ -76,7 +76,7 @@ def reported(cli: Cli, *words: object) -> Page:
 def test_a_sweeps_page_has_everything_and_needs_nothing(cli: Cli, small_sweep: Path) -> None:
     page = reported(cli, small_sweep)
     assert len(page.html.encode()) < PAGE_CAP
-    for part in ("Figures", "Against what was varied", "Pictures", "Make it again"):
+    for part in ("Figures", "Against the varied settings", "Pictures", "Run it again"):
         assert part in page.text
     assert "distillsec ablate sweep.yaml --out runs/s" in page.text
     assert "over distillation seeds" in page.text
@@ -164,7 +164,9 @@ def test_several_folders_have_an_overview(
 ) -> None:
     page = reported(cli, small_sweep, make_run(tmp_path / "one"), make_run(tmp_path / "two"))
     assert "On this page" in page.text
-    assert {"#source-1", "#source-2", "#source-3"} <= {link["href"] for link in page.all("a")}
+    assert {"#experiment-1", "#experiment-2", "#experiment-3"} <= {
+        link["href"] for link in page.all("a")
+    }
     assert "over the victims of this one distilled set" in page.text
 
 
@@ -195,7 +197,7 @@ def test_a_plan_that_has_just_begun(cli: Cli, make_run: Make, tmp_path: Path) ->
     sweep.mkdir()
     (sweep / "sweep.json").write_text(json.dumps({"sweep": {"description": "a plan"}}))
     page = reported(cli, sweep)
-    assert "no cell has finished yet" in page.text and "a plan" in page.text
+    assert "No run has finished yet" in page.text and "a plan" in page.text
     assert "running" in page.text
     seeds = tmp_path / "seeds"
     make_run(seeds / "seed-3", status="running", metrics={})
@@ -252,8 +254,8 @@ def test_a_table_reaches_for_nothing_outside_of_its_folder(
     table = json.loads((sweep / "table.json").read_text())
     table["rows"][0]["folders"] = ["../secret"]
     (sweep / "table.json").write_text(json.dumps(table))
-    (shown,) = gather_source(sweep).shown
-    assert shown.record is None and "secret" not in str(shown.folder)
+    (run,) = load_experiment(sweep).pictured
+    assert run.record is None and "secret" not in str(run.folder)
 
 
 # Charts and pictures ------------------------------------------------------------------------------
@@ -269,25 +271,25 @@ def test_series_are_the_other_axes_combinations_or_their_mean(
         pairs = [(size, rate) for size in (1, 2) for rate in range(count)]
         return {(("trigger_size", size), ("rate", rate)): rates(size, rate) for size, rate in pairs}
 
-    few = axis_charts(gather_source(make_sweep(tmp_path / "few", grid(2), files=False)))
-    assert [(chart.axis, chart.title) for chart in few] == [
+    few = axis_charts(load_experiment(make_sweep(tmp_path / "few", grid(2), files=False)))
+    assert [(chart.axis, chart.metric.title) for chart in few] == [
         ("trigger_size", "ASR"),
         ("trigger_size", "CTA"),
         ("rate", "ASR"),
         ("rate", "CTA"),
     ]
-    assert "with rate 0: 0.10 at 1, 0.20 at 2" in few[0].text and not few[0].note
+    assert "with rate 0: 0.10 at 1, 0.20 at 2" in chart_text(few[0]) and not few[0].note
     count = MOST_SERIES + 1
-    many = axis_charts(gather_source(make_sweep(tmp_path / "many", grid(count), files=False)))
+    many = axis_charts(load_experiment(make_sweep(tmp_path / "many", grid(count), files=False)))
     assert many[0].note == f"Mean over the {count} combinations of rate, seed by seed."
-    assert "trigger_size: 0.13 at 1, 0.23 at 2" in many[0].text
+    assert "trigger_size: 0.13 at 1, 0.23 at 2" in chart_text(many[0])
 
 
 def test_axes_that_go_side_by_side_are_one_series(make_sweep: Make, tmp_path: Path) -> None:
     points = {(("ipc", n), ("epochs", 100 * n)): {0: 0.1 * n, 1: 0.2} for n in (1, 10, 50)}
-    charts = axis_charts(gather_source(make_sweep(tmp_path / "zip", points, files=False)))
-    assert charts[0].note == "Along with ipc goes epochs."
-    assert "at 1, 0.60 at 10" in charts[0].text
+    charts = axis_charts(load_experiment(make_sweep(tmp_path / "zip", points, files=False)))
+    assert charts[0].note == "epochs varies along with ipc."
+    assert "at 1, 0.60 at 10" in chart_text(charts[0])
 
 
 def test_axes_that_leave_the_base_one_at_a_time_take_two_columns(
@@ -347,7 +349,7 @@ def test_pictures_share_the_room() -> None:
         values = torch.randint(0, 256, (height, width), generator=generator, dtype=torch.uint8)
         buffer = io.BytesIO()
         Image.fromarray(values.numpy()).save(buffer, "PNG")
-        return Picture(title="noise", text="noise", png=buffer.getvalue())
+        return Picture(title="noise", alt="noise", png=buffer.getvalue())
 
     small, large = noise(160, 60), noise(900, 700)
     whole = fit([small, large, small], 10_000_000)
@@ -356,7 +358,7 @@ def test_pictures_share_the_room() -> None:
     assert [tight[0].width, tight[2].width] == [160, 160] and 140 <= tight[1].width < 400
     assert sum(len(each.url) for each in tight) <= 90_000
     none = fit([small, large, small], 3_000)
-    assert all(not each.url and "no room" in each.trouble for each in none)
+    assert all(not each.url and "no room" in each.problem for each in none)
 
 
 def test_beyond_a_hundred_cells_there_are_thumbnails(
