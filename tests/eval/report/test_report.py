@@ -24,7 +24,6 @@ from distillsec.distill.files.artifact import save_set
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import Batch, DistilledSet, Recipe
 from distillsec.eval.figures.twin_picture import twin_picture
-from distillsec.eval.report.charts import MOST_SERIES, axis_charts, chart_text, numeric
 from distillsec.eval.report.export import latex
 from distillsec.eval.report.load import load_experiment
 from distillsec.eval.report.page import PAGE_CAP
@@ -261,37 +260,6 @@ def test_a_table_reaches_for_nothing_outside_of_its_folder(
 # Charts and pictures ------------------------------------------------------------------------------
 
 
-def test_series_are_the_other_axes_combinations_or_their_mean(
-    make_sweep: Make, tmp_path: Path
-) -> None:
-    def rates(size: int, rate: int) -> dict[int, float]:
-        return {seed: 0.1 * size + 0.01 * rate + 0.001 * seed for seed in range(3)}
-
-    def grid(count: int) -> dict[Any, dict[int, float]]:
-        pairs = [(size, rate) for size in (1, 2) for rate in range(count)]
-        return {(("trigger_size", size), ("rate", rate)): rates(size, rate) for size, rate in pairs}
-
-    few = axis_charts(load_experiment(make_sweep(tmp_path / "few", grid(2), files=False)))
-    assert [(chart.axis, chart.metric.title) for chart in few] == [
-        ("trigger_size", "ASR"),
-        ("trigger_size", "CTA"),
-        ("rate", "ASR"),
-        ("rate", "CTA"),
-    ]
-    assert "with rate 0: 0.10 at 1, 0.20 at 2" in chart_text(few[0]) and not few[0].note
-    count = MOST_SERIES + 1
-    many = axis_charts(load_experiment(make_sweep(tmp_path / "many", grid(count), files=False)))
-    assert many[0].note == f"Mean over the {count} combinations of rate, seed by seed."
-    assert "trigger_size: 0.13 at 1, 0.23 at 2" in chart_text(many[0])
-
-
-def test_axes_that_go_side_by_side_are_one_series(make_sweep: Make, tmp_path: Path) -> None:
-    points = {(("ipc", n), ("epochs", 100 * n)): {0: 0.1 * n, 1: 0.2} for n in (1, 10, 50)}
-    charts = axis_charts(load_experiment(make_sweep(tmp_path / "zip", points, files=False)))
-    assert charts[0].note == "epochs varies along with ipc."
-    assert "at 1, 0.60 at 10" in chart_text(charts[0])
-
-
 def test_axes_that_leave_the_base_one_at_a_time_take_two_columns(
     cli: Cli, make_sweep: Make, tmp_path: Path
 ) -> None:
@@ -307,11 +275,6 @@ def test_axes_that_leave_the_base_one_at_a_time_take_two_columns(
         "| trigger_size | ipc |"
         in cli("report", make_sweep(tmp_path / "grid", both, files=False), "--format", "md").stdout
     )
-
-
-def test_numbers_and_names() -> None:
-    assert numeric([1, 2.5]) and not numeric([1]) and not numeric([1, "a"])
-    assert not numeric([True, False]) and not numeric([None, 1])
 
 
 def test_the_set_its_twin_and_the_difference_are_in_the_pixels(tmp_path: Path) -> None:
