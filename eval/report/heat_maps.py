@@ -15,8 +15,8 @@ from .tables import ALARMS
 
 LEVELS: Final = 20
 _MEANINGS: Final = {
-    "Detection": "AUROC of telling attacked rows, inputs, sets or models from clean ones: 1 is "
-    "perfect, 0.5 is chance.",
+    "Detection": "AUROC of separating attacked rows, inputs, sets or models from clean ones: 1 "
+    "is perfect, 0.5 is chance.",
     "Mitigation": "Defense effectiveness rating (DER): 1 is perfect, 0.5 changes nothing. Below it "
     "the remaining ASR / the CTA.",
 }

@@ -75,7 +75,7 @@ def reported(cli: Cli, *words: object) -> Page:
 def test_a_sweeps_page_has_everything_and_needs_nothing(cli: Cli, small_sweep: Path) -> None:
     page = reported(cli, small_sweep)
     assert len(page.html.encode()) < PAGE_CAP
-    for part in ("Figures", "Against the varied settings", "Pictures", "Run it again"):
+    for part in ("Figures", "Charts", "Pictures", "Reproduction"):
         assert part in page.text
     assert "distillsec ablate sweep.yaml --out runs/s" in page.text
     assert "over distillation seeds" in page.text
