@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ...attacks.triggers import labels_of
+from ...attacks import labels_of
 from ...distill.files.safe import fault, read_json
 from ...distill.types import RequestError
 from ..grid.suite import TwinGroup

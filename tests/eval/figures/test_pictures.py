@@ -1,4 +1,4 @@
-"""The pictures: what is in the pixels, not only that a file exists."""
+"""The pictures of a run, checked by their pixels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Picture = npt.NDArray[np.uint8]
 
 
 def seen(path: Path) -> Picture:
-    """The picture's RGB bytes, (H, W, 3); it is a PNG of a sane size, and no file is beside it."""
+    """The picture's RGB bytes, (H, W, 3), after checks of its format, size and temporary files."""
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert not list(path.parent.glob(".*"))
     with Image.open(path) as picture:
@@ -141,16 +141,16 @@ def test_whole_image_triggers_have_nothing_enlarged(tmp_path: Path) -> None:
     assert area(seen(path), BLUE) == 0
 
 
-def test_triggered_images_their_difference_and_the_answers(tmp_path: Path) -> None:
+def test_triggered_images_their_difference_and_the_predictions(tmp_path: Path) -> None:
     path = tmp_path / "triggered.png"
     clean = flat([(0.2, 0.4, 0.6)] * 10, 8)
     triggered = clean.clone()
     triggered[:, :, 6:, 6:] += 0.2
     labels, targets = torch.zeros(10).long(), torch.ones(10).long()
     names = ("an airplane of a long name", "dog", "cat")
-    for answers in (torch.ones(10).long(), torch.full((10,), 2), None):
+    for predictions in (torch.ones(10).long(), torch.full((10,), 2), None):
         triggered_picture(
-            path, clean, triggered, labels, targets, names, predictions=answers, title="a test"
+            path, clean, triggered, labels, targets, names, predictions=predictions, title="a test"
         )
         pixels = seen(path)
         tile, patch = 176 * 176, 44 * 44
@@ -160,8 +160,8 @@ def test_triggered_images_their_difference_and_the_answers(tmp_path: Path) -> No
             tile - patch
         )  # the difference, scaled by its maximum
         hits, misses = area(pixels, BLUE), area(pixels, VERMILLION)
-        assert (hits > 0) == (answers is not None and int(answers[0]) == 1)
-        assert (misses > 0) == (answers is not None and int(answers[0]) == 2)
+        assert (hits > 0) == (predictions is not None and int(predictions[0]) == 1)
+        assert (misses > 0) == (predictions is not None and int(predictions[0]) == 2)
 
 
 def test_no_change_and_no_eligible_images_are_drawn(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_no_change_and_no_eligible_images_are_drawn(tmp_path: Path) -> None:
     seen(path)
 
 
-def test_curves_have_the_panels_that_there_are_points_for(tmp_path: Path) -> None:
+def test_curves_have_a_panel_for_each_logged_figure(tmp_path: Path) -> None:
     path = tmp_path / "curves.png"
     steps: list[dict[str, Any]] = [
         {"iteration": i, "loss": 100.0 / i, "clean_test_accuracy": None} for i in range(1, 60)
@@ -196,7 +196,7 @@ def test_curves_have_the_panels_that_there_are_points_for(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("steps", [[], [{"iteration": 1, "loss": None}]])
-def test_nothing_logged_is_said(tmp_path: Path, steps: list[dict[str, Any]]) -> None:
+def test_a_note_replaces_curves_without_points(tmp_path: Path, steps: list[dict[str, Any]]) -> None:
     path = tmp_path / "curves.png"
     curves_picture(path, steps)
     pixels = seen(path)
@@ -204,7 +204,7 @@ def test_nothing_logged_is_said(tmp_path: Path, steps: list[dict[str, Any]]) -> 
     assert area(pixels, BLUE) == 0
 
 
-def test_equal_input_gives_equal_bytes_and_faults_are_requests(tmp_path: Path) -> None:
+def test_equal_input_gives_equal_bytes_and_errors_are_request_errors(tmp_path: Path) -> None:
     steps = [{"iteration": 1, "loss": 0.0}, {"iteration": 2, "loss": -1.0}]
     for name in ("1.png", "2.png"):
         curves_picture(tmp_path / name, steps)

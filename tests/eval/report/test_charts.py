@@ -17,7 +17,7 @@ Cli = Callable[..., Result]
 NETWORKS = ("convnet", "mlp", "lenet")
 
 
-def test_series_are_the_other_axes_combinations_or_their_mean(
+def test_series_are_combinations_of_the_other_axes_or_their_mean(
     make_sweep: Make, tmp_path: Path
 ) -> None:
     def rates(size: int, rate: int) -> dict[int, float]:
@@ -41,7 +41,7 @@ def test_series_are_the_other_axes_combinations_or_their_mean(
     assert "trigger_size: 0.13 at 1, 0.23 at 2" in chart_text(many[0])
 
 
-def test_axes_that_go_side_by_side_are_one_series(make_sweep: Make, tmp_path: Path) -> None:
+def test_axes_that_vary_together_are_one_series(make_sweep: Make, tmp_path: Path) -> None:
     points = {(("ipc", n), ("epochs", 100 * n)): {0: 0.1 * n, 1: 0.2} for n in (1, 10, 50)}
     charts = axis_charts(load_experiment(make_sweep(tmp_path / "zip", points, files=False)))
     assert charts[0].note == "epochs varies along with ipc."

@@ -1,4 +1,4 @@
-"""The page in a browser: no error, tables that sort, nothing wider than a phone."""
+"""The page in a browser: no errors, sortable tables, nothing wider than a phone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PHONE = 360
 
 
 def browse(page: Path, *, width: int = 1200) -> tuple[str, list[str]]:
-    """The document after its scripts have run, and what the browser's console said."""
+    """The document after its scripts have run, and the browser's console messages."""
     assert BROWSER is not None
     quiet = ("--no-first-run", "--disable-background-networking", "--disable-component-update")
     done = subprocess.run(
@@ -60,7 +60,7 @@ def browse(page: Path, *, width: int = 1200) -> tuple[str, list[str]]:
 
 
 def with_script(page: Path, script: str, *, allowed: bool = True) -> Path:
-    """A copy of the page that also runs ``script``, whose hash its policy then names."""
+    """A copy of the page that also runs ``script``, whose hash is added to the policy."""
     text = page.read_text("utf-8")
     if allowed:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -70,10 +70,10 @@ def with_script(page: Path, script: str, *, allowed: bool = True) -> Path:
     return copy
 
 
-def answered(page: Path, script: str, width: int = 1200) -> Any:
-    """What ``script`` put into ``answer`` in a window so wide, and that the console was silent.
+def evaluate(page: Path, script: str, width: int = 1200) -> Any:
+    """The value of ``answer`` after ``script`` ran without messages in a frame of this width.
 
-    In a frame: a browser's window has a least width, which is more than a phone's.
+    A frame, because the smallest browser window is wider than a phone.
     """
     copy = with_script(page, f"let answer; {script}; parent.postMessage(answer, '*')")
     frame = page.with_name("frame.html")
@@ -115,7 +115,7 @@ def page(folder: Path, cli: Cli, make_run: Make, make_sweep: Make) -> Path:
     return out
 
 
-def test_the_console_is_silent_and_would_not_be_at_an_error(page: Path) -> None:
+def test_the_console_is_silent_and_shows_errors(page: Path) -> None:
     dom, console = browse(page)
     assert console == []
     assert "Security of distilled datasets" in dom
@@ -140,12 +140,12 @@ answer = [shown("trigger_size"), press("ASR"), press("ASR"), press("trigger_size
 """
 
 
-def test_tables_sort_and_say_so(page: Path) -> None:
-    before, fallen, risen, sizes = answered(page, SORT)
+def test_tables_sort_and_announce_it(page: Path) -> None:
+    before, descending, ascending, sizes = evaluate(page, SORT)
     assert before == ["9", "10", "2", "7"]
-    # Figures begin with the largest; a row without one stays at the end.
-    assert fallen == [["10", "2", "9", "7"], ["descending"], "Sorted by ASR, descending."]
-    assert risen == [["9", "2", "10", "7"], ["ascending"], "Sorted by ASR, ascending."]
+    # Figures start with the largest; a row without a figure stays at the end.
+    assert descending == [["10", "2", "9", "7"], ["descending"], "Sorted by ASR, descending."]
+    assert ascending == [["9", "2", "10", "7"], ["ascending"], "Sorted by ASR, ascending."]
     assert sizes[0] == ["2", "7", "9", "10"]  # as numbers, not as text
 
 
@@ -163,7 +163,7 @@ answer = [
 
 
 def test_nothing_is_wider_than_a_phone(page: Path) -> None:
-    width, document, beyond, scrolls = answered(page, WIDTH, width=PHONE)
+    width, document, beyond, scrolls = evaluate(page, WIDTH, width=PHONE)
     assert width == PHONE
     assert beyond == [] and document <= width
     assert scrolls  # the tables, in boxes of their own

@@ -1,4 +1,4 @@
-"""What changed, and whether it is more than noise: against scipy, and against hand-made numbers."""
+"""Comparisons with a baseline, checked against scipy and against known differences."""
 
 from __future__ import annotations
 
@@ -50,16 +50,14 @@ def test_the_paired_test_is_scipys(make_sweep: Make, tmp_path: Path) -> None:
     assert [each.q for each in found.changes] == pytest.approx(
         stats.false_discovery_control(tested).tolist()
     )
-    # CTA fell by the same on every seed; the control did not move at all.
+    # CTA changed by the same on every seed; the control did not change at all.
     assert of(found, "clean_test_accuracy").p == 0.0
     assert of(found, "clean_test_accuracy").verdict == "more than noise"
     assert of(found, "control_attack_success_rate").p == 1.0
     assert of(found, "control_attack_success_rate").verdict == "within noise"
 
 
-def test_seeds_are_paired_by_their_number_and_not_by_their_place(
-    make_sweep: Make, tmp_path: Path
-) -> None:
+def test_seeds_are_paired_by_number_not_by_position(make_sweep: Make, tmp_path: Path) -> None:
     """In another order, and with seeds that only one side has, the differences are all 0.1."""
     before = {0: 0.2, 1: 0.5, 2: 0.3, 7: 0.9}
     now = {9: 0.05, 2: 0.4, 0: 0.3, 1: 0.6}
@@ -74,7 +72,9 @@ def test_seeds_are_paired_by_their_number_and_not_by_their_place(
     assert change.verdict == "more than noise"
 
 
-def test_noise_stays_noise_and_many_figures_are_no_excuse(make_sweep: Make, tmp_path: Path) -> None:
+def test_noise_in_many_figures_is_not_reported_as_a_change(
+    make_sweep: Make, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(28)
     draw = [dict(enumerate(rng.uniform(0.3, 0.7, 4).tolist())) for _ in range(40)]
     points = {(("trigger_size", size),): draw[size] for size in range(20)}
@@ -111,13 +111,15 @@ def test_rows_without_a_partner_are_listed(make_sweep: Make, tmp_path: Path) -> 
     assert found.missing == ["trigger_size 3, victims: convnet"]
     assert found.added == ["trigger_size 1, victims: convnet"]
     assert {change.row.varied["trigger_size"] for change in found.changes} == {2}
-    # A point that has no figures yet is paired, and said to have none.
+    # A point without figures is paired and listed as such.
     empty = make_sweep(tmp_path / "empty", {size[2]: {}})
     assert compared(empty, tmp_path / "before").unpaired == ["trigger_size 2, victims: convnet"]
 
 
-def test_one_set_against_another_says_nothing(make_run: Make, cli: Cli, tmp_path: Path) -> None:
-    """Five victims each, far apart: they are nested in their sets, and one seed is one seed."""
+def test_one_set_against_another_supports_no_claim(
+    make_run: Make, cli: Cli, tmp_path: Path
+) -> None:
+    """However many victims: they are nested in their sets, and there is one seed."""
     now = make_run(tmp_path / "now", asr=0.9, keys={"trigger_size": 4})
     before = make_run(tmp_path / "before", asr=0.2, keys={"trigger_size": 3})
     found = compared(now, before)
@@ -140,7 +142,7 @@ def test_a_sweep_and_a_run_are_not_compared(
         compare([load_experiment(small_sweep)], run)
 
 
-def test_a_suites_rows_go_by_setting_attack_network_and_defense(tmp_path: Path) -> None:
+def test_a_suites_rows_are_matched_by_setting_attack_network_and_defense(tmp_path: Path) -> None:
     def line(defense: str, values: list[float], network: str = "convnet") -> dict[str, Any]:
         summary = {"mean": sum(values) / len(values), "std": None, "ci95": None, "values": values}
         return {

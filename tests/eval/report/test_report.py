@@ -1,4 +1,4 @@
-"""The report: what is in the page, whatever is in the folders."""
+"""The report's page and tables, for complete, incomplete and damaged folders."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def reported(cli: Cli, *words: object) -> Page:
 # The page -----------------------------------------------------------------------------------------
 
 
-def test_a_sweeps_page_has_everything_and_needs_nothing(cli: Cli, small_sweep: Path) -> None:
+def test_a_sweeps_page_is_complete_and_self_contained(cli: Cli, small_sweep: Path) -> None:
     page = reported(cli, small_sweep)
     assert len(page.html.encode()) < PAGE_CAP
     for part in ("Figures", "Charts", "Pictures", "Reproduction"):
@@ -96,7 +96,7 @@ def test_a_sweeps_page_has_everything_and_needs_nothing(cli: Cli, small_sweep: P
     assert f"{small_sweep.name}/cells/0-0" in page.text and str(small_sweep.parent) not in page.html
 
 
-def test_the_page_is_built_for_every_reader(cli: Cli, small_sweep: Path) -> None:
+def test_the_page_is_accessible(cli: Cli, small_sweep: Path) -> None:
     page = reported(cli, small_sweep)
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
@@ -119,7 +119,7 @@ def test_the_page_is_built_for_every_reader(cli: Cli, small_sweep: Path) -> None
     assert "prefers-color-scheme: dark" in page.html and "@media print" in page.html
 
 
-def test_the_policy_forbids_all_but_the_pages_own(cli: Cli, small_sweep: Path) -> None:
+def test_the_policy_allows_only_the_pages_own_style_and_script(cli: Cli, small_sweep: Path) -> None:
     page = reported(cli, small_sweep)
     policy = next(
         str(meta["content"])
@@ -134,7 +134,7 @@ def test_the_policy_forbids_all_but_the_pages_own(cli: Cli, small_sweep: Path) -
     assert not any("style" in a or any(k.startswith("on") for k in a) for _, a in page.elements)
 
 
-def test_names_are_text(cli: Cli, make_run: Make, make_sweep: Make, tmp_path: Path) -> None:
+def test_names_are_escaped(cli: Cli, make_run: Make, make_sweep: Make, tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", target=HOSTILE, labels=[HOSTILE], error=HOSTILE, command=HOSTILE)
     for folder in (run, run / "control"):
         labels = torch.arange(2)
@@ -179,7 +179,7 @@ def test_a_clean_run_and_one_that_failed(cli: Cli, make_run: Make, tmp_path: Pat
 # What is missing or bad ---------------------------------------------------------------------------
 
 
-def test_what_is_missing_is_said_in_its_place(cli: Cli, make_run: Make, tmp_path: Path) -> None:
+def test_a_note_replaces_each_missing_picture(cli: Cli, make_run: Make, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "trigger.png").unlink()
     (run / "curves.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
@@ -191,12 +191,12 @@ def test_what_is_missing_is_said_in_its_place(cli: Cli, make_run: Make, tmp_path
     assert len(page.all("img")) == 1
 
 
-def test_a_plan_that_has_just_begun(cli: Cli, make_run: Make, tmp_path: Path) -> None:
+def test_sweeps_and_seeds_without_a_finished_run(cli: Cli, make_run: Make, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     sweep.mkdir()
-    (sweep / "sweep.json").write_text(json.dumps({"sweep": {"description": "a plan"}}))
+    (sweep / "sweep.json").write_text(json.dumps({"sweep": {"description": "a new sweep"}}))
     page = reported(cli, sweep)
-    assert "No run has finished yet" in page.text and "a plan" in page.text
+    assert "No run has finished yet" in page.text and "a new sweep" in page.text
     assert "running" in page.text
     seeds = tmp_path / "seeds"
     make_run(seeds / "seed-3", status="running", metrics={})
@@ -204,7 +204,7 @@ def test_a_plan_that_has_just_begun(cli: Cli, make_run: Make, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         (None, "", "no such folder"),
         ("notes.txt", "hello", "no run, sweep or suite"),
@@ -217,35 +217,35 @@ def test_a_plan_that_has_just_begun(cli: Cli, make_run: Make, tmp_path: Path) ->
     ],
 )
 def test_a_bad_folder_is_one_line(
-    cli: Cli, name: str | None, content: str, told: str, tmp_path: Path
+    cli: Cli, name: str | None, content: str, message: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "folder"
     if name:
         folder.mkdir()
         (folder / name).write_text(content)
     done = cli("report", folder, "-o", tmp_path / "report.html")
-    assert done.exit_code == 2 and told in done.stderr
+    assert done.exit_code == 2 and message in done.stderr
     assert done.stderr.count("\n") == 1 and str(folder) in done.stderr
     assert not (tmp_path / "report.html").exists()
 
 
 def test_a_bad_output_is_refused_before_the_work(cli: Cli, make_run: Make, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    for out, told in {
+    for out, message in {
         tmp_path / "absent" / "r.html": "there is no folder",
         tmp_path: "it is a folder",
         run / "record.json": "would overwrite a run's own file",
         run / "distilled.safetensors": "would overwrite a run's own file",
     }.items():
         done = cli("report", run, "-o", out)
-        assert done.exit_code == 2 and told in done.stderr
+        assert done.exit_code == 2 and message in done.stderr
     assert read_record(run / "record.json").status == "done"
     (tmp_path / "old.html").write_text("old")
     assert cli("report", run, "-o", tmp_path / "old.html", "--quiet").exit_code == 0
     assert (tmp_path / "old.html").read_text().startswith("<!DOCTYPE html>")
 
 
-def test_a_table_reaches_for_nothing_outside_of_its_folder(
+def test_a_table_reads_nothing_outside_its_folder(
     make_run: Make, make_sweep: Make, tmp_path: Path
 ) -> None:
     make_run(tmp_path / "secret")
@@ -306,7 +306,7 @@ def test_the_set_its_twin_and_the_difference_are_in_the_pixels(tmp_path: Path) -
         )
 
 
-def test_pictures_share_the_room() -> None:
+def test_the_largest_pictures_are_reduced_until_all_fit() -> None:
     def noise(width: int, height: int) -> Picture:
         generator = torch.Generator().manual_seed(0)
         values = torch.randint(0, 256, (height, width), generator=generator, dtype=torch.uint8)
@@ -324,7 +324,7 @@ def test_pictures_share_the_room() -> None:
     assert all(not each.url and "no room" in each.problem for each in none)
 
 
-def test_beyond_a_hundred_cells_there_are_thumbnails(
+def test_more_than_a_hundred_runs_have_thumbnails(
     cli: Cli, make_sweep: Make, tmp_path: Path
 ) -> None:
     points = {(("trigger_size", size),): {0: 0.1, 1: 0.2, 2: 0.3} for size in range(34)}
@@ -338,7 +338,7 @@ def test_beyond_a_hundred_cells_there_are_thumbnails(
 # Tables alone -------------------------------------------------------------------------------------
 
 
-def test_csv_has_every_part_of_a_figure_by_itself(cli: Cli, small_sweep: Path) -> None:
+def test_csv_has_a_column_for_every_part_of_a_figure(cli: Cli, small_sweep: Path) -> None:
     done = cli("report", small_sweep, "--format", "csv")
     assert done.exit_code == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
@@ -353,7 +353,9 @@ def test_csv_has_every_part_of_a_figure_by_itself(cli: Cli, small_sweep: Path) -
         assert (row["seeds"], row["conditional_on_set"]) == ("0 1 2", "False")
 
 
-def test_csv_is_no_formula_and_has_the_comparison(cli: Cli, make_run: Make, tmp_path: Path) -> None:
+def test_csv_has_no_formulas_and_has_the_comparison(
+    cli: Cli, make_run: Make, tmp_path: Path
+) -> None:
     run = make_run(tmp_path / "=1+1", labels=["=cmd()"])
     done = cli("report", run, "--format", "csv", "--baseline", make_run(tmp_path / "base"))
     (row,) = csv.DictReader(io.StringIO(done.stdout))
@@ -388,7 +390,7 @@ def test_markdown_and_latex(cli: Cli, make_sweep: Make, tmp_path: Path) -> None:
 # One real run -------------------------------------------------------------------------------------
 
 
-def test_a_real_run(cli: Cli, finished: Path, tmp_path: Path) -> None:
+def test_the_page_of_a_real_run(cli: Cli, finished: Path, tmp_path: Path) -> None:
     done = cli("report", finished, "-o", tmp_path / "report.html", "--quiet")
     assert done.exit_code == 0, done.stderr
     page = Page(tmp_path / "report.html")
@@ -398,7 +400,9 @@ def test_a_real_run(cli: Cli, finished: Path, tmp_path: Path) -> None:
     assert len(page.all("img")) == 4 and "not drawn" not in page.text
 
 
-def test_the_saved_configuration_is_the_run(cli: Cli, finished: Path, tmp_path: Path) -> None:
+def test_the_saved_configuration_gives_the_same_run(
+    cli: Cli, finished: Path, tmp_path: Path
+) -> None:
     """What the page shows as config.yaml resolves to the same run."""
     cli("report", finished, "-o", tmp_path / "report.html", "--quiet")
     page = (tmp_path / "report.html").read_text()
