@@ -1,4 +1,4 @@
-"""A white page to draw on, measured in pixels: tiles of images, text, frames, and one PNG.
+"""A white canvas measured in pixels: tiles of images, text and frames, written as one PNG.
 
 Images are drawn pixel by pixel (nearest neighbour, by a whole factor), so an 8x8 image stays sharp.
 """
@@ -26,14 +26,14 @@ from .style import BLUE, DPI, INK, SOFT, save
 Pixels = npt.NDArray[np.uint8]
 
 _FRAME: Final = tuple(bytes.fromhex(BLUE[1:]))
-EDGE: Final = 28  # pixels of white around a page
+EDGE: Final = 28  # pixels of white around the canvas
 GAP: Final = 8  # between two tiles
 _LARGEST: Final = 192  # a larger image is reduced to this side
 
 
 @final
-class Page:
-    """A white page, measured in pixels from its top left; ``bottom`` is where the next row goes."""
+class Canvas:
+    """A white area, measured in pixels from its top left; ``bottom`` is where the next row goes."""
 
     def __init__(self) -> None:
         self.bottom: float = EDGE
@@ -44,7 +44,7 @@ class Page:
         self._height = 0.0
 
     def heading(self, title: str, notes: Sequence[str], width: float) -> None:
-        """A bold title and a grey caption, wrapped to ``width`` or the page's least width."""
+        """A bold title and a grey caption, wrapped to ``width`` or at least the title's room."""
         self._width = max(self._width, width + EDGE)
         self.paragraph(title, 11, fontweight="bold")
         self.paragraph(" · ".join(notes), 8.5, color=SOFT)
@@ -79,7 +79,7 @@ class Page:
         self._boxes.append((round(x), round(y), round(width), round(height)))
 
     def save(self, path: Path) -> None:
-        """Draws the page and writes it as PNG."""
+        """Draws everything and writes it as PNG."""
         width, height = math.ceil(self._width), math.ceil(max(self._height, self.bottom)) + EDGE
         canvas = np.full((height, width, 3), 255, dtype=np.uint8)
         for left, top, pixels in self._tiles:

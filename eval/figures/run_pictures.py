@@ -21,7 +21,7 @@ from ...distill.types import hard_labels
 from .canvas import (
     EDGE,
     GAP,
-    Page,
+    Canvas,
     as_text,
     range_caption,
     raster,
@@ -54,23 +54,23 @@ def distilled_picture(
         notes.append(f"first {_MOST_ROWS} of {len(classes)} classes")
     names = [shorten(name, 9, 420) for name in classes[:_MOST_ROWS]]
     left = EDGE + max(text_width(name, 9) for name in names) + 16
-    page = Page()
+    canvas = Canvas()
     columns = max(1, min(most, _MOST_COLUMNS))
     height, width = tile_size(images, 112)
     block = left + columns * (width + GAP)
     # Few images per class would make a tall, narrow picture: its rows go on in a second block.
     blocks = max(1, min(len(names) // 3, round(_WIDE // block)))
     down = math.ceil(len(names) / blocks)
-    page.heading(title, notes, blocks * block)
-    start = page.bottom
+    canvas.heading(title, notes, blocks * block)
+    start = canvas.bottom
     for number, (name, row) in enumerate(zip(names, rows, strict=True)):
         x, y = left + number // down * block, start + number % down * (height + GAP)
-        page.text(x - 16, y + height / 2, name, 9, ha="right", va="center")
+        canvas.text(x - 16, y + height / 2, name, 9, ha="right", va="center")
         if not len(row):
-            page.text(x, y + height / 2, "no image", 8, color=SOFT, va="center")
+            canvas.text(x, y + height / 2, "no image", 8, color=SOFT, va="center")
         for column, index in enumerate(row[:_MOST_COLUMNS].tolist()):
-            page.tile(x + column * (width + GAP), y, raster(images[index], height, width))
-    page.save(path)
+            canvas.tile(x + column * (width + GAP), y, raster(images[index], height, width))
+    canvas.save(path)
 
 
 def trigger_picture(path: Path, trigger: TriggerPicture, *, target: str) -> None:
@@ -78,41 +78,41 @@ def trigger_picture(path: Path, trigger: TriggerPicture, *, target: str) -> None
 
     A grey region of up to 6x6 pixels has its values written into its cells.
     """
-    image, page = trigger.image.clamp(0, 1), Page()
+    image, canvas = trigger.image.clamp(0, 1), Canvas()
     height, width = tile_size(image[None], 480)
     notes = [trigger.caption]
     if not torch.equal(image, trigger.image):
         notes.append("clipped for display")
     enlarged = (width + 2 * EDGE) * (trigger.region is not None)
-    page.heading(f"trigger for the target class: {target}", notes, width + enlarged + EDGE)
+    canvas.heading(f"trigger for the target class: {target}", notes, width + enlarged + EDGE)
     for label in trigger.labels:
-        page.paragraph(label, 8, color=RED, fontweight="bold")
-    top = page.bottom
-    page.tile(EDGE, top, raster(image, height, width))
-    page.bottom = top + height
+        canvas.paragraph(label, 8, color=RED, fontweight="bold")
+    top = canvas.bottom
+    canvas.tile(EDGE, top, raster(image, height, width))
+    canvas.bottom = top + height
     if trigger.region is not None:
-        _enlarge(page, trigger.image, trigger.region, top, height, width)
-    page.save(path)
+        _enlarge(canvas, trigger.image, trigger.region, top, height, width)
+    canvas.save(path)
 
 
 def _enlarge(
-    page: Page, image: Tensor, region: Region, top: float, height: int, width: int
+    canvas: Canvas, image: Tensor, region: Region, top: float, height: int, width: int
 ) -> None:
     """Outline ``region`` in the image's tile, and draw it enlarged to the tile's right."""
     y, x, rows, columns = region
     down, right = height / image.shape[1], width / image.shape[2]
-    page.outline(EDGE + x * right, top + y * down, columns * right, rows * down)
+    canvas.outline(EDGE + x * right, top + y * down, columns * right, rows * down)
     values = image[:, y : y + rows, x : x + columns]
     shown = values.clamp(0, 1)
     cell = max(1, height // max(rows, columns))
     left = EDGE + width + 2 * EDGE
-    page.tile(left, top, raster(shown, rows * cell, columns * cell))
-    page.outline(left, top, columns * cell, rows * cell)
+    canvas.tile(left, top, raster(shown, rows * cell, columns * cell))
+    canvas.outline(left, top, columns * cell, rows * cell)
     note = f"{rows}×{columns} pixels, enlarged"
-    page.text(left, top + rows * cell + 12, note, 8.5, color=SOFT)
-    page.bottom = max(page.bottom, top + rows * cell + 40)
+    canvas.text(left, top + rows * cell + 12, note, 8.5, color=SOFT)
+    canvas.bottom = max(canvas.bottom, top + rows * cell + 40)
     if len(image) == 1 and max(rows, columns) <= _MOST_WRITTEN:
-        _write_values(page, values[0], shown[0], left, top, cell)
+        _write_values(canvas, values[0], shown[0], left, top, cell)
 
 
 def triggered_picture(
@@ -148,15 +148,15 @@ def triggered_picture(
     left = EDGE + max(text_width(text, 9) for row in rows for text in row[:2]) + 16
     height, width = tile_size(clean, 176)
     pitch = width + 2 * GAP
-    page = Page()
-    page.heading(title, notes, left + count * pitch)
+    canvas = Canvas()
+    canvas.heading(title, notes, left + count * pitch)
     for name, scale, images in rows:
-        top, middle = page.bottom, page.bottom + height / 2
-        page.text(left - 16, middle - 18 * bool(scale), name, 9, ha="right", va="center")
-        page.text(left - 16, middle + 18, scale, 8, ha="right", va="center", color=SOFT)
+        top, middle = canvas.bottom, canvas.bottom + height / 2
+        canvas.text(left - 16, middle - 18 * bool(scale), name, 9, ha="right", va="center")
+        canvas.text(left - 16, middle + 18, scale, 8, ha="right", va="center", color=SOFT)
         for column, image in enumerate(images):
-            page.tile(left + column * pitch, top, raster(image, height, width))
-        page.bottom = top + height + GAP
+            canvas.tile(left + column * pitch, top, raster(image, height, width))
+        canvas.bottom = top + height + GAP
     for column in range(count):
         true, target = (classes[int(part[column])] for part in (labels, targets))
         lines = [(true, INK), (f"→ {target}", INK)]
@@ -166,8 +166,8 @@ def triggered_picture(
             lines.append((f"{'✓' if hit else '✗'} {answer}", BLUE if hit else VERMILLION))
         for line, (text, colour) in enumerate(lines):
             fitted = shorten(text, 8, width + GAP)
-            page.text(left + column * pitch, page.bottom + 30 * line, fitted, 8, color=colour)
-    page.save(path)
+            canvas.text(left + column * pitch, canvas.bottom + 30 * line, fitted, 8, color=colour)
+    canvas.save(path)
 
 
 def curves_picture(path: Path, steps: Sequence[Mapping[str, Any]]) -> None:
@@ -220,7 +220,7 @@ def _panel(
             color=colour,
             label=text,
             linewidth=1.2,
-            linestyle="--" if number else "-",  # so that they differ in a grey print too
+            linestyle="--" if number else "-",  # distinct in a grey print too
             marker=("s" if number else "o") if few else "",
             markersize=3.5,
         )
@@ -242,11 +242,13 @@ def _points(steps: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], 
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
-def _write_values(page: Page, values: Tensor, shown: Tensor, x: float, y: float, cell: int) -> None:
+def _write_values(
+    canvas: Canvas, values: Tensor, shown: Tensor, x: float, y: float, cell: int
+) -> None:
     """The true values of grey pixels, each in the middle of its cell."""
     for (row, column), value in np.ndenumerate(values.numpy()):
         colour = "white" if shown[row, column] < 0.5 else "black"
         at = (x + (column + 0.5) * cell, y + (row + 0.5) * cell)
-        page.text(
+        canvas.text(
             *at, as_text(value), min(12, 0.085 * cell), ha="center", va="center", color=colour
         )

@@ -12,7 +12,7 @@ from ...distill.types import DistilledSet, hard_labels
 from .canvas import (
     EDGE,
     GAP,
-    Page,
+    Canvas,
     as_text,
     range_caption,
     raster,
@@ -54,25 +54,25 @@ def twin_picture(
     height, width = tile_size(attacked.batch.images, tile)
     left = EDGE + max((text_width(name, 9) for name in names), default=0) + 16
     block = columns * (width + GAP) + 3 * GAP
-    page = Page()
+    canvas = Canvas()
     heads = ("the set", "its clean twin", f"|difference|, white = {as_text(largest)}")
     wide = max(text_width(head, 8) for head in heads) <= block - GAP
     notes = _notes(attacked, columns, len(names))
-    page.heading(title, notes if wide else [", ".join(heads), *notes], left + 3 * block)
+    canvas.heading(title, notes if wide else [", ".join(heads), *notes], left + 3 * block)
     if wide:
         for number, head in enumerate(heads):
-            page.text(left + number * block, page.bottom, head, 8, color=SOFT)
-        page.bottom += 34
+            canvas.text(left + number * block, canvas.bottom, head, 8, color=SOFT)
+        canvas.bottom += 34
     for name, row in zip(names, pairs, strict=True):
-        top = page.bottom
-        page.text(left - 16, top + height / 2, name, 9, ha="right", va="center")
+        top = canvas.bottom
+        canvas.text(left - 16, top + height / 2, name, 9, ha="right", va="center")
         for column, (ours, theirs) in enumerate(row):
             apart = (ours - theirs).abs() / (largest or 1)
             for number, image in enumerate((ours, theirs, apart)):
                 x = left + number * block + column * (width + GAP)
-                page.tile(x, top, raster(image, height, width))
-        page.bottom = top + height + GAP
-    page.save(path)
+                canvas.tile(x, top, raster(image, height, width))
+        canvas.bottom = top + height + GAP
+    canvas.save(path)
     return largest
 
 
