@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 
 from distillsec.eval.figures.style import as_png, save
 from distillsec.eval.figures.sweep_chart import ASR, CTA, ChartedMetric, SweepChart, draw_chart
@@ -45,9 +46,13 @@ def drawn(found: SweepChart) -> Axes:
     return axes
 
 
+def parts(axes: Axes) -> list[tuple[Any, ...]]:
+    """(line, caps, bars) of everything drawn, twins first in each series."""
+    return [each.lines for each in axes.containers if isinstance(each, ErrorbarContainer)]
+
+
 def lines(axes: Axes) -> list[Any]:
-    """The marked lines, twins first in each series; without the caps of intervals."""
-    return [each.lines[0] for each in axes.containers]
+    return [line for line, *_ in parts(axes)]
 
 
 def test_numbers_are_joined_and_categories_are_not() -> None:
@@ -79,11 +84,11 @@ def test_more_than_a_decade_is_logarithmic(values: list[float], scale: str) -> N
 
 def test_intervals_are_cut_and_missing_means_are_left_out() -> None:
     found = chart([1, 2, 3], {"": [0.1, None, 0.9]}, categories=False)
-    found.series[""][1][ASR.name] = summary(0.1, -0.4, 1.3)  # type: ignore[index]
+    found.series[""][1][ASR.name] = summary(0.1, -0.4, 1.3)
     axes = drawn(found)
     assert list(lines(axes)[1].get_ydata()) == [0.1, 0.9]
-    bars = axes.containers[1].lines[2][0].get_segments()  # type: ignore[attr-defined]
-    assert bars[0][:, 1] == pytest.approx([0.0, 1.0])
+    _, _, (bars,) = parts(axes)[1]
+    assert bars.get_segments()[0][:, 1] == pytest.approx([0.0, 1.0])
 
 
 def test_accuracies_are_shown_in_detail_and_rates_in_full() -> None:
