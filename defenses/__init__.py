@@ -1,4 +1,4 @@
-"""The registry of defenses: a new one is a file and an entry here."""
+"""The registry of defenses. A new one is one file and one entry here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from .base import DefenderView, Defense
 from .inputs.autoencoder import Autoencoder
-from .inputs.blurring import GaussianBlur, SetBlur
+from .inputs.gaussian_blur import GaussianBlur
 from .inputs.ibd_psc import IbdPsc
 from .inputs.jpeg import Jpeg
 from .inputs.randomized_smoothing import RandomizedSmoothing
@@ -32,18 +32,21 @@ from .models.rnp import Rnp
 from .models.tabor import Tabor
 from .sets.activation_clustering import ActivationClustering
 from .sets.beatrix import Beatrix
+from .sets.blur import SetBlur
+from .sets.pixel_clip import PixelClip
+from .sets.quantise import Quantise
 from .sets.scan import Scan
-from .sets.set_pixels import PixelClip, Quantise
 from .sets.spectral_signatures import SpectralSignatures
 from .sets.spectre import Spectre
 from .training.abl import Abl
+from .training.cutmix import CutMix
 from .training.dp_sgd import DpSgd
 from .training.holdout_only import HoldoutOnly
-from .training.mixing import CutMix, StrongAugmentation
 from .training.partition_ensemble import PartitionEnsemble
+from .training.strong_augmentation import StrongAugmentation
 
 DEFENSES: Mapping[str, type[Defense]] = {
-    # of the set
+    # sets
     "spectral-signatures": SpectralSignatures,
     "activation-clustering": ActivationClustering,
     "spectre": Spectre,
@@ -52,7 +55,7 @@ DEFENSES: Mapping[str, type[Defense]] = {
     "quantise": Quantise,
     "blur": SetBlur,
     "pixel-clip": PixelClip,
-    # of an input
+    # inputs
     "strip": Strip,
     "scale-up": ScaleUp,
     "teco": Teco,
@@ -63,7 +66,7 @@ DEFENSES: Mapping[str, type[Defense]] = {
     "gaussian-blur": GaussianBlur,
     "autoencoder": Autoencoder,
     "randomized-smoothing": RandomizedSmoothing,
-    # of the model
+    # models
     "neural-cleanse": NeuralCleanse,
     "abs": Abs,
     "tabor": Tabor,
@@ -79,7 +82,7 @@ DEFENSES: Mapping[str, type[Defense]] = {
     "rnp": Rnp,
     "ft-sam": FtSam,
     "nc-unlearning": NcUnlearning,
-    # of the training
+    # training
     "partition-ensemble": PartitionEnsemble,
     "abl": Abl,
     "dp-sgd": DpSgd,

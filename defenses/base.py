@@ -1,4 +1,4 @@
-"""What a defense is: one of seven families, each with one method, and what a defender may see."""
+"""What a defense is: seven families with one method each, and what a defender sees."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ Predictor = Callable[[Tensor], Tensor]
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DefenderView:
-    """All that a defender sees: nothing of an attack, of the run's seeds, or of where files lie.
+    """All that a defender sees. It holds no attack, no seed of the run and no file path.
 
-    distilled: the set as it was received, with the recipe by which networks train on it.
-    victim: one network trained on it, frozen and in evaluation mode; ``RequestError`` from
-    ``features`` where it is a user's without an ``embed``.
-    network: fresh networks of the victim's architecture. holdout: the declared budget of clean
-    real images with their true labels, none of them among those that anything is measured on; may
-    be empty. entropy: the seed of the defender's own randomness; the run's seed does not follow
-    from it.
+    distilled: the received set, with its training recipe. victim: one network trained on it, frozen
+    and in evaluation mode. network: makes fresh networks of the victim's architecture. holdout: the
+    declared budget of clean real images with their true labels, which may be empty; none of them is
+    used in a measurement. entropy: the seed of the defender's own randomness, from which the run's
+    seed cannot be computed.
+
+    Errors: ``features`` raises ``RequestError`` if the victim is a user's network without
+    ``embed``.
     """
 
     distilled: DistilledSet
@@ -53,11 +54,11 @@ class DefenderView:
     network: NetworkMaker
     holdout: Batch
     entropy: int = 0
-    _memory: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    _cache: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.distilled.classes)
 
     @cached_property
@@ -66,57 +67,59 @@ class DefenderView:
         return hard_labels(self.distilled.batch.labels)
 
     def generator(self, name: str, *key: int | str) -> torch.Generator:
-        """A fresh CPU generator for the defense ``name``: the only randomness a defense uses.
+        """A fresh CPU generator for the defense ``name``, the only source of its randomness.
 
-        key: distinguishes the defense's own streams (a class, a step's name).
+        key: distinguishes several streams of one defense (a class, the name of a step).
         """
         return Streams(self.entropy).generator("defense", name, *key)
 
     def seed(self, name: str, *key: int | str) -> int:
-        """A seed below 2³¹ from ``generator(name, *key)``, for libraries that take a number."""
+        """A seed below 2³¹ from ``generator(name, *key)``, for libraries that take an integer."""
         return int(torch.randint(2**31 - 1, (), generator=self.generator(name, *key)))
 
     def with_holdout(self, holdout: Batch) -> DefenderView:
-        """The same view with other held-out images, and nothing remembered."""
-        return replace(self, holdout=holdout, _memory={})
+        """The same view with other held-out images and an empty cache."""
+        return replace(self, holdout=holdout, _cache={})
 
     def forget(self) -> None:
-        """Drop what is remembered: features, logits, shared searches."""
-        self._memory.clear()
+        """Empty the cache: features, logits, shared computations."""
+        self._cache.clear()
 
     def with_images(self, images: Tensor) -> DistilledSet:
-        """The set with ``images`` in place of its own, its labels and recipe kept."""
+        """The set with other ``images`` and the same labels and recipe."""
         return replace(self.distilled, batch=self.distilled.batch.replace(images=images))
 
     def features(self, images: Tensor) -> Tensor:
-        """The victim's penultimate activations ``(N, F)`` of ``images``; computed once, a copy
-        for each caller."""
-        return self._answers("features", images, lambda some: embed(self.victim, some))
+        """The victim's penultimate activations ``(N, F)`` of ``images``; computed once, each caller
+        gets a copy."""
+        return self._outputs("features", images, lambda some: embed(self.victim, some))
 
     def logits(self, images: Tensor) -> Tensor:
-        """The victim's logits ``(N, classes)`` of ``images``; computed once, a copy for each
-        caller."""
-        return self._answers("logits", images, self.victim)
+        """The victim's logits ``(N, classes)`` of ``images``; computed once, each caller gets a
+        copy."""
+        return self._outputs("logits", images, self.victim)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What ``make`` gives, remembered under ``key`` while the view lives: for defenses that
-        share a long computation. Two things must not share a key."""
-        if key not in self._memory:
-            self._memory[key] = make()
-        found: T = self._memory[key]
+        """The result of ``make``, cached under ``key``: for defenses that share a long computation.
+        Different computations need different keys."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        found: T = self._cache[key]
         return found
 
     def trainable_victim(self) -> nn.Module:
-        """A copy of the victim that may be changed and trained, in evaluation mode."""
+        """A copy of the victim to change and train, in evaluation mode."""
         return copy.deepcopy(self.victim).requires_grad_(True)
 
-    def _answers(self, what: str, images: Tensor, answer: Callable[[Tensor], Tensor]) -> Tensor:
-        """``answer`` to ``images``, remembered by the tensor's identity, which it keeps alive."""
-        return self.once((what, id(images)), lambda: (images, in_pieces(answer, images)))[1].clone()
+    def _outputs(self, kind: str, images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """``function(images)``, cached by the identity of ``images``; the cache also holds these,
+        so that no later tensor can have the same identity."""
+        key = (kind, id(images))
+        return self.once(key, lambda: (images, in_pieces(function, images)))[1].clone()
 
 
 class DefenseOptions(BaseModel):
-    """Base of a defense's own options; their defaults are the published ones."""
+    """Base of a defense's own options. Their defaults are the published settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -124,43 +127,45 @@ class DefenseOptions(BaseModel):
 class Defense(ABC):
     """What every defense has; the families below say what it does.
 
-    Options: its own options. quick: those that the quick budget changes, so that the same
-    algorithm does less work. grid: what the tuned budget chooses from, the options that it changes
-    from the gentlest setting to the strongest; empty where there is nothing to choose. needs: what
-    it wants, for people.
+    Options: the class of its options; ``options: MyOptions`` repeats it for the type checker.
+    quick: the options that the quick budget changes, so that the same algorithm does less work.
+    grid: the settings that the tuned budget chooses from, as changed options, from the gentlest to
+    the strongest; empty if there is nothing to choose. needs: what the defense needs, in words.
+    in_reference_code: whether the published detection code of Doorping's author has it.
     """
 
     name: ClassVar[str]
     family: ClassVar[Family]
-    Options: ClassVar[type[DefenseOptions]]
+    Options: ClassVar[type[DefenseOptions]] = DefenseOptions
     quick: ClassVar[Mapping[str, Any]] = {}
     grid: ClassVar[Sequence[Mapping[str, Any]]] = ()
-    needs: ClassVar[str] = "nothing but the set"
+    needs: ClassVar[str] = "only the set"
+    in_reference_code: ClassVar[bool] = False
 
     options: DefenseOptions
 
-    @abstractmethod
     def __init__(self, options: DefenseOptions) -> None:
-        """A defense with ``options`` (of its ``Options``), which it keeps under that name."""
+        self.options = options
 
-    def objection(self, view: DefenderView) -> str | None:
-        """Why it does not apply to ``view`` at all, in one line; ``None`` where it does."""
+    def not_applicable_because(self, view: DefenderView) -> str | None:
+        """Why the defense cannot be applied to ``view``, in one line; ``None`` if it can."""
         return None
 
     def caution(self, view: DefenderView) -> str | None:
-        """Why its answer means little here (too few rows, say), in one line; ``None``: it does."""
+        """Why its result means little on ``view`` (too few rows, for example), in one line;
+        ``None`` if nothing limits it."""
         return None
 
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SetScores:
-    """What a defense says of a set; larger is more suspicious throughout.
+    """The scores of a set and its rows. Larger is more suspicious.
 
-    rows: ``float (N,)``, finite. flagged: ``bool (N,)``, the rows it would remove at the paper's
-    threshold. statistic: one number for the set. alarm: whether the paper would call the set
-    poisoned; ``None`` where it removes a fixed share and has no alarm. suspect: the most anomalous
-    class, alarm or not; ``None`` where there is no single one.
+    rows: ``float (N,)``, finite. flagged: ``bool (N,)``, the rows that the defense would remove at
+    the paper's threshold. statistic: one number for the set. alarm: whether the paper's rule calls
+    the set poisoned; ``None`` if the method removes a fixed share and has no such rule. suspect:
+    the most anomalous class, with or without an alarm; ``None`` if several are equally anomalous.
     """
 
     rows: Tensor
@@ -173,11 +178,11 @@ class SetScores:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Inspection:
-    """What a defense says of a model.
+    """The result of inspecting a model. Larger is more suspicious.
 
-    statistic: one number for the model, larger is more suspicious. alarm: whether the paper would
-    call it backdoored; ``None`` where the method names a class and raises no alarm. anomaly:
-    ``float (classes,)``, larger is more suspicious; ``None`` where the defense knows no classes.
+    statistic: one number for the model. alarm: whether the paper's rule calls the model backdoored;
+    ``None`` if the method names a class but has no such rule. anomaly: ``float (classes,)``;
+    ``None`` if the method does not score classes.
     """
 
     statistic: float
@@ -186,21 +191,21 @@ class Inspection:
 
     @property
     def suspect(self) -> int | None:
-        """The class with the largest anomaly; ``None`` where several share it, as where nothing was
-        found for any class."""
+        """The class with the largest anomaly; ``None`` if several share it, for example because
+        nothing was found for any class."""
         return None if self.anomaly is None else single_largest(self.anomaly)
 
 
 def single_largest(values: Tensor) -> int | None:
-    """The place of the largest of ``values`` (N,); ``None`` where several are as large."""
+    """The index of the largest of ``values`` (N,); ``None`` if several are equally large."""
     largest = values == values.max()
     return int(values.argmax()) if int(largest.sum()) == 1 else None
 
 
 class SetScorer(Defense, ABC):
-    """The set: which rows are suspicious, and is the set?
+    """Scores the rows of a set, and the set.
 
-    names_class: whether its scores point at a class (``SetScores.suspect``).
+    names_class: whether the scores point at a class (``SetScores.suspect``).
     """
 
     family = "set scores"
@@ -208,21 +213,21 @@ class SetScorer(Defense, ABC):
 
     @abstractmethod
     def score_set(self, view: DefenderView) -> SetScores:
-        """Scores of the set's rows, and of the set."""
+        """The scores of ``view.distilled``."""
 
 
 class Sanitiser(Defense, ABC):
-    """The set: a cleaner one to train on."""
+    """Makes a cleaner set to train on."""
 
     family = "sanitised set"
 
     @abstractmethod
     def sanitise(self, view: DefenderView) -> DistilledSet:
-        """The set with its images changed or some rows gone; the given one stays as it is."""
+        """A new set with changed images or fewer rows; ``view.distilled`` stays unchanged."""
 
 
 class Trainer(Defense, ABC):
-    """The training: another way to train on the set as it is."""
+    """Trains a model on the received set in another way."""
 
     family = "training"
 
@@ -231,12 +236,12 @@ class Trainer(Defense, ABC):
         """A trained model (pixels to logits), in evaluation mode."""
 
     def figures(self, view: DefenderView) -> Mapping[str, float]:
-        """What else it can say of such a training in numbers (a privacy budget)."""
+        """Further numbers about such a training (a privacy budget), by name."""
         return {}
 
 
 class InputScorer(Defense, ABC):
-    """An input: does it carry a trigger?"""
+    """Scores inputs by how likely they carry a trigger."""
 
     family = "input scores"
 
@@ -244,36 +249,36 @@ class InputScorer(Defense, ABC):
     def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
         """``float (N,)``, finite, larger is more suspicious, for ``images`` ``(N, C, H, W)``.
 
-        An image's score doesn't depend on the others it comes with.
+        The score of an image does not depend on the other images.
         """
 
     @abstractmethod
     def threshold(self, view: DefenderView) -> float | None:
-        """The score above which the paper rejects an input; ``None`` where it names none."""
+        """The score above which the paper rejects an input; ``None`` if it names none."""
 
 
 class Purifier(Defense, ABC):
-    """An input: answered in a way that takes the trigger's power."""
+    """Cleans an input before it is classified."""
 
     family = "purified input"
 
     @abstractmethod
     def purify(self, view: DefenderView) -> Predictor:
-        """The victim's predictions behind the defense."""
+        """The victim's predictions on cleaned inputs."""
 
 
 class Inspector(Defense, ABC):
-    """The model: is it backdoored, and for which class?"""
+    """Inspects a model: is it backdoored, and for which class?"""
 
     family = "inspection"
 
     @abstractmethod
     def inspect(self, view: DefenderView) -> Inspection:
-        """The verdict, and each class's anomaly."""
+        """The verdict on ``view.victim``, and the anomaly of each class."""
 
 
 class Repairer(Defense, ABC):
-    """The model: the same with its backdoor taken out."""
+    """Removes the backdoor from a model."""
 
     family = "repair"
 

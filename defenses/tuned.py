@@ -1,6 +1,6 @@
-"""The tuned budget: a defender chooses a defense's settings on clean held-out images.
+"""The tuned budget: a defender chooses a defense's settings by the accuracy on held-out images.
 
-Neither a trigger nor an attack success rate is known here, so none can be chosen by.
+Neither a trigger nor an attack success rate is known here.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ..distill.types import Batch, DistillsecError
 from .base import DefenderView, Defense, Predictor, Purifier, Repairer, Sanitiser, Trainer
 
 ALLOWED_LOSS = 0.02
-"""The held-out accuracy, below the victim's, that a setting may cost."""
+"""How much held-out accuracy a setting may lose against the victim."""
 LEAST_IMAGES = 20
-"""Held-out images below which nothing is chosen: half of them measure the accuracy."""
+"""With fewer held-out images nothing is chosen: half of them measure the accuracy."""
 _NAME = "tuned"
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """One setting that was tried. accuracy: on the measuring half of the held-out images, ``None``
-    where the setting gave no answer; reason: why not; chosen: whether it is the one used."""
+    """One setting that was tried. accuracy: on the second half of the held-out images; ``None`` if
+    the setting failed, for this ``reason``. chosen: whether it is used."""
 
     options: dict[str, Any]
     accuracy: float | None
@@ -39,8 +39,8 @@ class Tried:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What a tuned defender tried. least: the held-out accuracy that a setting had to keep,
-    ``None`` where nothing was compared. caution: why the choice means little."""
+    """The settings that a tuned defender tried. least: the held-out accuracy that a setting must
+    keep; ``None`` if nothing was compared. caution: why the choice means little."""
 
     least: float | None = None
     tried: list[Tried] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Tuning:
 def candidates(defense: Defense) -> list[Defense]:
     """``defense`` with each setting of its grid, from the gentlest to the strongest.
 
-    Options that were given stay as they are; settings that differ in nothing else are one.
+    Options that the user set stay; settings that are then equal are tried once.
     """
     given = defense.options.model_dump(include=defense.options.model_fields_set)
     found: list[Defense] = []
@@ -64,21 +64,20 @@ def candidates(defense: Defense) -> list[Defense]:
 def tune_defense(defense: Defense, view: DefenderView) -> tuple[Defense, Tuning]:
     """The strongest setting in ``defense.grid`` that keeps the accuracy on clean images.
 
-    Half of the held-out images are the defense's while settings are compared, the other half
-    measure them. Of the settings within ``ALLOWED_LOSS`` of the victim's accuracy the last in the
-    grid is used; where none is, the most accurate one; where none gives an answer, or there are
-    fewer than ``LEAST_IMAGES`` held-out images, the defense as it is. Returns it with all that was
-    tried.
+    While settings are compared, the defense gets half of the held-out images, and the other half
+    measures the accuracy. Of the settings within ``ALLOWED_LOSS`` of the victim's accuracy the last
+    in the grid is used; if there is none, the most accurate one. ``defense`` is returned unchanged
+    if no setting succeeds or there are fewer than ``LEAST_IMAGES`` held-out images.
     """
     if len(view.holdout) < LEAST_IMAGES:
-        return defense, Tuning(caution="too few held-out images to choose settings by")
-    mine, measuring = _halves(view)
+        return defense, Tuning(caution="too few held-out images to choose settings")
+    given, measuring = _halves(view)
     least = _accuracy(partial(predict, view.victim), measuring) - ALLOWED_LOSS
     choices = candidates(defense)
-    tried = [_measured(choice, mine, measuring) for choice in choices]
+    tried = [_measured(choice, given, measuring) for choice in choices]
     known = {n: each.accuracy for n, each in enumerate(tried) if each.accuracy is not None}
     if not known:
-        return defense, Tuning(least=least, tried=tried, caution="no setting gave an answer")
+        return defense, Tuning(least=least, tried=tried, caution="no setting succeeded")
     accurate = [number for number, accuracy in known.items() if accuracy >= least]
     best = accurate[-1] if accurate else max(known, key=lambda number: known[number])
     tried[best] = replace(tried[best], chosen=True)
@@ -88,11 +87,11 @@ def tune_defense(defense: Defense, view: DefenderView) -> tuple[Defense, Tuning]
 
 @singledispatch
 def predictor_of(defense: Defense, view: DefenderView) -> Predictor:
-    """The predictor that ``defense`` gives: a repaired or newly trained model, a purified input.
+    """The predictor behind ``defense``: a repaired or newly trained model, or a purifier.
 
-    Errors: ``TypeError`` for a detector, which answers nothing.
+    Errors: ``TypeError`` for a detector, which does not classify images.
     """
-    raise TypeError(f"{type(defense).__name__} gives no predictor")
+    raise TypeError(f"{type(defense).__name__} is a detector and does not classify images")
 
 
 @predictor_of.register
@@ -122,13 +121,13 @@ def _halves(view: DefenderView) -> tuple[DefenderView, Batch]:
     """The view with one half of its held-out images, and the other half."""
     count = len(view.holdout)
     order = torch.randperm(count, generator=view.generator(_NAME)).to(view.holdout.labels.device)
-    mine, others = order[: count // 2], order[count // 2 :]
-    return view.with_holdout(view.holdout.rows(mine)), view.holdout.rows(others)
+    first, second = order[: count // 2], order[count // 2 :]
+    return view.with_holdout(view.holdout.rows(first)), view.holdout.rows(second)
 
 
 def _measured(defense: Defense, view: DefenderView, clean: Batch) -> Tried:
     options = defense.options.model_dump(mode="json")
-    reason = defense.objection(view)
+    reason = defense.not_applicable_because(view)
     accuracy = None
     if reason is None:
         try:

@@ -1,4 +1,4 @@
-"""What the defenses of a set share: its classes one by one, and which of them stands out."""
+"""The classes of a set: their rows, and which class is an outlier."""
 
 from __future__ import annotations
 
@@ -9,31 +9,29 @@ from torch import Tensor
 
 from ..base import DefenderView
 
-# 1 / the 75 % quantile of the standard normal: makes the MAD a deviation.
+# 1 / the 75 % quantile of the standard normal: makes the MAD a standard deviation.
 _MAD = 1.4826
 _MEAN = 1.2533  # the square root of π / 2 does the same for the mean absolute deviation
-_NOTHING = 1e-9
+_NEGLIGIBLE = 1e-9
 LEAST_CLASSES = 3
-"""The anomaly index of two values is always 0.674: it says nothing about either of them."""
+"""The anomaly index of two values is always 0.674, so it needs three."""
 
 
 def classes_of(labels: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Every class that ``labels`` (N,) hold, with its rows."""
+    """Each class in ``labels`` (N,), with its row numbers."""
     for label in labels.unique().tolist():
         yield int(label), torch.nonzero(labels == label)[:, 0]
 
 
 def smallest_class(view: DefenderView) -> int:
-    """How many rows the smallest of the set's classes has; classes without rows don't count."""
+    """The number of rows in the set's smallest class; classes without rows do not count."""
     counts = torch.bincount(view.labels)
     return int(counts[counts > 0].min())
 
 
-def middle(values: Tensor) -> Tensor:
-    """The median along the first dimension, of an even count the mean of the two middle values.
-
-    ``Tensor.median`` takes the lower of the two; the papers' codes (numpy) take their mean.
-    """
+def median(values: Tensor) -> Tensor:
+    """The median along the first dimension. That of an even count is the mean of the two middle
+    values, as in numpy and the papers' codes; ``Tensor.median`` takes the lower one."""
     ordered, count = values.sort(dim=0).values, len(values)
     return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
 
@@ -41,14 +39,14 @@ def middle(values: Tensor) -> Tensor:
 def anomaly_index(values: Tensor) -> Tensor:
     """How many deviations each value lies above the median: ``(x − median) / (1.4826 · MAD)``.
 
-    One-sided: below the median is no anomaly. Where more than half of the values are equal the MAD
-    is 0; then it is the mean absolute deviation, times 1.2533, that measures (Iglewicz and Hoaglin,
-    1993), and values that are all equal are no anomaly.
+    One-sided: values below the median have a negative index. If more than half of the values are
+    equal, the MAD is 0 and the mean absolute deviation times 1.2533 takes its place (Iglewicz and
+    Hoaglin, 1993). Values that are all equal have index 0.
     """
-    centre = middle(values)
+    centre = median(values)
     apart = (values - centre).abs()
-    spread = _MAD * middle(apart)
-    if float(spread) <= _NOTHING * float(1 + values.abs().max()):
+    spread = _MAD * median(apart)
+    if float(spread) <= _NEGLIGIBLE * float(1 + values.abs().max()):
         spread = _MEAN * apart.mean()
     if float(spread) == 0:
         return torch.zeros_like(values)
@@ -56,12 +54,12 @@ def anomaly_index(values: Tensor) -> Tensor:
 
 
 def classes_needed(view: DefenderView, least: int = LEAST_CLASSES) -> str | None:
-    """The objection of a defense whose statistic compares classes, and wants ``least`` of them."""
+    """Why a defense that compares ``least`` classes or more is not applicable, or ``None``."""
     return None if view.classes >= least else f"needs {least} classes, there are {view.classes}"
 
 
 def rows_needed(view: DefenderView, least: int) -> str | None:
-    """The objection of a defense that wants ``least`` rows in every class."""
+    """Why a defense that needs ``least`` rows in every class is not applicable, or ``None``."""
     found = smallest_class(view)
     if found >= least:
         return None
@@ -69,12 +67,13 @@ def rows_needed(view: DefenderView, least: int) -> str | None:
 
 
 def fewest_held_out(view: DefenderView) -> int:
-    """How many held-out images the class has that has the fewest."""
+    """The number of held-out images of the class with the fewest."""
     return int(torch.bincount(view.holdout.labels, minlength=view.classes).min())
 
 
 def held_out_needed(view: DefenderView, least: int) -> str | None:
-    """The objection of a defense that wants ``least`` held-out images of every class."""
+    """Why a defense that needs ``least`` held-out images of every class is not applicable, or
+    ``None``."""
     found = fewest_held_out(view)
     if found >= least:
         return None

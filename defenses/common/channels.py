@@ -1,17 +1,14 @@
-"""A network's channels: which layers have any, how they are weakened, perturbed and pruned."""
+"""A network's channels: which layers have them, and how they are scaled and pruned."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-
-from ...distill.training import accuracy
-from ...distill.types import Batch
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _NORMS = (BATCH_NORM, nn.GroupNorm, nn.LayerNorm)
@@ -20,11 +17,11 @@ _NORMS = (BATCH_NORM, nn.GroupNorm, nn.LayerNorm)
 @final
 @dataclass(frozen=True)
 class Channels:
-    """The channels of one layer, as its parameters' first dimension counts them.
+    """The channels of one layer, along the first dimension of its parameters.
 
-    layer: the name of the module whose weight scales them: the affine norm behind a convolution,
-    the convolution itself where there is none, a hidden linear layer. source: the name of the
-    convolution or linear layer that they come out of. count: how many there are.
+    layer: the name of the module whose weight scales them: the affine norm after a convolution, the
+    convolution itself if there is none, or a hidden linear layer. source: the name of the
+    convolution or linear layer that computes them. count: their number.
     """
 
     layer: str
@@ -38,7 +35,7 @@ def channels(network: nn.Module) -> list[Channels]:
 
 
 def convolutions(network: nn.Module) -> list[Channels]:
-    """The channels that come out of convolutions."""
+    """The channels of convolutions alone."""
     return [
         layer
         for layer in channels(network)
@@ -47,8 +44,8 @@ def convolutions(network: nn.Module) -> list[Channels]:
 
 
 def batch_norm_needed(network: nn.Module) -> str | None:
-    """The objection of a defense that perturbs or masks a batch norm's scale, or a layer's own
-    weight where there is no norm: behind any other norm neither is defined."""
+    """Why a defense that scales a batch norm's parameters, or a layer's own without a norm, is not
+    applicable, or ``None``. Other norms undo such a factor."""
     for layer in channels(network):
         norm = network.get_submodule(layer.layer)
         if layer.layer != layer.source and not isinstance(norm, BATCH_NORM):
@@ -81,7 +78,7 @@ def forward_with(
     weights: Mapping[str, Tensor],
     biases: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
-    """Logits of ``images`` with every channel's weight and bias times a factor.
+    """The logits of ``images`` with the weight and bias of each channel multiplied by a factor.
 
     weights, biases: factors ``(count,)`` by layer; gradients reach them.
     """
@@ -95,39 +92,17 @@ def forward_with(
     return logits
 
 
-def prune_in_order(
-    network: nn.Module,
-    order: Iterable[tuple[str, int]],
-    clean: Batch,
-    loss: float,
-    *,
-    biases: bool = False,
-) -> None:
-    """Silence channels (layer, number) in ``order``, in place, for as long as the accuracy on
-    ``clean`` falls by at most ``loss``."""
-    least = accuracy(network, clean) - loss
-    for layer, number in order:
-        module: Any = network.get_submodule(layer)
-        kept = {name: value.detach().clone() for name, value in module.named_parameters()}
-        silence(network, {layer: torch.tensor([number])}, biases=biases)
-        if accuracy(network, clean) < least:
-            with torch.no_grad():
-                for name, value in module.named_parameters():
-                    value.copy_(kept[name])
-            return
-
-
-def below(masks: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
+def low_masks(masks: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
     """The channels whose mask is at most ``threshold``, ``bool (count,)`` by layer."""
     return {layer: mask <= threshold for layer, mask in masks.items()}
 
 
 @torch.no_grad()
-def silence(network: nn.Module, chosen: Mapping[str, Tensor], *, biases: bool = False) -> None:
-    """Set the chosen channels' weights to zero, in place.
+def prune(network: nn.Module, chosen: Mapping[str, Tensor], *, biases: bool = False) -> None:
+    """Set the weights of the chosen channels to 0, in place.
 
-    chosen: numbers or ``bool (count,)`` by layer. biases: theirs too; else a pruned channel is
-    constant.
+    chosen: numbers or ``bool (count,)`` by layer. biases: set these to 0 too; otherwise a pruned
+    channel outputs its bias.
     """
     for layer, rows in chosen.items():
         module: Any = network.get_submodule(layer)

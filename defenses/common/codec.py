@@ -11,10 +11,10 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 
 def through_jpeg(images: Tensor, quality: int) -> Tensor:
-    """``images`` (N, C, H, W), grey or colour, out of JPEG files of ``quality`` 1 to 100.
+    """``images`` (N, C, H, W), grey or colour, compressed as JPEG of ``quality`` 1 to 100.
 
-    Pixels are clipped to [0, 1] and rounded to 8 bits first. The codec (Pillow's) runs on the CPU:
-    images on a GPU are carried there and back.
+    Pixels are clipped to [0, 1] and rounded to 8 bits first. The codec (Pillow's) runs on the CPU;
+    images on a GPU are copied there and back.
     """
     whole = (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
     decoded = torch.stack([_through_file(image, quality) for image in whole])

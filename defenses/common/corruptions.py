@@ -1,13 +1,13 @@
 """Common corruptions of images in five severities.
 
 Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", ICLR 2019, as the package imagecorruptions (Michaelis et al., 2019) has them: the
-severities of ImageNet-C for images of any size. Frost is left out: it needs photographs of frost,
-which come with that package only.
+Perturbations", ICLR 2019, as implemented by the package imagecorruptions (Michaelis et al., 2019):
+the severities of ImageNet-C for images of any size. Frost is missing: it needs photographs of frost
+that only that package contains.
 
 Each corruption is a function of images ``(N, C, H, W)`` in [0, 1], a severity 1 to 5 and a
-generator (CPU), and gives images of the same shape in [0, 1]. The generator's numbers make one
-random field for all images, so an image comes out the same whatever it is corrupted together with.
+generator (CPU), and returns images of the same shape in [0, 1]. The generator draws one random
+field for all images, so the result for an image does not depend on the others.
 
 Deviations from imagecorruptions: images share their random numbers; images are not rounded to 8
 bits inside a corruption; the package refuses images below 32 × 32 pixels, here lengths in pixels
@@ -37,7 +37,7 @@ _GREY = (0.299, 0.587, 0.114)
 
 
 def _scale(images: Tensor) -> float:
-    """What lengths in pixels are multiplied by: 1 from 32 pixels on."""
+    """The factor for lengths in pixels: 1 for images of 32 pixels or more."""
     return min(1.0, min(images.shape[-2:]) / _LEAST_SIDE)
 
 
@@ -47,7 +47,7 @@ def _drawn(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _blurred(images: Tensor, sigma: float, reach: float, border: str) -> Tensor:
-    """Gaussian blur; the kernel ends ``reach`` deviations from its middle."""
+    """Gaussian blur; the kernel extends ``reach`` standard deviations from its middle."""
     half = int(reach * sigma + 0.5)
     return gaussian_blur2d(images, 2 * half + 1, (sigma, sigma), border_type=border)
 
@@ -60,14 +60,14 @@ def gaussian_noise(images: Tensor, severity: int, generator: torch.Generator) ->
 
 
 def shot_noise(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Poisson noise: each pixel the quantile of its own distribution at a number that all images
-    share."""
+    """Poisson noise: each pixel is the quantile of its own distribution at a random number that all
+    images share."""
     photons = (60, 25, 12, 5, 3)[severity - 1]
     drawn, rate = _drawn(images, generator), images * photons
     counted = torch.zeros_like(images)
     chance = (-rate).exp()
     below = chance.clone()
-    for count in range(1, photons + 1):  # more photons than that are white
+    for count in range(1, photons + 1):  # higher counts are clipped to white
         counted += drawn > below
         chance *= rate / count
         below += chance
@@ -83,7 +83,7 @@ def impulse_noise(images: Tensor, severity: int, generator: torch.Generator) -> 
 
 
 def defocus_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """A disk in place of each pixel, its edge softened."""
+    """Convolution with a disk that has a soft edge."""
     radius, soft = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
     scale = _scale(images)
     half = math.ceil(max(8, radius) * scale)
@@ -97,7 +97,7 @@ def defocus_blur(images: Tensor, severity: int, generator: torch.Generator) -> T
 def glass_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Pixels become copies of pixels nearby, between two blurs.
 
-    Meant to change places; the published code loses one of the two, and so does this one.
+    The method swaps two pixels; the published code overwrites one of them, as does this one.
     """
     sigma, far, rounds = ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[
         severity - 1
@@ -118,7 +118,7 @@ def glass_blur(images: Tensor, severity: int, generator: torch.Generator) -> Ten
 
 
 def streaked(images: Tensor, radius: int, sigma: float, angle: float, scale: float) -> Tensor:
-    """A trail of a half Gaussian from each pixel; what would leave the image is lost."""
+    """Motion blur with half a Gaussian as kernel; what leaves the image is lost."""
     length = 2 * max(1, round(radius * scale)) + 1
     steps = np.arange(length)
     weights = np.exp(-0.5 * (steps / (sigma * scale)) ** 2)
@@ -138,14 +138,14 @@ def streaked(images: Tensor, radius: int, sigma: float, angle: float, scale: flo
 
 
 def motion_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """The camera moves, at an angle of up to 45 degrees."""
+    """Camera motion at an angle of up to 45 degrees."""
     radius, sigma = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[severity - 1]
     angle = float(torch.rand((), generator=generator) * 90 - 45)
     return streaked(images, radius, sigma, angle, _scale(images)).clamp(0, 1)
 
 
 def _zoomed(images: Tensor, factor: float) -> Tensor:
-    """The middle of ``images`` ``factor`` times as large, from its upper left corner on."""
+    """The middle of ``images``, enlarged by ``factor`` and cropped from its upper left corner."""
     height, width = images.shape[-2:]
     kept = [math.ceil(side / factor) for side in (height, width)]
     top, left = (height - kept[0]) // 2, (width - kept[1]) // 2
@@ -156,7 +156,7 @@ def _zoomed(images: Tensor, factor: float) -> Tensor:
 
 
 def zoom_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """The camera comes nearer: the mean over growing zooms."""
+    """Zoom of the camera: the mean over increasing zoom factors."""
     most, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[
         severity - 1
     ]
@@ -168,7 +168,7 @@ def zoom_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tens
 
 
 def snow(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Flakes that fall, in whitened light."""
+    """Falling flakes over a whitened image."""
     mean, spread, zoom, cut, radius, sigma, kept = (
         (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
         (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
@@ -188,8 +188,8 @@ def snow(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 
 
 def _plasma(side: int, decay: float, generator: torch.Generator) -> Tensor:
-    """A random landscape ``(side, side)`` in [0, 1] by diamonds and squares; ``side`` is a power
-    of two."""
+    """A plasma fractal ``(side, side)`` in [0, 1] by the diamond-square algorithm; ``side`` is a
+    power of two."""
     field, step, wide = torch.zeros(side, side), side, 100.0
     while step >= 2:
         half = step // 2
@@ -211,7 +211,7 @@ def _plasma(side: int, decay: float, generator: torch.Generator) -> Tensor:
 
 
 def fog(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """A haze of a random landscape."""
+    """Haze shaped by a plasma fractal."""
     thick, decay = ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))[severity - 1]
     height, width = images.shape[2:]
     haze = _plasma(1 << (max(height, width) - 1).bit_length(), decay, generator)
@@ -221,7 +221,7 @@ def fog(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 
 
 def brightness(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """More light: a higher value in HSV."""
+    """A higher value in HSV."""
     more = (0.1, 0.2, 0.3, 0.4, 0.5)[severity - 1]
     if images.shape[1] != 3:
         return (images + more).clamp(0, 1)
@@ -230,14 +230,14 @@ def brightness(images: Tensor, severity: int, generator: torch.Generator) -> Ten
 
 
 def contrast(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Nearer to the image's mean."""
+    """Pixels moved towards the image's mean."""
     kept = (0.4, 0.3, 0.2, 0.1, 0.05)[severity - 1]
     mean = images.mean(dim=(2, 3), keepdim=True)
     return ((images - mean) * kept + mean).clamp(0, 1)
 
 
 def elastic_transform(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Pixels wander, neighbours a little together."""
+    """Pixels displaced by a smooth random field."""
     strength = 250 * (0.05, 0.065, 0.085, 0.1, 0.12)[severity - 1]
     height, width = images.shape[2:]
     drawn = 2 * torch.rand(1, 2, height, width, generator=generator) - 1
@@ -252,7 +252,7 @@ def elastic_transform(images: Tensor, severity: int, generator: torch.Generator)
 
 
 def _boxes(side: int, small: int) -> Tensor:
-    """``(small, side)``: the means of neighbouring pixels that PIL's box filter takes."""
+    """PIL's box filter from ``side`` to ``small`` pixels, as a matrix ``(small, side)``."""
     edges = [int(number * side / small + 0.5) for number in range(small + 1)]
     means = torch.zeros(small, side)
     for row, (start, end) in enumerate(itertools.pairwise(edges)):
@@ -261,7 +261,7 @@ def _boxes(side: int, small: int) -> Tensor:
 
 
 def pixelate(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Smaller, and large again."""
+    """Reduced and enlarged again."""
     factor = (0.6, 0.5, 0.4, 0.3, 0.25)[severity - 1]
     height, width = images.shape[2:]
     down = _boxes(height, max(1, int(height * factor))).to(images.device)
@@ -270,7 +270,7 @@ def pixelate(images: Tensor, severity: int, generator: torch.Generator) -> Tenso
 
 
 def jpeg_compression(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """JPEG's own artefacts."""
+    """JPEG artefacts."""
     return through_jpeg(images, (25, 18, 15, 10, 7)[severity - 1])
 
 

@@ -1,4 +1,4 @@
-"""The clean images that a defender holds: how many a defense wants, and what it does without."""
+"""The defender's clean held-out images: how many a defense needs, and what it uses without any."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ..base import DefenderView
 
 
 def images_needed(view: DefenderView, least: int = 1) -> str | None:
-    """The objection of a defense that wants ``least`` held-out images."""
+    """Why a defense that needs ``least`` held-out images is not applicable, or ``None``."""
     found = len(view.holdout)
     if found >= least:
         return None
@@ -16,23 +16,20 @@ def images_needed(view: DefenderView, least: int = 1) -> str | None:
     return f"needs {least} held-out images, there are {found}"
 
 
-def images_wanted(view: DefenderView, enough: int, what: str) -> str | None:
-    """The caution of a defense that does ``what`` with held-out images, and wants ``enough``."""
+def few_images_caution(view: DefenderView, enough: int, use: str) -> str | None:
+    """The caution of a defense that needs ``enough`` held-out images for its ``use`` of them."""
     found = len(view.holdout)
-    return None if found >= enough else f"{what} {found} held-out images, {enough} were wanted"
+    return None if found >= enough else f"{use} {found} held-out images, needs {enough}"
 
 
 def known_images(view: DefenderView) -> Batch:
-    """The held-out images, or the received rows where there are none.
-
-    A receiver always has those; they may be what the backdoor is in.
-    """
+    """The held-out images, or the received rows if there are none; those may be poisoned."""
     return view.holdout if len(view.holdout) else view.distilled.batch.replace(labels=view.labels)
 
 
-def rows_in_their_place(view: DefenderView, enough: int = 100) -> str | None:
-    """The caution of a defense that works on ``known_images``."""
+def known_images_caution(view: DefenderView, enough: int = 100) -> str | None:
+    """The caution of a defense that uses ``known_images`` and needs ``enough``."""
     found = len(view.holdout)
     if not found:
-        return "no held-out images: it works on the received rows, which may be poisoned"
-    return None if found >= enough else f"it works on {found} held-out images"
+        return "no held-out images: uses the received rows, which may be poisoned"
+    return None if found >= enough else f"uses {found} held-out images, needs {enough}"

@@ -1,13 +1,13 @@
-"""For every class the smallest patch that sends any image there: the search that several share.
+"""Trigger inversion: for each class, the smallest patch with which images are classified as it.
 
-All classes are searched at once, as one batch; each has its own weight on the patch's size.
+All classes are searched at once, as one batch; each has its own weight of the patch's size.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -18,28 +18,34 @@ from torch.nn import functional
 from ...distill.training import shuffled
 from ...distill.types import Batch
 from ..base import DefenseOptions
-from .tuning import follow
+from .sgd import backward_step
 
-_EDGE = 1e-7  # Keras's: keeps 0 and 1 off the ends, where the inverse of tanh is infinite
+_EDGE = 1e-7  # Keras's: at 0 and 1 the inverse of tanh is infinite
 
 
 class InversionOptions(DefenseOptions):
-    """Neural Cleanse's: those of its published experiment (``gtsrb_visualize_example.py``).
+    """The settings of Neural Cleanse's published experiment (``gtsrb_visualize_example.py``).
 
     Its 1,000 samples in mini-batches of 32 are 31 mini-batches a pass, 992 images.
     """
 
-    steps: int = Field(1000, ge=1, description="passes at most")
+    steps: int = Field(1000, ge=1, description="largest number of passes")
     images: int = Field(1000, ge=2, description="images in a pass, rounded down to mini-batches")
     batch: int = Field(32, ge=2, description="images in a mini-batch")
     lr: float = Field(0.1, gt=0, description="Adam's learning rate")
-    success: float = Field(0.99, gt=0, le=1, description="share of images that a patch must send")
+    success: float = Field(
+        0.99, gt=0, le=1, description="share of the images for which a patch must succeed"
+    )
     cost: float = Field(1e-3, gt=0, description="first weight of the patch's size")
-    patience: int = Field(5, ge=1, description="passes of one kind before the weight changes")
-    factor: float = Field(2.0, gt=1, description="what the weight is multiplied by")
-    early_stop: bool = Field(True, description="whether a class may end before the last pass")
+    patience: int = Field(
+        5, ge=1, description="successful or failed passes before the weight changes"
+    )
+    factor: float = Field(2.0, gt=1, description="factor of such a change")
+    early_stop: bool = Field(
+        True, description="whether a class's search may end before the last pass"
+    )
     early_stop_threshold: float = Field(
-        1.0, gt=0, le=1, description="a best size below this share of the best before is progress"
+        1.0, gt=0, le=1, description="progress is a best size below this share of the one before"
     )
     early_stop_patience: int = Field(
         25, ge=1, description="passes without progress that end a class's search"
@@ -51,9 +57,9 @@ class InversionOptions(DefenseOptions):
 class Patches:
     """A patch for each class: ``(1 − mask) · image + mask · pattern``.
 
-    masks ``(K, 1, H, W)`` and patterns ``(K, C, H, W)`` in [0, 1]; found: ``bool (K,)``, whether
-    the class has a patch that sends enough images there (else what the search ended with);
-    penalties ``(K,)``: what was to be small.
+    masks ``(K, 1, H, W)`` and patterns ``(K, C, H, W)`` in [0, 1]. found: ``bool (K,)``, whether
+    the patch succeeds (if not, it is the last one of the search). penalties ``(K,)``: the values
+    that were minimised.
     """
 
     masks: Tensor
@@ -73,11 +79,11 @@ class Patches:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Draft:
-    """Patches in the making, of the classes that are still searched.
+class Candidates:
+    """The current patches of the classes that are still searched, on one mini-batch.
 
-    numbers ``(A,)``: these classes. masks ``(A, 1, H, W)``, patterns ``(A, C, H, W)``; images,
-    labels: the mini-batch that they are tried on.
+    numbers ``(A,)``: the classes. masks ``(A, 1, H, W)``, patterns ``(A, C, H, W)``, images
+    ``(N, C, H, W)``, labels ``(N,)``.
     """
 
     network: nn.Module
@@ -92,7 +98,7 @@ class Draft:
         return stamped(self.images, self.masks[:, None], self.patterns[:, None])
 
     def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy and accuracy, ``(A,)`` both, of images ``(A, N, C, H, W)`` and labels
+        """Mean cross-entropy and accuracy, each ``(A,)``, on images ``(A, N, C, H, W)`` with labels
         ``(A, N)``."""
         logits = self.network(images.flatten(0, 1))
         loss = functional.cross_entropy(logits, labels.flatten(), reduction="none")
@@ -100,13 +106,13 @@ class Draft:
         return loss.view(labels.shape).mean(dim=1), right.view(labels.shape).mean(dim=1)
 
 
-Penalty = Callable[[Draft], Tensor]
-"""What is to be small about each patch of a draft, ``(A,)``."""
+Penalty = Callable[[Candidates], Tensor]
+"""The value to minimise for each candidate patch, ``(A,)``."""
 
 
-def mask_size(draft: Draft) -> Tensor:
+def mask_size(candidates: Candidates) -> Tensor:
     """The L1 norm of the mask: Neural Cleanse's penalty."""
-    return draft.masks.flatten(1).sum(dim=1)
+    return candidates.masks.flatten(1).sum(dim=1)
 
 
 def stamped(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
@@ -122,16 +128,16 @@ def invert_triggers(
     generator: torch.Generator,
     penalty: Penalty = mask_size,
 ) -> Patches:
-    """The smallest patch for each class that sends ``options.success`` of the images there.
+    """For each class the smallest patch that succeeds on ``options.success`` of the images.
 
-    Adam on mask and pattern through a tanh; the weight of ``penalty`` doubles while a patch
-    succeeds and falls faster while it doesn't, and a class is done when its best patch no longer
-    shrinks. The search begins at random masks and patterns from ``generator`` (CPU). A pass is
+    Adam on mask and pattern through a tanh. The weight of ``penalty`` rises while a patch succeeds
+    and falls faster while it does not; a class is done when its best patch no longer shrinks. The
+    search starts from random masks and patterns drawn from ``generator`` (CPU). A pass is
     ``options.images // options.batch`` mini-batches of an endless stream of ``known``, shuffled
-    anew each time it is used up; few images come several times in a pass.
+    again in each round; few images are used several times in a pass.
     """
     shape, device = known.images.shape[1:], known.images.device
-    search = _Search(classes, options, device)
+    schedule = _PenaltySchedule(classes, options, device)
     masks = unbounded(torch.rand(classes, 1, *shape[1:], generator=generator), device)
     patterns = unbounded(torch.rand(classes, *shape, generator=generator), device)
     optimiser = torch.optim.Adam([masks, patterns], lr=options.lr, betas=(0.5, 0.9), eps=1e-7)
@@ -141,114 +147,109 @@ def invert_triggers(
         torch.zeros(classes, dtype=torch.bool, device=device),
         torch.full((classes,), float("inf"), device=device),
     )
-    pieces = _endless(len(known), options.batch, generator, device)
+    stream = _endless(len(known), options.batch, generator, device)
     for _ in range(options.steps):
-        numbers = torch.nonzero(search.active)[:, 0]
+        numbers = torch.nonzero(schedule.active)[:, 0]
         if not len(numbers):
             break
-        costs = search.costs[numbers].float()
-        right, small, seen = torch.zeros_like(costs), torch.zeros_like(costs), 0
-        many = max(1, options.images // options.batch)
-        for rows in itertools.islice(pieces, many):
-            draft = Draft(
-                network,
-                numbers,
-                bounded(masks[numbers]),
-                bounded(patterns[numbers]),
-                known.images[rows],
-                known.labels[rows],
-            )
-            loss, share = draft.losses(draft.stamped(), numbers[:, None].expand(-1, len(rows)))
-            size = penalty(draft)
-            # The sum over the mini-batch, as the code has it: a last smaller one weighs less.
-            follow(optimiser, ((loss + costs * size) * len(rows)).sum())
-            right, small, seen = right + share * len(rows), small + size.detach(), seen + len(rows)
-        now = Patches(
-            bounded(masks).detach(), bounded(patterns).detach(), best.found, best.penalties
-        )
-        success = right / seen
-        best = _better(best, now, numbers, success >= options.success, small / many)
-        search.judge(numbers, success, best.penalties)
+        costs = schedule.costs[numbers].float()
+        successes, sizes, seen = torch.zeros_like(costs), torch.zeros_like(costs), 0
+        count = max(1, options.images // options.batch)
+        for rows in itertools.islice(stream, count):
+            chosen = (bounded(masks[numbers]), bounded(patterns[numbers]))
+            now = Candidates(network, numbers, *chosen, known.images[rows], known.labels[rows])
+            loss, share = now.losses(now.stamped(), numbers[:, None].expand(-1, len(rows)))
+            size = penalty(now)
+            # The sum over the mini-batch, as in the code: a smaller last one has less weight.
+            backward_step(optimiser, ((loss + costs * size) * len(rows)).sum())
+            successes, sizes = successes + share * len(rows), sizes + size.detach()
+            seen += len(rows)
+        success = successes / seen
+        last = replace(best, masks=bounded(masks).detach(), patterns=bounded(patterns).detach())
+        best = _better(best, last, numbers, success >= options.success, sizes / count)
+        schedule.update(numbers, success, best.penalties)
     return best
 
 
 def _endless(
     count: int, size: int, generator: torch.Generator, device: torch.device
 ) -> Iterator[Tensor]:
-    """Mini-batches of row numbers below ``count`` without end, every round in a new order."""
+    """An endless stream of mini-batches of row numbers below ``count``, reshuffled each round."""
     while True:
         yield from shuffled(count, size, generator, device)
 
 
-def _better(best: Patches, now: Patches, numbers: Tensor, held: Tensor, small: Tensor) -> Patches:
-    """``best`` with those classes' patches that succeed and are smaller, or that never did."""
+def _better(
+    best: Patches, last: Patches, numbers: Tensor, succeeded: Tensor, penalties: Tensor
+) -> Patches:
+    """``best``, with the ``last`` patch of each class where it succeeded and is smaller, or where
+    none has succeeded yet."""
     improved = torch.zeros_like(best.found)
-    improved[numbers] = held & (small < best.penalties[numbers])
-    latest = improved.clone()
-    latest[numbers] |= ~best.found[numbers]
-    penalties = best.penalties.clone()
-    penalties[numbers] = torch.where(improved[numbers], small, penalties[numbers])
-    pick = latest.view(-1, 1, 1, 1)
+    improved[numbers] = succeeded & (penalties < best.penalties[numbers])
+    replaced = improved.clone()
+    replaced[numbers] |= ~best.found[numbers]
+    lowest = best.penalties.clone()
+    lowest[numbers] = torch.where(improved[numbers], penalties, lowest[numbers])
+    pick = replaced.view(-1, 1, 1, 1)
     return Patches(
-        torch.where(pick, now.masks, best.masks),
-        torch.where(pick, now.patterns, best.patterns),
+        torch.where(pick, last.masks, best.masks),
+        torch.where(pick, last.patterns, best.patterns),
         best.found | improved,
-        penalties,
+        lowest,
     )
 
 
 @final
-class _Search:
+class _PenaltySchedule:
     """The weight of each class's penalty, and which classes are still searched.
 
     The rules of Neural Cleanse's code (``visualizer.py``), in its order. A class is done when its
-    weight has gone both ways and its best penalty has made no progress for
-    ``early_stop_patience`` passes. A weight starts at 0 and is set once the patch has succeeded
-    for ``patience`` passes, the last of which also counts as the first of the next rise; it is
-    multiplied by ``factor`` after as many successes, and divided by ``factor ** 1.5`` after as
-    many failures.
+    weight has both risen and fallen and its best penalty has made no progress for
+    ``early_stop_patience`` passes. A weight starts at 0 and is set once the patch has succeeded for
+    ``patience`` passes, the last of which also counts towards the next rise. It is multiplied by
+    ``factor`` after as many successes, and divided by ``factor ** 1.5`` after as many failures.
     """
 
     def __init__(self, classes: int, options: InversionOptions, device: torch.device) -> None:
         self._options = options
-        # In float64, as in the code: 200 divisions in a row must not end at 0.
+        # In float64, as in the code: it must not reach 0 after 200 divisions.
         self.costs = torch.zeros(classes, dtype=torch.float64, device=device)
         self.active = torch.ones(classes, dtype=torch.bool, device=device)
-        self._set, self._up, self._down = (torch.zeros(classes, device=device) for _ in range(3))
+        self._starts, self._up, self._down = (torch.zeros(classes, device=device) for _ in range(3))
         self._went_up, self._went_down = (torch.zeros_like(self.active) for _ in range(2))
-        self._still = torch.zeros(classes, device=device)
-        self._least = torch.full((classes,), float("inf"), device=device)
+        self._passes_still = torch.zeros(classes, device=device)
+        self._lowest = torch.full((classes,), float("inf"), device=device)
 
-    def judge(self, numbers: Tensor, success: Tensor, penalties: Tensor) -> None:
+    def update(self, numbers: Tensor, success: Tensor, penalties: Tensor) -> None:
         """After a pass: ``success`` (A,) of the classes ``numbers``, best ``penalties`` (K,)."""
         chosen = torch.zeros_like(self.active)
         chosen[numbers] = True
-        held = torch.zeros_like(self.active)
-        held[numbers] = success >= self._options.success
+        succeeded = torch.zeros_like(self.active)
+        succeeded[numbers] = success >= self._options.success
         if self._options.early_stop:
             self._stop(penalties)
-        self._weigh(chosen & held, chosen & ~held)
+        self._change_costs(chosen & succeeded, chosen & ~succeeded)
 
     def _stop(self, penalties: Tensor) -> None:
-        """End the classes whose best penalty has stood still; the first one found is progress."""
+        """End the search of classes without progress; the first penalty found is progress."""
         options = self._options
-        same = penalties >= options.early_stop_threshold * self._least
-        self._still = (self._still + 1) * (same & penalties.isfinite())
-        self._least = torch.minimum(self._least, penalties)
-        still = self._still >= options.early_stop_patience
-        self.active &= ~(self._went_up & self._went_down & still)
+        same = penalties >= options.early_stop_threshold * self._lowest
+        self._passes_still = (self._passes_still + 1) * (same & penalties.isfinite())
+        self._lowest = torch.minimum(self._lowest, penalties)
+        stopped = self._passes_still >= options.early_stop_patience
+        self.active &= ~(self._went_up & self._went_down & stopped)
 
-    def _weigh(self, held: Tensor, failed: Tensor) -> None:
-        """New weights, of classes that ``held`` in this pass, and of those that ``failed``."""
+    def _change_costs(self, succeeded: Tensor, failed: Tensor) -> None:
+        """New weights of the classes that ``succeeded`` in this pass and that ``failed``."""
         options = self._options
-        self._set = (self._set + 1) * (held & (self.costs == 0))
-        ready = self._set >= options.patience
+        self._starts = (self._starts + 1) * (succeeded & (self.costs == 0))
+        ready = self._starts >= options.patience
         self.costs[ready] = options.cost
         for counter in (self._up, self._down):
             counter[ready] = 0
         for went in (self._went_up, self._went_down):
             went[ready] = False
-        self._up, self._down = (self._up + 1) * held, (self._down + 1) * failed
+        self._up, self._down = (self._up + 1) * succeeded, (self._down + 1) * failed
         rise, fall = self._up >= options.patience, self._down >= options.patience
         self.costs[rise] *= options.factor
         self.costs[fall] /= options.factor**1.5
@@ -258,11 +259,11 @@ class _Search:
 
 
 def unbounded(values: Tensor, device: torch.device) -> Tensor:
-    """Values in [0, 1] as a leaf without bounds."""
+    """Values in [0, 1] as an unbounded leaf tensor, by the inverse of ``bounded``."""
     free = torch.atanh((values.double() - 0.5) * (2 - _EDGE)).to(values.dtype)
     return free.to(device).requires_grad_()
 
 
 def bounded(values: Tensor) -> Tensor:
-    """What ``unbounded`` made, back in [0, 1]."""
+    """Unbounded values mapped to [0, 1] by a tanh."""
     return values.tanh() / 2 + 0.5

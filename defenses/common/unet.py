@@ -17,13 +17,13 @@ _WIDEST = 512
 class UNet(nn.Module):
     """A U-Net (Ronneberger, Fischer, Brox, MICCAI 2015), as BTI-DBF's official code builds it.
 
-    channels: of the images. width: of the first level, doubled on each further one up to 512.
-    levels: how many there are above the lowest; each halves the sides. Two convolutions a level,
-    each with an instance norm and a leaky ReLU; transposed convolutions on the way up; a 1×1
-    convolution without activation at the end, so that values have no bounds.
+    channels: of the images. width: channels of the first level, doubled at each further one up to
+    512. levels: their number above the lowest; each halves the sides. A level has two convolutions,
+    each with an instance norm and a leaky ReLU, and a transposed convolution on the way up. A 1×1
+    convolution without activation ends the network, so the output is unbounded.
 
-    Odd sides are halved upwards and cut on the way up (the official code takes multiples of
-    ``2 ** levels`` only).
+    Odd sides are rounded up when halved and cropped on the way up (the official code accepts only
+    multiples of ``2 ** levels``).
     """
 
     def __init__(self, channels: int, width: int, levels: int) -> None:
@@ -36,27 +36,28 @@ class UNet(nn.Module):
         )
         self.bottom = _double(widths[-1], lowest)
         above = [lowest, *widths[:0:-1]]
-        self.grow = nn.ModuleList(
+        self.enlarge = nn.ModuleList(
             nn.ConvTranspose2d(before, before, 3, stride=2, padding=1, output_padding=1)
             for before in above
         )
         self.up = nn.ModuleList(
-            _double(before + side, side) for before, side in zip(above, widths[::-1], strict=True)
+            _double(before + after, after)
+            for before, after in zip(above, widths[::-1], strict=True)
         )
         self.last = nn.Conv2d(width, channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""
-        sides: list[Tensor] = []
+        skips: list[Tensor] = []
         values = images
         for block in self.down:
-            sides.append(block(values))
-            values = functional.max_pool2d(sides[-1], 2, ceil_mode=True)
+            skips.append(block(values))
+            values = functional.max_pool2d(skips[-1], 2, ceil_mode=True)
         values = self.bottom(values)
-        for grow, block, side in zip(self.grow, self.up, sides[::-1], strict=True):
-            height, width = side.shape[-2:]
-            large = functional.leaky_relu(grow(values))[..., :height, :width]
-            values = block(torch.cat([large, side], dim=1))
+        for enlarge, block, skipped in zip(self.enlarge, self.up, skips[::-1], strict=True):
+            height, width = skipped.shape[-2:]
+            large = functional.leaky_relu(enlarge(values))[..., :height, :width]
+            values = block(torch.cat([large, skipped], dim=1))
         return cast(Tensor, self.last(values))
 
 
@@ -72,8 +73,8 @@ def _double(before: int, after: int) -> nn.Sequential:
 
 
 def fitting_levels(side: int, most: int) -> int:
-    """How many levels, ``most`` at most, leave the lowest one of an image of ``side`` pixels at
-    least two pixels wide: an instance norm has nothing to measure on one. At least 1."""
+    """The number of levels, from 1 to ``most``, that leaves two pixels at the lowest level of an
+    image of ``side`` pixels: an instance norm cannot normalise a single one."""
     levels = 1
     while levels < most and -(-side // 2 ** (levels + 1)) >= 2:
         levels += 1
@@ -81,6 +82,6 @@ def fitting_levels(side: int, most: int) -> int:
 
 
 def seeded_unet(channels: int, width: int, levels: int, generator: torch.Generator) -> UNet:
-    """A U-Net whose weights depend on ``generator`` (CPU) alone."""
+    """A U-Net with weights drawn from ``generator`` (CPU) alone."""
     with seeded_weights(int(torch.randint(2**31 - 1, (), generator=generator))):
         return UNet(channels, width, levels)

@@ -1,1 +1,1 @@
-"""Defenses of an input: scores of single images, and images cleaned before they are classified."""
+"""Defenses of an input: they score single images, or clean them before they are classified."""

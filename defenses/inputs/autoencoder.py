@@ -1,4 +1,4 @@
-"""An autoencoder in front of the model: what is no image of the kind does not pass."""
+"""The defense ``autoencoder``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 from ...distill.training import in_pieces, predict, shuffled
 from ..base import DefenderView, DefenseOptions, Predictor, Purifier
 from ..common.held_out import images_needed
-from ..common.tuning import follow
+from ..common.sgd import backward_step
 
 _STEPS = 312_500  # 100 epochs of CIFAR-10's 50,000 images in mini-batches of 16
 _LEAST_SIDE = 8
@@ -33,11 +33,13 @@ class AutoencoderOptions(DefenseOptions):
         description="channels of the code (default: 32 for grey images, 48 for colour), or units "
         "of a dense one (32)",
     )
-    noise: float = Field(0.0, ge=0, description="deviation of noise added while training")
+    noise: float = Field(
+        0.0, ge=0, description="standard deviation of the noise added in training, pixel units"
+    )
     epochs: int | None = Field(
         None,
         ge=1,
-        description=f"passes over the held-out images (default: as many as {_STEPS} steps are)",
+        description=f"epochs on the held-out images (default: {_STEPS} steps in all)",
     )
     batch: int = Field(16, ge=1, description="images in a mini-batch")
     lr: float = Field(1e-3, gt=0, description="Adam's learning rate")
@@ -45,29 +47,32 @@ class AutoencoderOptions(DefenseOptions):
 
 @final
 class Autoencoder(Purifier):
-    """An autoencoder before the model (Liu, Xie, Srivastava, "Neural Trojans", ICCD 2017).
+    """An autoencoder before the model: it reconstructs clean images, but not triggers (Liu, Xie,
+    Srivastava, "Neural Trojans", ICCD 2017).
 
-    In words: train an autoencoder on clean images; predict on what it makes of the input. A trigger
-    is not among what it has learned to draw.
+    In words: train an autoencoder on clean images, and classify its reconstruction of the input. It
+    has not learned to reconstruct a trigger.
 
-    Needs held-out images, the more the better, of 8 × 8 pixels at least.
+    Needs held-out images, the more the better, of at least 8 × 8 pixels.
 
-    There is no code of the paper's authors. Networks and training are those of BackdoorBox
+    The paper's authors published no code. Networks and training are those of BackdoorBox
     (``AutoEncoderDefense.py``, ``autoencoder.py``): for grey images its network for 28 × 28 pixels
     (3 × 3 convolutions of 32 channels, two poolings by 2, and back), for others its network for
     3 × 32 × 32 (three convolutions of 12, 24 and 48 channels with stride 2, and back); ReLU, a
     sigmoid at the end, the binary cross-entropy, Adam at 0.001.
 
-    Deviations: BackdoorBox trains on the whole training set; here it is as many steps as its 100
-    epochs of CIFAR-10 are, on the held-out images. Where a side is not a multiple of 4 (colour:
-    8) the last maps are enlarged to the image's size. A grey image's code of 32 maps holds more
-    numbers than the image, and lets a bright patch pass; ``code`` narrows it, and the dense network
-    (D – 256 – 32 – 256 – D, not published for this purpose) is narrower still.
+    Deviations: BackdoorBox trains on the whole training set; here the number of steps is that of
+    its 100 epochs of CIFAR-10, on the held-out images. If a side is not a multiple of 4 (colour:
+    8), the last maps are enlarged to the image's size. A grey image's code of 32 maps is larger
+    than the image, and a bright patch survives it; ``code`` makes it narrower, and the dense
+    network (D – 256 – 32 – 256 – D, not published for this purpose) is the narrowest.
     """
 
     name = "autoencoder"
     Options = AutoencoderOptions
+    options: AutoencoderOptions
     needs = "held-out images, hundreds of them"
+    in_reference_code = True
     quick: ClassVar[Mapping[str, Any]] = {"epochs": 40}
     grid: ClassVar[Sequence[Mapping[str, Any]]] = (
         {},
@@ -77,26 +82,19 @@ class Autoencoder(Purifier):
         {"network": "dense", "noise": 0.1, "epochs": 600, "code": 16},
     )
 
-    def __init__(self, options: AutoencoderOptions) -> None:
-        self.options: AutoencoderOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         side = min(view.distilled.image_shape[1:])
         if side < _LEAST_SIDE:
-            return f"needs sides of {_LEAST_SIDE} pixels, images have {side}"
+            return f"needs images with sides of {_LEAST_SIDE} pixels or more, one has {side}"
         return images_needed(view)
 
     def caution(self, view: DefenderView) -> str | None:
         found = len(view.holdout)
-        return None if found >= 500 else f"it learns to draw from {found} held-out images"
+        return None if found >= 500 else f"the autoencoder is trained on {found} held-out images"
 
     def purify(self, view: DefenderView) -> Predictor:
         coder = train_autoencoder(view.holdout.images, self.options, view.generator(self.name))
-
-        def predictor(images: Tensor) -> Tensor:
-            return predict(view.victim, in_pieces(coder, images))
-
-        return predictor
+        return lambda images: predict(view.victim, in_pieces(coder, images))
 
 
 def train_autoencoder(
@@ -104,26 +102,26 @@ def train_autoencoder(
 ) -> nn.Module:
     """An autoencoder of ``images`` (N, C, H, W) in [0, 1], in evaluation mode.
 
-    ``generator`` (CPU) gives weights, order and noise.
+    ``generator`` (CPU) draws weights, order and noise.
     """
     coder = _fresh(images.shape[1:], options, generator).to(images.device)
     optimiser = torch.optim.Adam(coder.parameters(), lr=options.lr)
     epochs = options.epochs or math.ceil(_STEPS / math.ceil(len(images) / options.batch))
-    wanted = images.clamp(0, 1)
+    clipped = images.clamp(0, 1)
     for _ in range(epochs):
         for rows in shuffled(len(images), options.batch, generator, images.device):
-            seen = clean = wanted[rows]
+            noisy = clean = clipped[rows]
             if options.noise:
                 noise = torch.randn(clean.shape, generator=generator).to(images.device)
-                seen = (clean + options.noise * noise).clamp(0, 1)
-            follow(optimiser, functional.binary_cross_entropy(coder(seen), clean))
+                noisy = (clean + options.noise * noise).clamp(0, 1)
+            backward_step(optimiser, functional.binary_cross_entropy(coder(noisy), clean))
     return coder.eval()
 
 
 def _fresh(
     shape: torch.Size, options: AutoencoderOptions, generator: torch.Generator
 ) -> nn.Sequential:
-    """An untrained autoencoder of images of ``shape``, its weights drawn as PyTorch draws them."""
+    """An untrained autoencoder of images of ``shape`` with PyTorch's default initialisation."""
     if options.network == "dense":
         coder = dense_coder(shape, options.code)
     else:

@@ -1,4 +1,4 @@
-"""JPEG: what compression takes from an input may be its trigger."""
+"""The defense ``jpeg``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 
 from pydantic import Field
-from torch import Tensor
 
 from ...distill.training import predict
 from ..base import DefenderView, DefenseOptions, Predictor, Purifier
@@ -26,16 +25,17 @@ class Jpeg(Purifier):
     Adversarial Attacks Across Modalities", KDD 2018; Guo, Rana, Cissé, van der Maaten, "Countering
     Adversarial Images using Input Transformations", ICLR 2018).
 
-    In words: save the input as JPEG of quality 75, load it, predict.
+    In words: save the input as JPEG of quality 75, load it, and predict.
 
-    Needs images of one or three channels. Meant against faint perturbations: a bright patch
-    survives it.
+    Needs images of one or three channels. It is made for faint perturbations; a bright patch
+    survives.
 
     Deviations: none; the codec is a real one, and pixels outside [0, 1] are clipped first.
     """
 
     name = "jpeg"
     Options = JpegOptions
+    options: JpegOptions
     needs = "grey or colour images"
     grid: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"quality": 90},
@@ -46,15 +46,9 @@ class Jpeg(Purifier):
         {"quality": 7},
     )
 
-    def __init__(self, options: JpegOptions) -> None:
-        self.options: JpegOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         channels = view.distilled.image_shape[0]
-        return None if channels in (1, 3) else f"JPEG holds 1 or 3 channels, images have {channels}"
+        return None if channels in (1, 3) else f"JPEG has 1 or 3 channels, images have {channels}"
 
     def purify(self, view: DefenderView) -> Predictor:
-        def predictor(images: Tensor) -> Tensor:
-            return predict(view.victim, through_jpeg(images, self.options.quality))
-
-        return predictor
+        return lambda images: predict(view.victim, through_jpeg(images, self.options.quality))

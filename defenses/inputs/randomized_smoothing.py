@@ -1,4 +1,4 @@
-"""Randomized smoothing: the answer that most noisy copies of an input get."""
+"""The defense ``randomized-smoothing``."""
 
 from __future__ import annotations
 
@@ -15,33 +15,36 @@ from ..base import DefenderView, DefenseOptions, Predictor, Purifier
 
 @final
 class RandomizedSmoothingOptions(DefenseOptions):
-    """The paper's smallest deviation for CIFAR-10, and its copies for choosing a class."""
+    """The paper's smallest noise for CIFAR-10, and its number of copies for choosing a class."""
 
-    sigma: float = Field(0.12, gt=0, description="deviation of the noise, pixel units")
+    sigma: float = Field(0.12, gt=0, description="standard deviation of the noise, pixel units")
     copies: int = Field(100, ge=1, description="noisy copies that vote")
 
 
 @final
 class RandomizedSmoothing(Purifier):
-    """Randomized smoothing (Cohen, Rosenfeld, Kolter, "Certified Adversarial Robustness via
-    Randomized Smoothing", ICML 2019; against backdoors: Wang, Cao, Jia, Gong, 2020; Weber et al.,
-    "RAB: Provable Robustness Against Backdoor Attacks", IEEE S&P 2023).
+    """Randomized smoothing: the class predicted for most noisy copies of an input (Cohen,
+    Rosenfeld, Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019;
+    against backdoors: Wang, Cao, Jia, Gong, 2020; Weber et al., "RAB: Provable Robustness Against
+    Backdoor Attacks", IEEE S&P 2023).
 
-    In words: add normal noise to the input a hundred times, and answer what most copies get.
+    In words: add normal noise to the input a hundred times, and answer with the class that most
+    copies get.
 
-    Needs nothing but the model. A trigger whose pixels are far from the image's outweighs noise.
+    Needs only the model. Noise does not hide a trigger whose pixels differ much from the image's.
 
-    The paper's deviations for CIFAR-10 are 0.12, 0.25, 0.5 and 1.0 in pixels of [0, 1], and a
+    The paper's standard deviations for CIFAR-10 are 0.12, 0.25, 0.5 and 1.0 for pixels in [0, 1]; a
     hundred copies choose the class (100,000 then certify it).
 
-    Deviations: the victim is not trained with noise, since it is the given one; there is no
-    abstention and no certificate; the noise is drawn once and serves all inputs, so that an answer
-    does not depend on the other inputs.
+    Deviations: the victim is given, so it is not trained with noise; there is no abstention and no
+    certificate; the noise is drawn once for all inputs, so that an answer does not depend on the
+    other inputs.
     """
 
     name = "randomized-smoothing"
     Options = RandomizedSmoothingOptions
-    needs = "nothing but the model"
+    options: RandomizedSmoothingOptions
+    needs = "only the model"
     quick: ClassVar[Mapping[str, Any]] = {"copies": 20}
     grid: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"sigma": 0.06},
@@ -51,22 +54,15 @@ class RandomizedSmoothing(Purifier):
         {"sigma": 1.0},
     )
 
-    def __init__(self, options: RandomizedSmoothingOptions) -> None:
-        self.options: RandomizedSmoothingOptions = options
-
     def purify(self, view: DefenderView) -> Predictor:
         shape = (self.options.copies, *view.distilled.image_shape)
         noise = self.options.sigma * torch.randn(shape, generator=view.generator(self.name))
-
-        def predictor(images: Tensor) -> Tensor:
-            return vote(view.victim, images, noise.to(images.device), view.classes)
-
-        return predictor
+        return lambda images: vote(view.victim, images, noise.to(images.device), view.classes)
 
 
 def vote(network: nn.Module, images: Tensor, noise: Tensor, classes: int) -> Tensor:
-    """The class ``(N,)`` that ``network`` gives most often to ``images`` (N, C, H, W) with each of
-    ``noise`` (M, C, H, W) added; the smaller one of two that are even."""
+    """The most frequent prediction ``(N,)`` of ``network`` for ``images`` (N, C, H, W) with each of
+    ``noise`` (M, C, H, W) added; the smallest class of a tie."""
     counts = torch.zeros(len(images), classes, device=images.device)
     for field in noise:
         answers = predict(network, images + field)

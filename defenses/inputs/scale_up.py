@@ -1,4 +1,4 @@
-"""SCALE-UP: a triggered input keeps its answer when its pixels are multiplied."""
+"""The defense ``scale-up``."""
 
 from __future__ import annotations
 
@@ -17,44 +17,43 @@ class ScaleUpOptions(DefenseOptions):
     """The paper's."""
 
     multipliers: tuple[int, ...] = Field(
-        (3, 5, 7, 9, 11), min_length=1, description="what the pixels are multiplied by"
+        (3, 5, 7, 9, 11), min_length=1, description="factors of the pixels"
     )
     threshold: float = Field(0.5, description="consistency above which an input is rejected")
     limited: bool = Field(
-        False, description="data-limited: each class's consistency normalised by the holdout's"
+        False, description="data-limited variant: consistency normalised on held-out images"
     )
 
 
 @final
 class ScaleUp(InputScorer):
-    """SCALE-UP (Guo, Li, Chen, Guo, Sun, Liu, "SCALE-UP: An Efficient Black-box Input-level
-    Backdoor Detection via Analyzing Scaled Prediction Consistency", ICLR 2023).
+    """SCALE-UP: the prediction for a triggered input stays when its pixels are multiplied (Guo, Li,
+    Chen, Guo, Sun, Liu, "SCALE-UP: An Efficient Black-box Input-level Backdoor Detection via
+    Analyzing Scaled Prediction Consistency", ICLR 2023).
 
-    In words: multiply an input's pixels by 3, 5, 7, 9 and 11, cut at white, and count how often the
-    prediction stays the same; poisoned inputs stay.
+    In words: multiply an input's pixels by 3, 5, 7, 9 and 11, clip them at 1, and count how often
+    the prediction stays the same. For triggered inputs it mostly does.
 
-    Needs nothing but the model's answers; the data-limited variant (``limited``) held-out images,
-    by which each predicted class's consistencies are normalised.
+    Needs only the model's answers. The data-limited variant (``limited``) needs held-out images, on
+    which it normalises the consistency of each predicted class.
 
     The multipliers, the threshold and the clipping are those of the authors' BackdoorBox
-    (``SCALE_UP.py``); their other repository (JunfengGo/SCALE-UP) counts all of 1 to 11.
+    (``SCALE_UP.py``); their other repository (JunfengGo/SCALE-UP) uses all of 1 to 11.
 
-    Deviations: in the data-limited variant a class that the holdout lacks takes mean and deviation
-    of all classes, and a deviation of 0 counts as 1. BackdoorBox normalises by mean and deviation
-    of all held-out images, compared with their true labels, which changes no order; here it is by
-    predicted class, as the paper says.
+    Deviations: in the data-limited variant a class without held-out images gets the mean and
+    standard deviation of all classes, and a deviation of 0 counts as 1. BackdoorBox normalises by
+    those of all held-out images, compared with their true labels, which does not change the order;
+    here it is by predicted class, as the paper says.
     """
 
     name = "scale-up"
     Options = ScaleUpOptions
-    needs = "nothing but the model (held-out images if limited)"
+    options: ScaleUpOptions
+    needs = "only the model (held-out images if limited)"
 
-    def __init__(self, options: ScaleUpOptions) -> None:
-        self.options: ScaleUpOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         if self.options.limited and not len(view.holdout):
-            return "its data-limited variant needs held-out images, there are none"
+            return "the data-limited variant needs held-out images, there are none"
         return None
 
     def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
@@ -83,7 +82,7 @@ def consistency(
 
 
 def _by_class(values: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (ddof 1) of ``values`` by class, ``(classes,)`` each."""
+    """Mean and standard deviation (ddof 1) of ``values`` by class, each ``(classes,)``."""
     mean, deviation = values.new_zeros(classes), values.new_ones(classes)
     for label in range(classes):
         own = values[labels == label]

@@ -1,4 +1,4 @@
-"""SentiNet: the region that a triggered input is judged by rules over other images too."""
+"""The defense ``sentinet``."""
 
 from __future__ import annotations
 
@@ -15,67 +15,66 @@ from torch.nn.functional import interpolate
 from ...distill.networks.registry import Network
 from ...distill.training import in_pieces, micro_batch
 from ..base import DefenderView, DefenseOptions, InputScorer
-from ..common.maps import at_the_last_maps
+from ..common.maps import split_at_last_maps
 
 Array = npt.NDArray[np.float64]
 
 _LEAST = 20
-_KNOWN = 100  # held-out images that set the boundary, at most
-_REAL = 1e-6  # an imaginary part below this is rounding
-_BIN = 0.02  # the width of the bins whose highest points the boundary is fitted to
+_KNOWN = 100  # largest number of held-out images that set the boundary
+_REAL = 1e-6  # a smaller imaginary part is a rounding error
+_BIN = 0.02  # width of the bins; the boundary is fitted to the highest point of each
 
 
 @final
 class SentinetOptions(DefenseOptions):
-    """The paper's 100 test images; the mask's share is a public port's."""
+    """The paper's 100 test images; the mask's share is that of a public port."""
 
-    overlays: int = Field(100, ge=2, description="held-out images that a region is laid over")
-    share: float = Field(0.15, gt=0, lt=1, description="most salient share of the pixels")
+    overlays: int = Field(100, ge=2, description="held-out images that a region is pasted on")
+    share: float = Field(0.15, gt=0, lt=1, description="share of the pixels that is most salient")
 
 
 @final
 class Sentinet(InputScorer):
-    """SentiNet (Chou, Tramèr, Pellegrino, "SentiNet: Detecting Localized Universal Attacks Against
-    Deep Learning Systems", IEEE Security and Privacy Workshops 2020).
+    """SentiNet: the salient region of a triggered input also changes predictions on other images
+    (Chou, Tramèr, Pellegrino, "SentiNet: Detecting Localized Universal Attacks Against Deep
+    Learning Systems", IEEE Security and Privacy Workshops 2020).
 
-    In words: find the region that the prediction rests on (a class activation map), lay it over
-    held-out images and count how many are now answered like the input; fill the same region with
-    noise and take the mean confidence. Clean regions fool few images, or hide so much that
-    confidence falls; the score is the distance to the parabola through what clean images reach at
-    the most, negative below it. The threshold is the mean distance of the clean images below it.
+    In words: find the region that the prediction depends on (a class activation map), paste it on
+    held-out images and count how many get the input's prediction; fill the same region with noise
+    and take the mean confidence. Regions of clean inputs change few predictions, or hide so much
+    that the confidence falls. The score is the distance to a parabola through the highest points of
+    clean images, negative below it. The threshold is the mean distance of the clean images below.
 
-    Needs held-out images, at least 20: one part is laid under the regions, the other sets the
-    boundary. Needs a network with feature maps, and a trigger in one place.
+    Needs at least 20 held-out images: the regions are pasted on some, the others set the boundary.
+    Needs a network with feature maps, and a trigger in one place.
 
-    Deviations: there is no official code; where the paper leaves something open this follows the
-    public port in backdoor-toolbox. Gradients are not averaged over places as in Grad-CAM, which is
-    the same where the network averages its maps and right where it does not; the mask is the most
-    salient 15 % of the pixels, as in the port, since the maps of small networks are so coarse that
-    15 % of the highest saliency (the paper's) covers nearly all; one mask, for the predicted class,
-    without those of other proposed classes taken out; an input's noise is the same whatever the
-    input. The port fits its parabola through the middles of all bins, empty ones counted as 0; here
-    empty bins are left out. (It also gives triggered inputs their true trigger as a mask, which no
-    defender has, and sets the threshold by the tested clean images. BackdoorBench's port keeps the
-    region and fills the rest with noise, and looks at the confidence alone.)
+    Deviations: there is no official code; where the paper is not specific, this follows the public
+    port in backdoor-toolbox. Gradients are not averaged over pixels as in Grad-CAM, which is the
+    same if the network averages its maps, and correct if it does not. The mask is the most salient
+    15 % of the pixels, as in the port: the maps of small networks are so coarse that 15 % of the
+    highest saliency (the paper's) covers nearly all. There is one mask, for the predicted class;
+    the masks of other proposed classes are not subtracted. All inputs have the same noise. The port
+    fits its parabola through the middles of all bins, empty ones counted as 0; here empty bins are
+    left out. (It also gives triggered inputs their true trigger as a mask, which no defender has,
+    and sets the threshold by the tested clean images. BackdoorBench's port keeps the region, fills
+    the rest with noise, and uses the confidence alone.)
     """
 
     name = "sentinet"
     Options = SentinetOptions
+    options: SentinetOptions
     needs = f"{_LEAST} held-out images, a convolutional network"
     quick: ClassVar[Mapping[str, Any]] = {"overlays": 32}
 
-    def __init__(self, options: SentinetOptions) -> None:
-        self.options: SentinetOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
-        if at_the_last_maps(view.victim) is None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
+        if split_at_last_maps(view.victim) is None:
             return "needs a network with feature maps"
         found = len(view.holdout)
         return None if found >= _LEAST else f"needs {_LEAST} held-out images, there are {found}"
 
     def caution(self, view: DefenderView) -> str | None:
         found = len(view.holdout)
-        return None if found >= 60 else f"{found} held-out images: a boundary through few points"
+        return None if found >= 60 else f"{found} held-out images: the boundary has few points"
 
     def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
         fooled, confidence = self._points(view, images)
@@ -88,7 +87,7 @@ class Sentinet(InputScorer):
         return float(-known[known < 0].mean()) if bool((known < 0).any()) else 0.0
 
     def _parts(self, view: DefenderView) -> tuple[Tensor, Tensor]:
-        """The held-out images that lie under regions, and those that set the boundary."""
+        """The held-out images that regions are pasted on, and those that set the boundary."""
         held = view.holdout.images
         order = torch.randperm(len(held), generator=view.generator(self.name, "overlays"))
         order = order.to(held.device)
@@ -96,7 +95,7 @@ class Sentinet(InputScorer):
         return held[order[:count]], held[order[count : count + _KNOWN]]
 
     def _known_points(self, view: DefenderView) -> tuple[Array, Array]:
-        """Mean confidence and fooled share of the clean images that set the boundary."""
+        """Mean confidence and fooled share, each ``(N,)``, of the images that set the boundary."""
 
         def make() -> tuple[Array, Array]:
             fooled, confidence = self._points(view, self._parts(view)[1])
@@ -105,7 +104,7 @@ class Sentinet(InputScorer):
         return view.once((self.name, "known points", self.options), make)
 
     def _points(self, view: DefenderView, images: Tensor) -> tuple[Array, Array]:
-        """Each image's fooled share and mean confidence, ``(N,)`` both."""
+        """Fooled share and mean confidence of each image, each ``(N,)``."""
         under, _ = self._parts(view)
         predicted = view.logits(images).argmax(dim=1)
         masks = salient(saliency(view.victim, images, predicted), self.options.share)
@@ -137,7 +136,7 @@ def saliency(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     maps are averaged before a linear head this is Grad-CAM (Selvaraju et al., ICCV 2017); heads
     that see every place apart, as the ConvNet's, make Grad-CAM's mean over places meaningless.
     """
-    halves = at_the_last_maps(network)
+    halves = split_at_last_maps(network)
     assert halves is not None and isinstance(network, Network)
     size = micro_batch(images.device)
     found = []
@@ -156,17 +155,17 @@ def saliency(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def salient(heat: Tensor, share: float) -> Tensor:
-    """Each image's ``share`` of pixels with the most ``heat`` (N, H, W): ``bool (N, 1, H, W)``."""
+    """The ``share`` of pixels with the highest ``heat`` (N, H, W): ``bool (N, 1, H, W)``."""
     flat = heat.flatten(1)
     count = max(1, round(share * flat.shape[1]))
-    rows = flat.argsort(dim=1, descending=True, stable=True)[:, :count]  # ties by place
+    rows = flat.argsort(dim=1, descending=True, stable=True)[:, :count]  # ties: the first pixels
     chosen = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, rows, True)
     return chosen.view(len(heat), 1, *heat.shape[1:])
 
 
 def upper_parabola(x: Array, y: Array) -> Array:
-    """Coefficients, highest power first, of the parabola through the highest point of each bin of
-    ``x`` (N,); of a lower degree where fewer bins hold points."""
+    """Coefficients, highest power first, of a parabola fitted to the highest point in each bin of
+    ``x`` (N,); of a lower degree if fewer than three bins have points."""
     bins = np.floor(x / _BIN).astype(int)
     chosen = [np.flatnonzero(bins == each) for each in np.unique(bins)]
     tops = np.array([members[np.argmax(y[members])] for members in chosen])
@@ -176,12 +175,12 @@ def upper_parabola(x: Array, y: Array) -> Array:
 
 
 def distances(curve: Array, x: Array, y: Array) -> Array:
-    """How far each point ``(x, y)`` (N,) lies from the polynomial ``curve`` of degree 2 at most;
+    """Distances of points ``(x, y)``, each (N,), from the polynomial ``curve`` of degree 2 or less;
     negative below it."""
     a, b, c = (0.0,) * (3 - len(curve)) + tuple(float(each) for each in curve)
     found = []
     for left, up in zip(x.tolist(), y.tolist(), strict=True):
-        # Where the squared distance to (t, a t² + b t + c) has no slope.
+        # The derivative of the squared distance to (t, a t² + b t + c), divided by 2.
         slope = (2 * a * a, 3 * a * b, b * b + 2 * a * (c - up) + 1, b * (c - up) - left)
         turns = np.roots(slope)
         places = turns.real[np.abs(turns.imag) < _REAL]

@@ -1,4 +1,4 @@
-"""ShrinkPad: a trigger that is smaller, and elsewhere, is no trigger."""
+"""The defense ``shrinkpad``."""
 
 from __future__ import annotations
 
@@ -19,28 +19,31 @@ from ..base import DefenderView, DefenseOptions, Predictor, Purifier
 class ShrinkPadOptions(DefenseOptions):
     """The paper's 4 pixels of 32."""
 
-    share: float = Field(0.125, gt=0, lt=1, description="share of the side that goes (4 of 32)")
+    share: float = Field(
+        0.125, gt=0, lt=1, description="share of the side that is removed (4 of 32)"
+    )
 
 
 @final
 class ShrinkPad(Purifier):
-    """ShrinkPad (Li, Zhai, Jiang, Li, Xia, "Backdoor Attack in the Physical World", ICLR 2021
-    workshop on Security and Safety in Machine Learning Systems).
+    """ShrinkPad: a trigger at another place and size has less effect (Li, Zhai, Jiang, Li, Xia,
+    "Backdoor Attack in the Physical World", ICLR 2021 workshop on Security and Safety in Machine
+    Learning Systems).
 
     In words: shrink the input by an eighth of its side (bilinear, without antialiasing, as the
     authors' BackdoorBox does to tensors), put it at a random place in a black frame of the old
     size, and predict.
 
-    Needs nothing but the model; works against triggers that are tied to a place and a size.
+    Needs only the model. It works against triggers that depend on their place and size.
 
-    Deviations: the paper's 4 pixels of 32 are a share of the side, so that small images keep
-    something; an image's place comes from its pixels and a secret, so that it doesn't depend on
-    the other images.
+    Deviations: the paper's 4 pixels of 32 are a share of the side, for small images. An image's
+    place is computed from its pixels and a secret, so that it does not depend on the other images.
     """
 
     name = "shrinkpad"
     Options = ShrinkPadOptions
-    needs = "nothing but the model"
+    options: ShrinkPadOptions
+    needs = "only the model"
     grid: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"share": 0.03125},
         {"share": 0.0625},
@@ -49,15 +52,12 @@ class ShrinkPad(Purifier):
         {"share": 0.25},
     )
 
-    def __init__(self, options: ShrinkPadOptions) -> None:
-        self.options: ShrinkPadOptions = options
-
     def purify(self, view: DefenderView) -> Predictor:
         secret = view.generator(self.name).initial_seed()
 
         def predictor(images: Tensor) -> Tensor:
-            gone = shrinkage(images, self.options.share)
-            return predict(view.victim, shrink_and_pad(images, gone, places(images, gone, secret)))
+            less = shrinkage(images, self.options.share)
+            return predict(view.victim, shrink_and_pad(images, less, places(images, less, secret)))
 
         return predictor
 
@@ -66,21 +66,21 @@ Pair = tuple[int, int]
 
 
 def shrinkage(images: Tensor, share: float) -> Pair:
-    """How many pixels of height and width go: ``share`` of each, at least one."""
+    """The number of pixels to remove from height and width: ``share`` of each, at least one."""
     height, width = (min(side - 1, max(1, round(share * side))) for side in images.shape[2:])
     return height, width
 
 
-def places(images: Tensor, gone: Pair, secret: int) -> list[Pair]:
-    """For each image, how far down and right it is put, at random in what is ``gone``."""
+def places(images: Tensor, less: Pair, secret: int) -> list[Pair]:
+    """A random place for each image: its distance from the top and the left, at most ``less``."""
     return [
-        (number % (gone[0] + 1), number // (gone[0] + 1) % (gone[1] + 1))
+        (number % (less[0] + 1), number // (less[0] + 1) % (less[1] + 1))
         for number in fingerprints(images, secret)
     ]
 
 
 def fingerprints(images: Tensor, secret: int) -> list[int]:
-    """A random number below 2⁶⁴ for each image, which only its pixels and ``secret`` decide."""
+    """A random number below 2⁶⁴ for each image, computed from its pixels and ``secret`` alone."""
     key = str(secret).encode()
     found = []
     for image in images.detach().cpu().numpy():
@@ -89,10 +89,10 @@ def fingerprints(images: Tensor, secret: int) -> list[int]:
     return found
 
 
-def shrink_and_pad(images: Tensor, gone: Pair, where: Sequence[Pair]) -> Tensor:
-    """``images`` (N, C, H, W) smaller by ``gone`` pixels, each at its place in a black frame of the
+def shrink_and_pad(images: Tensor, less: Pair, where: Sequence[Pair]) -> Tensor:
+    """``images`` (N, C, H, W) smaller by ``less`` pixels, each at its place in a black frame of the
     old size."""
-    height, width = (side - less for side, less in zip(images.shape[2:], gone, strict=True))
+    height, width = (side - pixels for side, pixels in zip(images.shape[2:], less, strict=True))
     small = interpolate(images, (height, width), mode="bilinear", align_corners=False)
     framed = torch.zeros_like(images)
     for top, left in sorted(set(where)):

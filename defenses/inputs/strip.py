@@ -1,4 +1,4 @@
-"""STRIP: a triggered input keeps its answer whatever is laid over it."""
+"""The defense ``strip``."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ from ..common.held_out import images_needed
 class StripOptions(DefenseOptions):
     """The paper's."""
 
-    copies: int = Field(100, ge=1, description="held-out images laid over an input")
-    image_weight: float = Field(1.0, gt=0, le=1, description="weight of the input in the overlay")
+    copies: int = Field(100, ge=1, description="held-out images added to an input, one at a time")
+    image_weight: float = Field(1.0, gt=0, le=1, description="weight of the input in the sum")
     overlay_weight: float = Field(1.0, gt=0, le=1, description="weight of the held-out image")
     false_rejection: float = Field(
-        0.01, gt=0, lt=0.5, description="share of clean inputs that the threshold gives up"
+        0.01, gt=0, lt=0.5, description="share of clean inputs that the threshold rejects"
     )
 
 
 @final
 class Strip(InputScorer):
-    """STRIP (Gao, Xu, Wang, Chen, Ranasinghe, Nepal, "STRIP: A Defence Against Trojan Attacks on
-    Deep Neural Networks", ACSAC 2019).
+    """STRIP: the prediction for a triggered input stays whatever image is added to it (Gao, Xu,
+    Wang, Chen, Ranasinghe, Nepal, "STRIP: A Defence Against Trojan Attacks on Deep Neural
+    Networks", ACSAC 2019).
 
-    In words: lay 100 held-out images over the input, one at a time, and take the mean entropy of
-    the victim's predictions; a trigger rules over whatever lies on it, so a low entropy is
-    suspicious. The threshold is the 1 % quantile of a normal distribution fitted to the entropies
-    of clean images.
+    In words: add 100 held-out images to the input, one at a time, and compute the mean entropy of
+    the victim's predictions. A trigger determines the prediction whatever is added, so a low
+    entropy is suspicious. The threshold is the 1 % quantile of a normal distribution fitted to the
+    entropies of clean images.
 
-    Needs held-out images; they are the overlays, and set the threshold. The score is minus the
-    entropy, in bits.
+    Needs held-out images: they are added to inputs, and set the threshold. The score is the
+    negative entropy, in bits.
 
-    Deviations: the overlays are drawn once and serve all inputs, so that a score does not depend on
-    what else is scored. Overlays are sums, as in the official code, which are not cut to [0, 1].
-    (The Adversarial Robustness Toolbox takes means, and its entropy runs over the overlays where
-    the paper's runs over the classes.)
+    Deviations: the added images are drawn once for all inputs, so that a score does not depend on
+    the other inputs. Sums are not clipped to [0, 1], as in the official code. (The Adversarial
+    Robustness Toolbox takes means, and its entropy is over the added images; the paper's is over
+    the classes.)
     """
 
     name = "strip"
     Options = StripOptions
+    options: StripOptions
     needs = "held-out images (100 in the paper)"
+    in_reference_code = True
     quick: ClassVar[Mapping[str, Any]] = {"copies": 20}
 
-    def __init__(self, options: StripOptions) -> None:
-        self.options: StripOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         return images_needed(view)
 
     def caution(self, view: DefenderView) -> str | None:
         count = len(view.holdout)
-        return None if count >= 50 else f"{count} held-out images set the 1 % quantile"
+        return None if count >= 50 else f"the 1 % quantile is that of {count} held-out images"
 
     def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
         options, held = self.options, view.holdout.images
@@ -76,8 +76,8 @@ class Strip(InputScorer):
 def mean_entropy(
     network: nn.Module, images: Tensor, overlays: Tensor, weights: tuple[float, float]
 ) -> Tensor:
-    """Mean entropy in bits, ``(N,)``, of ``network``'s predictions for ``images`` (N, C, H, W)
-    under each of ``overlays`` (M, C, H, W), both weighted."""
+    """Mean entropy in bits, ``(N,)``, of the predictions of ``network`` for ``images``
+    (N, C, H, W) plus each of ``overlays`` (M, C, H, W), both weighted."""
     total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     for overlay in overlays:
         mixed = weights[0] * images + weights[1] * overlay

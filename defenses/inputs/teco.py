@@ -1,4 +1,4 @@
-"""TeCo: a triggered input gives way to some corruptions early and to others never."""
+"""The defense ``teco``."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ class TecoOptions(DefenseOptions):
     """The official code's, but for frost."""
 
     corruptions: tuple[str, ...] = Field(
-        tuple(CORRUPTIONS), min_length=2, description=f"which: {', '.join(CORRUPTIONS)}"
+        tuple(CORRUPTIONS), min_length=2, description=f"some of: {', '.join(CORRUPTIONS)}"
     )
-
     cumulative: bool = Field(
-        True, description="corrupt on top of all corruptions before, as the official code does"
+        True, description="apply each corruption on top of those before, as the official code does"
     )
 
     @field_validator("corruptions")
@@ -40,29 +39,30 @@ class TecoOptions(DefenseOptions):
 
 @final
 class Teco(InputScorer):
-    """TeCo (Liu, Li, Wang, Hu, Ye, Jin, Wu, Xiao, "Detecting Backdoors During the Inference Stage
-    Based on Corruption Robustness Consistency", CVPR 2023).
+    """TeCo: some corruptions change the prediction for a triggered input early, others late (Liu,
+    Li, Wang, Hu, Ye, Jin, Wu, Xiao, "Detecting Backdoors During the Inference Stage Based on
+    Corruption Robustness Consistency", CVPR 2023).
 
-    In words: corrupt the input in every way there is, in five severities, and note for each the
-    first severity at which the prediction changes (6 if none does); clean inputs give way to all
-    at about the same, triggered ones early to some and late to others: the score is the standard
-    deviation over the corruptions.
+    In words: apply common corruptions to the input in five severities, and record for each the
+    first severity at which the prediction changes (6 if none does). For clean inputs these are
+    similar, for triggered ones some are early and others late. The score is the standard deviation
+    over the corruptions.
 
-    Needs nothing but the model's labels. The paper names no threshold.
+    Needs only the model's labels. The paper names no threshold.
 
-    As in the authors' code (CGCL-codes/TeCo, ``teco.py``; BackdoorBench's is the same), which
-    corrupts an image again and again: every severity and every corruption on top of all before it,
-    rounded down to 8 bits in between. ``cumulative=False`` begins with the input each time, which
-    is what the paper describes.
+    As in the authors' code (CGCL-codes/TeCo, ``teco.py``; BackdoorBench's is the same), each
+    severity of each corruption is applied on top of all before it, and rounded down to 8 bits in
+    between. ``cumulative=False`` starts from the input each time, as the paper describes it.
 
     Deviations: 14 of the 15 corruptions, since frost needs photographs (of the package
     imagecorruptions); for the others see ``corruptions.py``. Images share their random numbers in
-    groups, to which an image belongs by its pixels alone.
+    groups; the group of an image depends on its pixels alone.
     """
 
     name = "teco"
     Options = TecoOptions
-    needs = "nothing but the model's labels"
+    options: TecoOptions
+    needs = "only the model's labels"
     quick: ClassVar[Mapping[str, Any]] = {
         "corruptions": (
             "gaussian-noise",
@@ -74,9 +74,6 @@ class Teco(InputScorer):
             "pixelate",
         )
     }
-
-    def __init__(self, options: TecoOptions) -> None:
-        self.options: TecoOptions = options
 
     def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
         predicted = view.logits(images).argmax(dim=1)
@@ -96,7 +93,7 @@ class Teco(InputScorer):
     def _corrupted(
         self, view: DefenderView, images: Tensor, group: Tensor, name: str, severity: int
     ) -> Tensor:
-        """``images`` corrupted, those of a ``group`` (N,) with the same random numbers."""
+        """``images`` corrupted; those in the same ``group`` (N,) share random numbers."""
         found = torch.empty_like(images)
         for number in group.unique().tolist():
             generator = view.generator(self.name, name, severity, number)
@@ -109,13 +106,13 @@ class Teco(InputScorer):
 
 
 def in_bytes(images: Tensor) -> Tensor:
-    """``images`` in [0, 1] rounded down to 8 bits; a value that is a byte's stays."""
+    """``images`` in [0, 1] rounded down to 8 bits; values of 8 bits stay unchanged."""
     return (images * 255 + 1e-3).floor() / 255
 
 
 def onset(predicted: Tensor, answers: Sequence[Tensor]) -> Tensor:
     """The first severity, counted from 1, whose answer differs from ``predicted`` (N,): ``(N,)``;
-    one more than there are where none does."""
+    one more than the number of severities if none does."""
     changed = torch.stack([answer != predicted for answer in answers])
     never = torch.ones_like(changed[:1])
     return torch.cat([changed, never]).int().argmax(dim=0) + 1

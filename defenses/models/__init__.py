@@ -1,1 +1,1 @@
-"""Defenses of a model: inspection and repair."""
+"""Defenses of a model: they inspect it or repair it."""

@@ -1,4 +1,4 @@
-"""ANP: prune the channels that a small push turns into the backdoor."""
+"""The defense ``anp``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.nn import functional
 from ...distill.training import augmenter
 from ...distill.types import Batch, Recipe
 from ..base import DefenderView, DefenseOptions, Repairer
-from ..common.channels import batch_norm_needed, below, channels, forward_with, silence
-from ..common.held_out import images_needed, images_wanted
-from ..common.tuning import follow
+from ..common.channels import batch_norm_needed, channels, forward_with, low_masks, prune
+from ..common.held_out import few_images_caution, images_needed
+from ..common.sgd import backward_step
 
 
 @final
@@ -29,56 +29,55 @@ class AnpOptions(DefenseOptions):
     batch: int = Field(128, ge=2, description="images in a mini-batch, drawn with replacement")
     lr: float = Field(0.2, gt=0, description="SGD's learning rate for the masks")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
-    threshold: float = Field(0.2, ge=0, le=1, description="channels with a mask up to it go")
+    threshold: float = Field(0.2, ge=0, le=1, description="largest mask of a pruned channel")
 
 
 @final
 class Anp(Repairer):
-    """ANP (Wu, Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021).
+    """ANP: prune the channels that are sensitive to small perturbations of their weights (Wu, Wang,
+    "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021).
 
-    In words: perturb all channels' weights and biases so that clean images are misclassified, and
-    learn a mask over the channels that makes up for it; channels whose mask is at most 0.2 are
-    pruned: their weight becomes 0, their bias stays.
+    In words: perturb the weights and biases of all channels so that clean images are misclassified,
+    and learn a mask over the channels that compensates for it. Channels with a mask of at most 0.2
+    are pruned: their weight is set to 0, their bias stays.
 
-    Needs held-out images (500 in the paper). The paper perturbs a neuron's weight and bias; behind
-    a convolution with batch norm these are the norm's scale and shift, as in the official code,
-    and without a norm the convolution's own. It defines nothing for norms that undo a factor on
-    the weights without batch norm's averages (instance, group, layer norm): the defense does not
-    apply there. (To perturb their scales in the same way costs half of the accuracy on the digits,
-    with 2,000 steps and instance norm.)
+    Needs held-out images (500 in the paper). The paper perturbs a neuron's weight and bias. After a
+    convolution with batch norm these are the norm's scale and shift, as in the official code;
+    without a norm they are the convolution's own. They are not defined for instance, group and
+    layer norm, which undo a factor on the weights and have no running averages: the defense is not
+    applicable there. (Perturbing their scales in the same way costs half of the accuracy on the
+    digits, with 2,000 steps and instance norm.)
 
     The perturbation starts at random within ±0.4 and takes one step of 0.4 along the gradient's
-    sign. As in the official code, and unlike the paper's formula, nothing brings it back into
+    sign. As in the official code, and unlike in the paper's formula, it is not projected back to
     ±0.4. The official code tries thresholds from 0 to 0.9 in steps of 0.05 and prints ACC and ASR
     of each; 0.2 is the paper's.
 
     Deviations: hidden linear layers have masks too, as the paper defines them (the official
-    networks have none); images are augmented as the set's recipe says.
+    networks have no such layers); images are augmented by the set's recipe.
     """
 
     name = "anp"
     Options = AnpOptions
+    options: AnpOptions
     needs = "held-out images; batch norm (or no norm at all)"
     quick: ClassVar[Mapping[str, Any]] = {"iterations": 300, "batch": 64}
     grid: ClassVar[Sequence[Mapping[str, Any]]] = tuple(
         {"threshold": value} for value in (0.0, 0.2, 0.35, 0.5, 0.7, 0.9)
     )
 
-    def __init__(self, options: AnpOptions) -> None:
-        self.options: AnpOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         return images_needed(view, 2) or batch_norm_needed(view.victim)
 
     def caution(self, view: DefenderView) -> str | None:
-        return images_wanted(view, 100, "its masks are learned on")
+        return few_images_caution(view, 100, "its masks are learned on")
 
     def repair(self, view: DefenderView) -> nn.Module:
-        # The masks don't depend on the threshold: the tuned budget learns them once.
+        # The masks do not depend on the threshold: the tuned budget learns them once.
         options = self.options.model_dump_json(exclude={"threshold"})
         masks = view.once((self.name, options), lambda: self._masks(view))
         network = view.trainable_victim().requires_grad_(False)
-        silence(network, below(masks, self.options.threshold))
+        prune(network, low_masks(masks, self.options.threshold))
         return network
 
     def _masks(self, view: DefenderView) -> dict[str, Tensor]:
@@ -93,10 +92,10 @@ def learn_masks(
     options: AnpOptions,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """A mask ``(count,)`` in [0, 1] over each layer's channels. ``network`` is used up.
+    """A mask ``(count,)`` in [0, 1] over each layer's channels. ``network`` is changed.
 
-    Batch norms normalise by the mini-batch. ``generator`` (CPU) gives mini-batches, augmentation
-    and the perturbations' starts.
+    Batch norms normalise by the mini-batch. ``generator`` (CPU) draws mini-batches, augmentation
+    and the initial perturbations.
     """
     device, augment = clean.labels.device, augmenter(recipe, generator)
     network.train().requires_grad_(False)
@@ -108,34 +107,34 @@ def learn_masks(
     for _ in range(options.iterations):
         rows = torch.randint(len(clean), (options.batch,), generator=generator).to(device)
         images, labels = augment(clean.images[rows]), clean.labels[rows]
-        weights, biases = worst_push(network, masks, images, labels, options, generator)
+        weights, biases = perturbations(network, masks, images, labels, options, generator)
         robust = functional.cross_entropy(
-            forward_with(network, images, *pushed(masks, weights, biases)), labels
+            forward_with(network, images, *perturbed(masks, weights, biases)), labels
         )
         natural = functional.cross_entropy(forward_with(network, images, masks), labels)
-        follow(optimiser, options.clean * natural + (1 - options.clean) * robust)
+        backward_step(optimiser, options.clean * natural + (1 - options.clean) * robust)
         with torch.no_grad():
             for mask in masks.values():
                 mask.clamp_(0, 1)
     return {name: mask.detach() for name, mask in masks.items()}
 
 
-Pushes = Mapping[str, Tensor]
+ByLayer = Mapping[str, Tensor]
 
 
-def pushed(
-    masks: Pushes, weights: Pushes, biases: Pushes
+def perturbed(
+    masks: ByLayer, weights: ByLayer, biases: ByLayer
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The factors of weights (mask + perturbation) and of biases (1 + perturbation)."""
     return (
         {name: mask + weights[name] for name, mask in masks.items()},
-        {name: 1 + push for name, push in biases.items()},
+        {name: 1 + change for name, change in biases.items()},
     )
 
 
-def worst_push(
+def perturbations(
     network: nn.Module,
-    masks: Pushes,
+    masks: ByLayer,
     images: Tensor,
     labels: Tensor,
     options: AnpOptions,
@@ -143,7 +142,7 @@ def worst_push(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Relative perturbations of weights and biases, ``(count,)`` by layer, that raise the loss.
 
-    ``options.steps`` steps along the gradient's sign, of ``options.budget`` together, from a
+    ``options.steps`` steps along the gradient's sign, of total length ``options.budget``, from a
     random start within ±``options.budget``.
     """
     fixed = {name: mask.detach() for name, mask in masks.items()}
@@ -155,17 +154,17 @@ def worst_push(
         }
         starts.append({n: v.to(images.device).requires_grad_() for n, v in drawn.items()})
     weights, biases = starts
-    pushes = [*weights.values(), *biases.values()]
+    changes = [*weights.values(), *biases.values()]
     for _ in range(options.steps):
         loss = functional.cross_entropy(
-            forward_with(network, images, *pushed(fixed, weights, biases)), labels
+            forward_with(network, images, *perturbed(fixed, weights, biases)), labels
         )
-        gradients = torch.autograd.grad(loss, pushes, allow_unused=True)
+        gradients = torch.autograd.grad(loss, changes, allow_unused=True)
         with torch.no_grad():
-            for push, gradient in zip(pushes, gradients, strict=True):
+            for change, gradient in zip(changes, gradients, strict=True):
                 if gradient is not None:  # a layer without a bias
-                    push.add_(options.budget / options.steps * gradient.sign())
+                    change.add_(options.budget / options.steps * gradient.sign())
     return (
-        {name: push.detach() for name, push in weights.items()},
-        {name: push.detach() for name, push in biases.items()},
+        {name: change.detach() for name, change in weights.items()},
+        {name: change.detach() for name, change in biases.items()},
     )

@@ -1,4 +1,4 @@
-"""CLP: prune the channels that can amplify an image most, without any image."""
+"""The defense ``clp``."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..base import DefenderView, DefenseOptions, Repairer
-from ..common.channels import BATCH_NORM, Channels, convolutions, silence
+from ..common.channels import BATCH_NORM, Channels, convolutions, prune
 
 
 @final
 class ClpOptions(DefenseOptions):
     """The paper's."""
 
-    deviations: float = Field(3.0, description="deviations above a layer's mean that are pruned")
+    deviations: float = Field(
+        3.0, description="threshold: standard deviations above the mean of a layer"
+    )
 
 
 @final
 class Clp(Repairer):
-    """CLP (Zheng, Tang, Li, Liu, "Data-free Backdoor Removal based on Channel Lipschitzness", ECCV
-    2022).
+    """CLP: prune the channels with the largest Lipschitz constants; needs no images (Zheng, Tang,
+    Li, Liu, "Data-free Backdoor Removal based on Channel Lipschitzness", ECCV 2022).
 
     In words: bound each channel's Lipschitz constant by the spectral norm of its kernel times the
-    scale of the batch norm behind it; prune channels more than three deviations above their layer's
-    mean.
+    scale of the batch norm after it; prune channels more than three standard deviations above the
+    mean of their layer.
 
-    Needs batch norm, whose running deviation makes the scale a constant; no image. The deviation
-    is the unbiased one, as in the official code. A layer of n channels has none more than
-    (n − 1) / √n of them above its mean: eight channels can't be pruned at three.
+    Needs batch norm, whose running variance makes the scale a constant; no images. The standard
+    deviation is the unbiased one, as in the official code. No channel of a layer of n is more than
+    (n − 1) / √n of them above the mean: a layer of eight is never pruned at three.
 
-    Deviations: a convolution without any norm behind it counts with its own kernel, as the paper
-    defines the bound (the official code looks at convolutions before a batch norm only).
+    Deviations: for a convolution without a norm after it the bound is that of its kernel, as the
+    paper defines it (the official code only considers convolutions before a batch norm).
     """
 
     name = "clp"
     Options = ClpOptions
+    options: ClpOptions
     needs = "batch norm (or no norm at all)"
     grid: ClassVar[Sequence[Mapping[str, Any]]] = tuple(
         {"deviations": value} for value in (5.0, 4.0, 3.0, 2.0, 1.5, 1.0)
     )
 
-    def __init__(self, options: ClpOptions) -> None:
-        self.options: ClpOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         layers = convolutions(view.victim)
         if not layers:
             return "the network has no convolution"
         if all(lipschitz(view.victim, layer) is None for layer in layers):
-            return "the network has no batch norm: other norms have no scale of their own"
+            return "the network has no batch norm: the bound is not defined for other norms"
         return None
 
     def caution(self, view: DefenderView) -> str | None:
@@ -60,8 +60,8 @@ class Clp(Repairer):
         if (widest - 1) / widest**0.5 > self.options.deviations:
             return None
         return (
-            f"of {widest} channels none is ever {self.options.deviations:g} deviations above the "
-            "mean: nothing is pruned"
+            f"none of {widest} channels can be {self.options.deviations:g} standard deviations "
+            "above the mean: nothing is pruned"
         )
 
     def repair(self, view: DefenderView) -> nn.Module:
@@ -72,16 +72,16 @@ class Clp(Repairer):
             if bounds is not None and len(bounds) > 1:
                 limit = bounds.mean() + self.options.deviations * bounds.std()
                 chosen[layer.layer] = bounds > limit
-        silence(network, chosen, biases=True)
+        prune(network, chosen, biases=True)
         return network
 
 
 def lipschitz(network: nn.Module, layer: Channels) -> Tensor | None:
-    """An upper bound of each channel's Lipschitz constant, ``(count,)``; ``None`` behind a norm
-    that divides by each image's own deviation.
+    """An upper bound of each channel's Lipschitz constant, ``(count,)``; ``None`` before a norm
+    that divides by the standard deviation of each image.
 
-    The spectral norm of the channel's kernel as a matrix (input channels, kernel pixels), times
-    the norm's scale over its running deviation. As in the official code no epsilon is added.
+    The spectral norm of the channel's kernel as a matrix (input channels, kernel pixels), times the
+    norm's scale over its running standard deviation. As in the official code no epsilon is added.
     """
     kernel: Any = network.get_submodule(layer.source).weight
     norms: Tensor = torch.linalg.matrix_norm(kernel.detach().flatten(2).double(), ord=2)

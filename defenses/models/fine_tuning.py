@@ -1,4 +1,4 @@
-"""Fine-tuning: go on training on clean images, and hope that the backdoor is forgotten."""
+"""The defense ``fine-tuning``."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from typing import Any, ClassVar, final
 from torch import nn
 
 from ..base import DefenderView, Repairer
-from ..common.held_out import images_needed, images_wanted
-from ..common.tuning import QUICK_TUNING, TuningOptions, tune
+from ..common.held_out import few_images_caution, images_needed
+from ..common.sgd import QUICK_FINE_TUNING, FineTuningOptions, fine_tune
 
 
 @final
 class FineTuning(Repairer):
-    """Fine-tuning on clean images (Liu, Xie, Srivastava, "Neural Trojans", ICCD 2017; the baseline
-    of Liu, Dolan-Gavitt, Garg, "Fine-Pruning", RAID 2018).
+    """Fine-tuning: train the victim further on clean images (Liu, Xie, Srivastava, "Neural
+    Trojans", ICCD 2017; the baseline of Liu, Dolan-Gavitt, Garg, "Fine-Pruning", RAID 2018).
 
     In words: train the victim further on held-out images with their true labels.
 
-    Needs held-out images, a few hundred.
+    Needs a few hundred held-out images.
 
-    Deviations: neither paper has settings for such images; they are BackdoorBench's
-    (defense/ft.py), with its epochs counted in steps, so that fewer held-out images are seen more
+    Deviations: neither paper has settings for such images; these are BackdoorBench's
+    (defense/ft.py). Its epochs are counted in steps, so that fewer held-out images are used more
     often; crops shift by an eighth of an image of any size (always 4 pixels there); no mixed
     precision.
     """
 
     name = "fine-tuning"
-    Options = TuningOptions
+    Options = FineTuningOptions
+    options: FineTuningOptions
     needs = "held-out images"
-    quick: ClassVar[Mapping[str, Any]] = QUICK_TUNING
+    quick: ClassVar[Mapping[str, Any]] = QUICK_FINE_TUNING
     grid: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"lr": 0.001},
         {},
@@ -39,15 +40,12 @@ class FineTuning(Repairer):
         {"lr": 0.1, "steps": 3000},
     )
 
-    def __init__(self, options: TuningOptions) -> None:
-        self.options: TuningOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         return images_needed(view)
 
     def caution(self, view: DefenderView) -> str | None:
-        return images_wanted(view, 100, "trained on")
+        return few_images_caution(view, 100, "trained on")
 
     def repair(self, view: DefenderView) -> nn.Module:
         recipe, generator = view.distilled.recipe, view.generator(self.name)
-        return tune(view.trainable_victim(), view.holdout, recipe, self.options, generator)
+        return fine_tune(view.trainable_victim(), view.holdout, recipe, self.options, generator)

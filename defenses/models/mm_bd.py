@@ -1,4 +1,4 @@
-"""MM-BD: the target class can be answered with a margin that no other reaches."""
+"""The defense ``mm-bd``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ..base import DefenderView, DefenseOptions, Inspection, Inspector
 from ..common.by_class import classes_needed
 
-_STILL = 1e-5
-_FIRST = 1000.0  # what the code takes for the loss before the first step
-# Classes, and the share of clean models with a p-value below 0.05 if the margins are Gaussian.
+_CONVERGED = 1e-5
+_FIRST = 1000.0  # the code's value of the loss before the first step
+# Number of classes: share of clean models with a p-value below 0.05 if the margins are Gaussian.
 _CHANCE = {5: 0.48, 6: 0.34, 7: 0.28, 8: 0.22, 10: 0.17, 12: 0.13, 20: 0.1, 43: 0.06, 100: 0.055}
 
 
@@ -25,39 +25,38 @@ class MmBdOptions(DefenseOptions):
     """The official code's."""
 
     starts: int = Field(30, ge=1, description="random images that the ascent starts from")
-    steps: int = Field(300, ge=1, description="steps of gradient ascent at most")
-    lr: float = Field(0.01, gt=0, description="length of a step, times the gradient")
-    significance: float = Field(0.05, gt=0, lt=1, description="p-value that is an alarm")
+    steps: int = Field(300, ge=1, description="largest number of steps of gradient ascent")
+    lr: float = Field(0.01, gt=0, description="learning rate of the ascent")
+    significance: float = Field(0.05, gt=0, lt=1, description="p-value below which is an alarm")
 
 
 @final
 class MmBd(Inspector):
-    """MM-BD (Wang, Xiang, Miller, Kesidis, "MM-BD: Post-Training Detection of Backdoor Attacks with
-    Arbitrary Backdoor Pattern Types Using a Maximum Margin Statistic", IEEE S&P 2024).
+    """MM-BD: the target class can reach a far larger margin than other classes (Wang, Xiang,
+    Miller, Kesidis, "MM-BD: Post-Training Detection of Backdoor Attacks with Arbitrary Backdoor
+    Pattern Types Using a Maximum Margin Statistic", IEEE S&P 2024).
 
-    In words: for each class climb, from random images, to the largest margin between its logit and
-    the next one's. A gamma distribution fitted to all but the largest of these says how unlikely
-    the largest is: a p-value below 0.05 is an alarm.
+    In words: for each class maximise the margin between its logit and the next largest one, from
+    random images. A gamma distribution fitted to all but the largest of these margins gives a
+    p-value for the largest: one below 0.05 is an alarm.
 
-    Needs no image at all, but five classes: a gamma distribution has three parameters, and three
-    values or fewer don't determine it. Of clean models with ten classes about 17 % are flagged if
-    their margins are Gaussian, with five about half.
+    Needs no images, but five classes: a gamma distribution has three parameters, and three values
+    or fewer do not determine it. If margins are Gaussian, about 17 % of clean models with ten
+    classes are flagged, and about half of those with five.
 
-    The code's momentum of 0.2 is without effect, since it makes a new optimiser for each step;
-    there is none here.
+    The code's momentum of 0.2 has no effect, since it makes a new optimiser for each step; there is
+    none here.
 
-    Deviations: all classes climb at once, each until its own margins stand still; the statistic is
-    −log10 of the p-value. The victim normalises its input itself, where the code's networks take
-    pixels as they are.
+    Deviations: all classes are optimised at once, each until its own margins converge; the
+    statistic is −log10 of the p-value. The victim normalises its input, whereas the code's networks
+    take pixels.
     """
 
     name = "mm-bd"
     Options = MmBdOptions
-    needs = "the model"
+    options: MmBdOptions
+    needs = "only the model, and five classes"
     quick: ClassVar[Mapping[str, Any]] = {"starts": 10}
-
-    def __init__(self, options: MmBdOptions) -> None:
-        self.options: MmBdOptions = options
 
     def caution(self, view: DefenderView) -> str | None:
         chance = chance_of_alarm(view.classes)
@@ -65,7 +64,7 @@ class MmBd(Inspector):
             return None
         return f"a gamma fitted to {view.classes - 1} margins flags {chance:.0%} of clean models"
 
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         return classes_needed(view, 5)
 
     def inspect(self, view: DefenderView) -> Inspection:
@@ -87,8 +86,8 @@ class MmBd(Inspector):
 def largest_margins(network: nn.Module, starts: Tensor, steps: int, lr: float) -> Tensor:
     """The largest margin found for each class, ``(K,)``, from images ``(K, S, C, H, W)``.
 
-    Gradient ascent on a class's margins, the pixels clamped to [0, 1] before they are seen, until
-    their sum changes by less than a hundred-thousandth.
+    Gradient ascent on the margins of a class, with pixels clamped to [0, 1] before each forward
+    pass, until their sum changes by less than a factor of 1e-5.
     """
     classes, count = starts.shape[:2]
     images = starts.clone().requires_grad_()
@@ -108,24 +107,25 @@ def largest_margins(network: nn.Module, starts: Tensor, steps: int, lr: float) -
         now = total.detach().double()
         change = (before[numbers] - now).abs() / before[numbers].abs()
         before[numbers] = now
-        active[numbers] = ~(change < _STILL)
+        active[numbers] = ~(change < _CONVERGED)
         if not bool(active.any()):
             break
     return reached
 
 
 def own_and_next(logits: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Each class's own logit and the largest other, ``(A, S)``, of ``logits`` (A, S, K)."""
+    """The logits of the classes ``numbers`` (A,) and the largest other ones, each ``(A, S)``, of
+    ``logits`` (A, S, K)."""
     mine = torch.nn.functional.one_hot(numbers, logits.shape[-1]).bool()[:, None]
     own = logits.masked_fill(~mine, -float("inf")).amax(dim=-1)
     return own, logits.masked_fill(mine, -float("inf")).amax(dim=-1)
 
 
 def p_value_of_largest(margins: Tensor) -> float:
-    """How likely the largest of ``margins`` (K,) is, if all come from one gamma distribution.
+    """The p-value of the largest of ``margins`` (K,), if all come from one gamma distribution F.
 
-    The distribution is fitted to the others; of K draws the largest is at least this large with
-    probability 1 − F^K.
+    It is fitted to the others; the largest of K draws is at least as large with probability
+    1 − F^K.
     """
     values = margins.detach().double().cpu().numpy()
     highest = values.argmax()
@@ -133,8 +133,8 @@ def p_value_of_largest(margins: Tensor) -> float:
     if np.ptp(others) == 0:
         return 1.0 if values[highest] <= others[0] else 0.0
     shape, place, scale = stats.gamma.fit(others)
-    below = stats.gamma.cdf(values[highest], a=shape, loc=place, scale=scale)
-    return float(1 - below ** len(values))
+    cdf = stats.gamma.cdf(values[highest], a=shape, loc=place, scale=scale)
+    return float(1 - cdf ** len(values))
 
 
 def chance_of_alarm(classes: int) -> float:

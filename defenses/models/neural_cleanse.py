@@ -1,4 +1,4 @@
-"""Neural Cleanse: the class that is too easy to reach."""
+"""The defense ``neural-cleanse``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pydantic import Field
 
 from ..base import DefenderView, Inspection, Inspector
 from ..common.by_class import anomaly_index, classes_needed
-from ..common.held_out import known_images, rows_in_their_place
+from ..common.held_out import known_images, known_images_caution
 from ..common.trigger_inversion import InversionOptions, Patches, invert_triggers
 
-# Classes, and the share of clean models with a class beyond 2 if the norms are Gaussian.
+# Number of classes: share of clean models with an index above 2 if the norms are Gaussian.
 _CHANCE = {
     3: 0.234,
     4: 0.209,
@@ -37,47 +37,47 @@ _CHANCE = {
 
 @final
 class NeuralCleanseOptions(InversionOptions):
-    """The published ones."""
+    """The published settings."""
 
-    threshold: float = Field(2.0, gt=0, description="anomaly index from which a class is flagged")
+    threshold: float = Field(2.0, gt=0, description="anomaly index above which a class is flagged")
 
 
 @final
 class NeuralCleanse(Inspector):
-    """Neural Cleanse (Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in
-    Neural Networks", IEEE S&P 2019).
+    """Neural Cleanse: a target class needs a far smaller patch than the others (Wang et al.,
+    "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks", IEEE S&P
+    2019).
 
-    In words: for each class find the smallest patch that sends every image there; a target class
-    has a far smaller one than the others. A class's anomaly is how many deviations (MAD) the L1
-    norm of its mask lies below the median, and above 2 is an alarm.
+    In words: for each class find the smallest patch with which all images are classified as it; a
+    target class has a far smaller one than the others. A class's anomaly is how many deviations
+    (MAD) the L1 norm of its mask is below the median; above 2 is an alarm.
 
-    Needs a hundred held-out images; with none it searches on the received rows. Needs three
-    classes: of two, the index is always 0.67. With ten classes a third of clean models are flagged
-    by chance if their norms are Gaussian.
+    Needs a hundred held-out images; without any it uses the received rows. Needs three classes: for
+    two the index is always 0.67. With ten classes, a third of clean models are flagged by chance if
+    their norms are Gaussian.
 
-    The options are those of the published experiment (``gtsrb_visualize_example.py``), which
-    differ from the defaults of its ``visualizer.py`` in ``patience``, ``factor`` and the early
-    stop. Classes without any patch count with the mask that they ended with, as in the code.
+    The options are those of the published experiment (``gtsrb_visualize_example.py``), which differ
+    from the defaults of its ``visualizer.py`` in ``patience``, ``factor`` and the early stop. A
+    class without a successful patch counts with its last mask, as in the code.
 
-    Deviations: all classes are searched at once, on the same mini-batches; few held-out images
-    come several times in a pass. The code stores masks as 8-bit images and takes the norms of
-    those, here they are as found. Where the MAD is 0, the mean absolute deviation stands in.
+    Deviations: all classes are searched at once, on the same mini-batches; few held-out images are
+    used several times in a pass. The code stores masks as 8-bit images and takes the norms of
+    those; here masks are not rounded. If the MAD is 0, the mean absolute deviation is used.
     """
 
     name = "neural-cleanse"
     Options = NeuralCleanseOptions
-    needs = "held-out images (100), or else the received rows"
+    options: NeuralCleanseOptions
+    needs = "100 held-out images (without any: the received rows)"
+    in_reference_code = True
     quick: ClassVar[Mapping[str, Any]] = {"steps": 60, "images": 100, "batch": 50}
 
-    def __init__(self, options: NeuralCleanseOptions) -> None:
-        self.options: NeuralCleanseOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         return classes_needed(view)
 
     def caution(self, view: DefenderView) -> str | None:
-        return cautions(
-            rows_in_their_place(view), flagged_by_chance(view.classes, self.options.threshold)
+        return joined(
+            known_images_caution(view), flagged_by_chance(view.classes, self.options.threshold)
         )
 
     def inspect(self, view: DefenderView) -> Inspection:
@@ -89,7 +89,7 @@ class NeuralCleanse(Inspector):
 
 
 def cleanse(view: DefenderView, options: InversionOptions) -> Patches:
-    """Neural Cleanse's patches of the victim, found once for a view and options."""
+    """Neural Cleanse's patches of the victim, searched once for a view and options."""
     return view.once(
         ("neural-cleanse", options),
         lambda: invert_triggers(
@@ -99,20 +99,18 @@ def cleanse(view: DefenderView, options: InversionOptions) -> Patches:
 
 
 def chance_of_alarm(classes: int) -> float:
-    """The share of clean models of which a class lies beyond 2, if their norms are Gaussian."""
+    """The share of clean models with an index above 2, if their norms are Gaussian."""
     return float(np.interp(classes, list(_CHANCE), list(_CHANCE.values())))
 
 
 def flagged_by_chance(classes: int, threshold: float) -> str | None:
-    """The caution of a defense that flags the outliers among ``classes`` by their MAD index.
-
-    Only at the published threshold of 2, where the share is known.
-    """
-    if threshold != 2:
+    """The caution of a defense that flags outliers among ``classes`` by their MAD index."""
+    if threshold != 2:  # the share is known for the published threshold alone
         return None
-    return f"with {classes} classes {chance_of_alarm(classes):.0%} of clean models pass 2 by chance"
+    share = chance_of_alarm(classes)
+    return f"with {classes} classes {share:.0%} of clean models exceed 2 by chance"
 
 
-def cautions(*found: str | None) -> str | None:
+def joined(*cautions: str | None) -> str | None:
     """Several cautions as one."""
-    return "; ".join(part for part in found if part) or None
+    return "; ".join(caution for caution in cautions if caution) or None

@@ -1,1 +1,1 @@
-"""Defenses of a received set: scores of its rows, and cleaner sets."""
+"""Defenses of a received set: they score its rows or clean it."""

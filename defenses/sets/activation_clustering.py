@@ -1,4 +1,4 @@
-"""Activation clustering: a poisoned class falls into a large and a small cluster."""
+"""The defense ``activation-clustering``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ...distill.training import fit, predict
 from ..base import DefenderView, DefenseOptions, SetScorer, SetScores, single_largest
 from ..common.by_class import classes_of, rows_needed, smallest_class
 
-_SILHOUETTE_ROWS = 20_000  # it looks at all pairs of rows
+_SILHOUETTE_ROWS = 20_000  # the silhouette compares all pairs of rows
 
 Array = npt.NDArray[np.float64]
 Reduction = Literal["ica", "pca"]
@@ -32,153 +32,152 @@ _ICA_STEPS, _ICA_TOLERANCE = 1000, 0.005
 
 @final
 class ActivationClusteringOptions(DefenseOptions):
-    """The paper's ICA to ten dimensions; both thresholds as in IBM's own toolbox, the authors'."""
+    """The paper's ICA to ten dimensions; both thresholds are those of the authors' toolbox."""
 
     reduction: Reduction = Field("ica", description="ica (the paper's) or pca")
     components: int = Field(10, ge=1, description="dimensions that activations are reduced to")
     analysis: Analysis = Field(
-        "silhouette", description="what condemns the smaller cluster: silhouette and size, or size"
+        "silhouette", description="test of the smaller cluster: its size, or the silhouette too"
     )
     silhouette: float = Field(
-        0.1, ge=-1, le=1, description="silhouette above which a class falls into two clusters"
+        0.1, ge=-1, le=1, description="silhouette above which a class has two clusters"
     )
     size: float = Field(
         0.35, gt=0, le=0.5, description="share below which the smaller cluster is suspicious"
     )
     reclassification: bool = Field(
-        False, description="acquit clusters that a network trained without them gives their label"
+        False, description="clear clusters whose label a network trained without them predicts"
     )
     acquittal: float = Field(
-        1.0, gt=0, description="own label over the next one above which a cluster is acquitted"
+        1.0, gt=0, description="ratio of rows predicted as their label that clears a cluster"
     )
 
 
 @final
 class ActivationClustering(SetScorer):
-    """Activation clustering (Chen et al., "Detecting Backdoor Attacks on Deep Neural Networks by
-    Activation Clustering", SafeAI at AAAI 2019).
+    """Activation clustering: a poisoned class splits into a large and a small cluster (Chen et al.,
+    "Detecting Backdoor Attacks on Deep Neural Networks by Activation Clustering", SafeAI at AAAI
+    2019).
 
-    In words: in each class reduce the penultimate activations to ten independent components, divide
-    them by 2-means, and call the class poisoned where the division is real (a silhouette above 0.1)
-    and lopsided (the smaller part below 35 %): that part is the poison. With ``reclassification``
-    (the paper's exclusionary reclassification) a network trained without these parts classifies
-    them, and acquits a part of which more rows get their own label than any other one.
+    In words: reduce the penultimate activations of each class to ten independent components and
+    cluster them by 2-means. A class is poisoned if the clusters are separate (a silhouette above
+    0.1) and the smaller one holds less than 35 % of the rows: that cluster is the poison. With
+    ``reclassification`` (the paper's exclusionary reclassification) a network trained without these
+    clusters classifies them, and clears a cluster if more of its rows get their own label than any
+    other one.
 
     Needs three rows in a class to be defined. Ten rows have at most nine components, in which any
-    two parts look divided.
+    two clusters look separate.
     A row's score is ours, since the paper only flags: how much nearer it is to the centre of the
-    smaller cluster than to the larger one's, as a share of both, times its class's silhouette.
-    The set's statistic: the highest silhouette of a lopsided class.
+    smaller cluster than to that of the larger one, relative to the sum of both distances, times its
+    class's silhouette. The set's statistic is the highest silhouette of a class with a small
+    cluster.
 
-    The paper names three analyses (size, silhouette, reclassification) without one setting for all;
-    the thresholds, their rounding and the stopping rule of ICA are those of the authors' own
-    implementation, the Adversarial Robustness Toolbox (``ClusteringAnalyzer``), whose default is
-    PCA and the smaller cluster of every class. trojanzoo's silhouette analysis has the same
-    thresholds; BackdoorBench and backdoor-toolbox go by size alone (``analysis="size"``; the
+    The paper names three analyses (size, silhouette, reclassification) without one setting for all.
+    The thresholds, their rounding and the stopping rule of ICA are those of the authors' own
+    implementation, the Adversarial Robustness Toolbox (``ClusteringAnalyzer``), which by default
+    uses PCA and flags the smaller cluster of every class. trojanzoo's silhouette analysis has the
+    same thresholds; BackdoorBench and backdoor-toolbox use the size alone (``analysis="size"``; the
     latter with PCA).
 
-    Deviations: the silhouette of more than 20,000 rows is that of 20,000 of them; with
-    ``analysis="size"`` the statistic is still the silhouette, and the alarm is that a part is
-    flagged.
+    Deviations: the silhouette of more than 20,000 rows is that of 20,000 of them. With
+    ``analysis="size"`` the statistic is still the silhouette, and any flagged cluster is an alarm.
     """
 
     name = "activation-clustering"
     names_class = True
     Options = ActivationClusteringOptions
-    needs = "3 rows in every class; means something from about 50 on"
+    options: ActivationClusteringOptions
+    needs = "3 rows in every class, about 50 for a meaningful result"
 
-    def __init__(self, options: ActivationClusteringOptions) -> None:
-        self.options: ActivationClusteringOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         return rows_needed(view, 3)
 
     def caution(self, view: DefenderView) -> str | None:
-        found, wanted = smallest_class(view), 5 * self.options.components
-        if found >= wanted:
+        found, components = smallest_class(view), self.options.components
+        if found >= 5 * components:
             return None
         return (
-            f"{found} rows in a class for {self.options.components} components: they divide anyhow"
+            f"{found} rows in a class for {components} components: any two clusters look separate"
         )
 
     def score_set(self, view: DefenderView) -> SetScores:
         options = self.options
         features = view.features(view.distilled.batch.images).double()
         rows = torch.zeros(len(features), dtype=torch.float64, device=features.device)
-        lopsided: dict[int, float] = {}
-        accused: dict[int, Tensor] = {}
+        silhouettes: dict[int, float] = {}
+        suspected: dict[int, Tensor] = {}
         for label, members in classes_of(view.labels):
             state = view.seed(self.name, label)
             own = features[members].cpu().numpy()
             reduced = reduce(own, options.reduction, options.components, state)
             smaller, nearness, silhouette = divide(reduced, state)
             rows[members] = silhouette * torch.from_numpy(nearness).to(rows.device)
-            if is_lopsided(smaller, options.size):
-                lopsided[label] = round(silhouette, 4)  # as the toolbox compares it
-                if options.analysis == "size" or is_divided(silhouette, options.silhouette):
-                    accused[label] = members[torch.from_numpy(smaller).to(rows.device)]
-        if options.reclassification and accused:
-            accused = reclassified(view, accused, options.acquittal, self.name)
+            if is_small(smaller, options.size):
+                silhouettes[label] = round(silhouette, _SILHOUETTE_DIGITS)
+                if options.analysis == "size" or is_separate(silhouette, options.silhouette):
+                    suspected[label] = members[torch.from_numpy(smaller).to(rows.device)]
+        if options.reclassification and suspected:
+            suspected = not_cleared(view, suspected, options.acquittal, self.name)
         flagged = torch.zeros_like(rows, dtype=torch.bool)
-        for some in accused.values():
+        for some in suspected.values():
             flagged[some] = True
-        divided = torch.tensor([lopsided.get(label, -1.0) for label in range(view.classes)])
+        by_class = torch.tensor([silhouettes.get(label, -1.0) for label in range(view.classes)])
         return SetScores(
             rows=rows,
             flagged=flagged,
-            statistic=float(divided.max()),
-            alarm=bool(accused),
-            suspect=single_largest(divided),
+            statistic=float(by_class.max()),
+            alarm=bool(suspected),
+            suspect=single_largest(by_class),
         )
 
 
-def is_lopsided(smaller: npt.NDArray[np.bool_], size: float) -> bool:
-    """Whether the share of the ``smaller`` cluster (n,), rounded, is below ``size``; no cluster
-    is none."""
+def is_small(smaller: npt.NDArray[np.bool_], size: float) -> bool:
+    """Whether the ``smaller`` cluster (n,) has rows, but less than a share ``size``, rounded."""
     return bool(smaller.any()) and round(float(smaller.mean()), _SIZE_DIGITS) < size
 
 
-def is_divided(silhouette: float, threshold: float) -> bool:
-    """Whether the rounded ``silhouette`` is above ``threshold``."""
+def is_separate(silhouette: float, threshold: float) -> bool:
+    """Whether the rounded ``silhouette`` of two clusters is above ``threshold``."""
     return round(silhouette, _SILHOUETTE_DIGITS) > threshold
 
 
-def reclassified(
-    view: DefenderView, accused: Mapping[int, Tensor], acquittal: float, name: str
+def not_cleared(
+    view: DefenderView, suspected: Mapping[int, Tensor], acquittal: float, name: str
 ) -> dict[int, Tensor]:
-    """Which of the ``accused`` parts (rows by class) stay so after exclusionary reclassification.
+    """The ``suspected`` clusters (rows by class) that exclusionary reclassification does not clear.
 
-    A network trained on the other rows classifies each part: of its rows, those that get the own
-    label over those that get the most frequent other one is its score; a part above ``acquittal``
-    is acquitted.
+    A network trained on all other rows classifies each cluster. The cluster is cleared if the rows
+    that get their own label are more than ``acquittal`` times those that get the most frequent
+    other one.
     """
     batch = view.distilled.batch
     kept = torch.ones(len(batch), dtype=torch.bool, device=view.labels.device)
-    for rows in accused.values():
+    for rows in suspected.values():
         kept[rows] = False
     network = view.network(view.seed(name, "reclassification"))
     others = batch.rows(torch.nonzero(kept)[:, 0])
     generator = view.generator(name, "reclassification", "training")
     network = fit(network, others, view.distilled.recipe.by_epochs(), generator)
-    still = {}
-    for label, rows in accused.items():
+    remaining = {}
+    for label, rows in suspected.items():
         found = predict(network, batch.images[rows])
         counts = torch.bincount(found, minlength=view.classes)
         own, counts[label] = int(counts[label]), 0
         if own <= acquittal * int(counts.max()):
-            still[label] = rows
-    return still
+            remaining[label] = rows
+    return remaining
 
 
 def reduce(features: Array, reduction: Reduction, components: int, state: int) -> Array:
-    """``features`` (n, F) in at most ``components`` dimensions, as many as n rows allow."""
+    """``features`` (n, F) in ``components`` dimensions, or as many as the n rows allow."""
     count = min(components, len(features) - 1, features.shape[1], _rank(features))
     if count < 1:
         return np.zeros((len(features), 1))
     if reduction == "pca":
         return np.asarray(PCA(count, svd_solver="full").fit_transform(features))
     with warnings.catch_warnings():
-        # Two Gaussian components have no independent axes to converge to: any rotation will do.
+        # Two Gaussian components have no unique independent axes; any rotation is valid.
         warnings.simplefilter("ignore", ConvergenceWarning)
         solver = "eigh" if len(features) > features.shape[1] else "svd"
         ica = FastICA(
@@ -193,7 +192,7 @@ def reduce(features: Array, reduction: Reduction, components: int, state: int) -
 
 
 def _rank(features: Array) -> int:
-    """How many directions ``features`` (n, F) vary in."""
+    """The number of directions in which ``features`` (n, F) vary."""
     centred = features - features.mean(axis=0)
     tall = len(centred) > centred.shape[1]
     values = np.linalg.eigvalsh(centred.T @ centred if tall else centred @ centred.T)
@@ -201,8 +200,8 @@ def _rank(features: Array) -> int:
 
 
 def divide(reduced: Array, state: int) -> tuple[npt.NDArray[np.bool_], Array, float]:
-    """Two clusters of ``reduced`` (n, k): who is in the smaller one; how much nearer each row is to
-    its centre, −1 to 1; the silhouette (0 where the rows are all alike)."""
+    """2-means of ``reduced`` (n, k): the rows of the smaller cluster; how much nearer each row is
+    to its centre, −1 to 1; the silhouette (0 if all rows are equal)."""
     if np.ptp(reduced, axis=0).max() == 0:
         return np.zeros(len(reduced), dtype=bool), np.zeros(len(reduced)), 0.0
     clusters = KMeans(2, n_init=10, random_state=state).fit(reduced)

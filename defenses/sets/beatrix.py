@@ -1,4 +1,4 @@
-"""Beatrix: the correlations between channels of a poisoned row are out of its class's range."""
+"""The defense ``beatrix``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..common.by_class import (
     held_out_needed,
     rows_needed,
 )
-from ..common.maps import at_the_last_maps, feature_map
+from ..common.maps import feature_map, split_at_last_maps
 
 _FOLDS = 5
 _PUBLISHED = 30
@@ -33,50 +33,52 @@ _SMALL = 1e-6
 class BeatrixOptions(DefenseOptions):
     """The official code's settings; the thresholds are the paper's."""
 
-    orders: int = Field(8, ge=1, le=16, description="Gram matrices of powers 1 to this one")
-    width: float = Field(10.0, gt=0, description="MADs around the median that are in range")
-    quantile: float = Field(0.95, gt=0, lt=1, description="of clean deviations: a row's threshold")
-    threshold: float = Field(math.exp(2), gt=0, description="anomaly index that raises the alarm")
-    most: int = Field(500, ge=2, description="most rows of a group in the two-sample test")
+    orders: int = Field(8, ge=1, le=16, description="highest power of the Gram matrices, from 1")
+    width: float = Field(10.0, gt=0, description="half width of the range around the median, MADs")
+    quantile: float = Field(
+        0.95, gt=0, lt=1, description="quantile of clean deviations that is a row's threshold"
+    )
+    threshold: float = Field(math.exp(2), gt=0, description="anomaly index that is an alarm")
+    most: int = Field(500, ge=2, description="largest number of rows of a group in the test")
 
 
 @final
 class Beatrix(SetScorer):
-    """Beatrix (Ma, Wang, Sun, Nie, Tian, Wang, Ni, "The 'Beatrix' Resurrections: Robust Backdoor
-    Detection via Gram Matrices", NDSS 2023).
+    """Beatrix: correlations between a poisoned row's channels are outside its class's range (Ma,
+    Wang, Sun, Nie, Tian, Wang, Ni, "The 'Beatrix' Resurrections: Robust Backdoor Detection via Gram
+    Matrices", NDSS 2023).
 
-    In words: of a row's feature maps take Gram matrices of powers 1 to 8. Add up how far their
-    entries lie outside of the range of the clean images of its class (median ± 10 MAD). Rows above
-    the clean images' own 95 % quantile are one group, the others another, and a kernel two-sample
-    statistic between both says how contaminated the class is. A class whose statistic stands out
-    (anomaly index above exp(2)) raises the alarm.
+    In words: compute Gram matrices of powers 1 to 8 of a row's feature maps. Add up how far their
+    entries are outside the range of the clean images of its class (median ± 10 MAD). Rows above the
+    95 % quantile of the clean images are one group, the others another. A kernel two-sample
+    statistic between the two is the contamination of the class, and an outlier among the classes
+    (anomaly index above exp(2)) is an alarm.
 
     Needs five held-out images of every class (the paper has 30), and two rows in a class.
-    A row's score is its deviation above its class's threshold.
+    A row's score is its deviation minus the threshold of its class.
 
-    As in the official code (wanlunsec/Beatrix, ``defenses/Beatrix/Beatrix.py``), the medians of
-    Gram features and of distances are torch's, of an even count the lower of the two middle values
-    (its anomaly index, by numpy, takes their mean); the quantile is the sorted deviations' entry at
-    0.95 times their number, without interpolation; the maps are what enters a ResNet's last stage.
+    As in the official code (wanlunsec/Beatrix, ``defenses/Beatrix/Beatrix.py``): medians of Gram
+    features and of distances are torch's, the lower of the two middle values of an even count (the
+    anomaly index, by numpy, takes their mean); the quantile is the entry of the sorted deviations
+    at 0.95 times their number, without interpolation; the maps are the input of a ResNet's last
+    stage.
 
-    Deviations: the anomaly index is one-sided (the official code's is not); in networks without
-    residual blocks the maps are those of the last convolution, since they have no stages, and a
-    network without maps is taken as one pixel of as many channels as features. Clean images are
-    grouped by their true label (the official code: by the predicted one). At most 500 rows of a
-    group, drawn at random, enter the two-sample test (the official code looks at 500 clean and 500
-    triggered images of a class). Powers are taken in double precision.
+    Deviations: the anomaly index is one-sided (the official code's is not). In networks without
+    residual blocks, which have no stages, the maps are those of the last convolution; a network
+    without maps counts as one pixel with as many channels as features. Clean images are grouped by
+    their true label (official code: the predicted one). The two-sample test uses at most 500 rows
+    of a group, drawn at random (official code: 500 clean and 500 triggered images of a class).
+    Powers are computed in double precision.
     """
 
     name = "beatrix"
     names_class = True
     Options = BeatrixOptions
+    options: BeatrixOptions
     needs = f"{_FOLDS} held-out images of every class ({_PUBLISHED} in the paper), 2 rows in each"
     quick: ClassVar[Mapping[str, Any]] = {"orders": 4}
 
-    def __init__(self, options: BeatrixOptions) -> None:
-        self.options: BeatrixOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         few = held_out_needed(view, _FOLDS) or rows_needed(view, 2)
         return classes_needed(view) or few
 
@@ -84,9 +86,7 @@ class Beatrix(SetScorer):
         fewest = fewest_held_out(view)
         if fewest >= _PUBLISHED:
             return None
-        return (
-            f"{fewest} held-out images of a class, the paper has {_PUBLISHED}: its range is narrow"
-        )
+        return f"{fewest} held-out images of a class, the paper has {_PUBLISHED}: a narrow range"
 
     def score_set(self, view: DefenderView) -> SetScores:
         options = self.options
@@ -98,7 +98,7 @@ class Beatrix(SetScorer):
         for label, members in classes_of(view.labels):
             known = clean[view.holdout.labels == label]
             limit = clean_threshold(known, orders, options.width, options.quantile)
-            found = deviations(maps[members], fit_range(known, orders, options.width), orders)
+            found = deviations(maps[members], gram_range(known, orders, options.width), orders)
             rows[members] = found - limit
             contaminated[label] = self._contamination(view, maps[members], found > limit, label)
         index = anomaly_index(contaminated)
@@ -114,7 +114,7 @@ class Beatrix(SetScorer):
     def _contamination(
         self, view: DefenderView, maps: Tensor, outside: Tensor, label: int
     ) -> float:
-        """The two-sample statistic between a class's rows in range and those outside."""
+        """The two-sample statistic between the rows of a class inside and outside the range."""
         groups = []
         for number, members in enumerate((~outside, outside)):
             own = maps[members].mean(dim=(2, 3)).double()
@@ -126,16 +126,16 @@ class Beatrix(SetScorer):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Range:
-    """The range of a class's Gram features: by order, lowest and highest, each ``(G,)``."""
+class GramRange:
+    """The range of a class's Gram features: for each order the bounds, each ``(G,)``."""
 
     low: Sequence[Tensor]
     high: Sequence[Tensor]
 
 
 def gram(maps: Tensor, order: int) -> Tensor:
-    """Correlations of channels ``(n, C (C + 1) / 2)`` of ``maps`` (n, C, H, W): the upper triangle
-    of the Gram matrix of their ``order``-th powers, its ``order``-th root with the sign kept."""
+    """Correlations of channels ``(n, C (C + 1) / 2)`` of ``maps`` (n, C, H, W): the signed
+    ``order``-th root of the upper triangle of the Gram matrix of their ``order``-th powers."""
     powers = maps.double().flatten(2) ** order
     products = powers @ powers.transpose(1, 2)
     rows, columns = torch.triu_indices(maps.shape[1], maps.shape[1], device=maps.device)
@@ -143,8 +143,8 @@ def gram(maps: Tensor, order: int) -> Tensor:
     return upper.sign() * upper.abs() ** (1 / order)
 
 
-def fit_range(clean: Tensor, orders: Sequence[int], width: float) -> Range:
-    """The medians of the Gram features of ``clean`` (m, C, H, W), ``width`` MADs to either side."""
+def gram_range(clean: Tensor, orders: Sequence[int], width: float) -> GramRange:
+    """The Gram features of ``clean`` (m, C, H, W): their median, plus and minus ``width`` MADs."""
     low, high = [], []
     for order in orders:
         found = gram(clean, order)
@@ -152,14 +152,14 @@ def fit_range(clean: Tensor, orders: Sequence[int], width: float) -> Range:
         spread = width * (found - median).abs().median(dim=0).values
         low.append(median - spread)
         high.append(median + spread)
-    return Range(low, high)
+    return GramRange(low, high)
 
 
-def deviations(maps: Tensor, usual: Range, orders: Sequence[int]) -> Tensor:
-    """How far ``maps`` (n, C, H, W) lie out of the ``usual`` range, relative to its ends: ``(n,)``,
-    the sum over Gram features over C² / 2, and the mean over orders."""
+def deviations(maps: Tensor, clean: GramRange, orders: Sequence[int]) -> Tensor:
+    """How far ``maps`` (n, C, H, W) are outside the ``clean`` range, relative to its bounds:
+    ``(n,)``, summed over Gram features, divided by C² / 2, and averaged over orders."""
     total = torch.zeros(len(maps), dtype=torch.float64, device=maps.device)
-    for order, low, high in zip(orders, usual.low, usual.high, strict=True):
+    for order, low, high in zip(orders, clean.low, clean.high, strict=True):
         for first in range(0, len(maps), 1024):
             some = gram(maps[first : first + 1024], order)
             below = (low - some).clamp(min=0) / (low + _SMALL).abs()
@@ -169,26 +169,26 @@ def deviations(maps: Tensor, usual: Range, orders: Sequence[int]) -> Tensor:
 
 
 def clean_threshold(clean: Tensor, orders: Sequence[int], width: float, quantile: float) -> float:
-    """The ``quantile`` of clean images' deviations from the range of the others, five-fold.
+    """The ``quantile`` of clean images' deviations, by five-fold cross-validation.
 
-    The folds are a fifth of the images each, rounded down; what is left over is in none of them.
+    A fold is a fifth of the images, rounded down; the remaining images are in none.
     """
     size = len(clean) // _FOLDS
     found = []
     for first in range(0, _FOLDS * size, size):
         others = torch.cat([clean[:first], clean[first + size :]])
-        usual = fit_range(others, orders, width)
-        found.append(deviations(clean[first : first + size], usual, orders))
+        known = gram_range(others, orders, width)
+        found.append(deviations(clean[first : first + size], known, orders))
     ordered = torch.cat(found).sort().values
     return float(ordered[int(len(ordered) * quantile)])
 
 
 def two_sample(first: Tensor, second: Tensor) -> float:
-    """Kernel two-sample statistic of (n, F) and (m, F): the squared mean discrepancy under two
-    Gaussian kernels around the median distance, times n m / (n + m)."""
+    """Kernel two-sample statistic of (n, F) and (m, F): the squared maximum mean discrepancy under
+    two Gaussian kernels around the median distance, times n m / (n + m)."""
     both = torch.cat([first, second])
     distances = torch.cdist(both, both).square()
-    # The median over all pairs, each twice and each row with itself: the lower of two.
+    # Over all entries, with both orders of a pair and the zero diagonal; the lower of two.
     bandwidth = distances.median().clamp(min=1e-12)
     kernel = sum((-distances / (bandwidth * scale)).exp() for scale in (0.5, 1.0))
     assert isinstance(kernel, Tensor)
@@ -198,20 +198,14 @@ def two_sample(first: Tensor, second: Tensor) -> float:
 
 
 def maps_before_last_stage(network: nn.Module, images: Tensor) -> Tensor:
-    """The maps ``(N, C, H, W)`` that enter a residual network's last stage, which begins at the
+    """The maps ``(N, C, H, W)`` that a residual network's last stage takes, which begins at the
     last block with a stride; the last maps of other networks."""
-    halves = at_the_last_maps(network)
-    layers = [] if halves is None else list(halves.maps)
+    split = split_at_last_maps(network)
+    layers = [] if split is None else list(split.maps)
     strided = [number for number, layer in enumerate(layers) if _strides(layer)]
     if not strided or not strided[-1] or not isinstance(network, Network):
         return feature_map(network, images)
-    normalise, before = network.normalise, nn.Sequential(*layers[: strided[-1]])
-
-    def answer(some: Tensor) -> Tensor:
-        found: Tensor = before(normalise(some))
-        return found
-
-    return in_pieces(answer, images)
+    return in_pieces(nn.Sequential(network.normalise, *layers[: strided[-1]]), images)
 
 
 def _strides(layer: nn.Module) -> bool:

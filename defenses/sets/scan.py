@@ -1,9 +1,8 @@
-"""SCAn: is a class one group of rows, or two?"""
+"""The defense ``scan``."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal, final
 
 import numpy as np
@@ -31,63 +30,59 @@ Ratio = Literal["paper", "code"]
 class ScanOptions(DefenseOptions):
     """The paper's threshold and likelihood ratio."""
 
-    ratio: Ratio = Field(
-        "paper", description="likelihood ratio: the paper's, or as the published code computes it"
-    )
-    threshold: float = Field(math.exp(2), gt=0, description="anomaly index that raises the alarm")
+    ratio: Ratio = Field("paper", description="likelihood ratio: that of the paper or of the code")
+    threshold: float = Field(math.exp(2), gt=0, description="anomaly index that is an alarm")
     dimensions: int = Field(
-        64, ge=1, description="most dimensions; two held-out images for each are wanted"
+        64, ge=1, description="largest number of dimensions; each needs two held-out images"
     )
 
 
 @final
 class Scan(SetScorer):
-    """SCAn (Tang, Wang, Tang, Zhang, "Demon in the Variant: Statistical Analysis of DNNs for Robust
-    Backdoor Contamination Detection", USENIX Security 2021).
+    """SCAn: a test for each class, whether two groups of rows explain it better than one (Tang,
+    Wang, Tang, Zhang, "Demon in the Variant: Statistical Analysis of DNNs for Robust Backdoor
+    Contamination Detection", USENIX Security 2021).
 
     In words: an activation is its class's identity plus a variation that all classes share; learn
-    the covariances of both by expectation maximisation on clean images. Divide each class of the
-    set into two groups under that variation, and test by a likelihood ratio whether two groups
-    explain the class better than one; a class whose ratio stands out (anomaly index above exp(2))
-    is contaminated, and of its groups the one with fewer clean images is the poison.
+    the covariances of both by expectation maximisation on clean images. Split each class of the set
+    into two groups under that variation, and test by a likelihood ratio whether two groups explain
+    the class better than one. A class with an outlying ratio (anomaly index above exp(2)) is
+    contaminated, and its group with fewer clean images is the poison.
 
     Needs clean held-out images of every class (two for each dimension of the covariance), and three
     rows in a class.
     A row's score is ours: the difference of its squared distances, under the variation, to the
-    means of the clean and of the other group. The set's statistic: the highest anomaly index.
+    means of the clean and of the other group. The set's statistic is the highest anomaly index.
 
     The published code (TDteach/Demon-in-the-Variant, ``pysrc/SCAn.py``, ``calc_test``; the same in
     Matlab, BackdoorBench and backdoor-toolbox) computes another ratio than the paper's. With one
     group, a class's identity is ``Su (n Su + Se)⁻¹ Σx``, as in its own ``build_global_model``; in
     the test the factor ``Su Se⁻¹`` is missing, which leaves ``Se (n Su + Se)⁻¹ Σx``: nearly 0.
-    Its ratio then measures how far a class lies from the mean of all classes rather than how much
-    better two groups explain it. The default is the paper's, ``ratio="code"`` the other.
+    Its ratio then measures how far a class is from the mean of all classes rather than how much
+    better two groups explain it. The default is the paper's; ``ratio="code"`` is the other.
 
     Deviations: activations are reduced by PCA to half as many dimensions as there are held-out
-    images beyond one a class, since fewer could not estimate the covariances, and to 64 at most, as
-    many as the published code's networks have; the division is scikit-learn's 2-means on whitened
-    activations, which is the official code's iteration with ten starts in place of one; the set's
-    rows alone are divided (BackdoorBench adds the clean images); the anomaly index is one-sided
-    (the official code's is not). The Matlab code subtracts a class's first coordinate from all
-    coordinates where it takes the variation; here it is the Python code's.
+    images beyond one a class, since fewer images could not estimate the covariances, and to 64 at
+    most, as many as the published code's networks have. The split is scikit-learn's 2-means on
+    whitened activations, which is the official code's iteration with ten starts instead of one.
+    Only the set's rows are split (BackdoorBench adds the clean images). The anomaly index is
+    one-sided (the official code's is not). The variation is the Python code's; the Matlab code
+    subtracts a class's first coordinate from all coordinates.
     """
 
     name = "scan"
     names_class = True
     Options = ScanOptions
+    options: ScanOptions
     needs = "held-out images of every class (about 20 each), 3 rows in every class"
+    in_reference_code = True
 
-    def __init__(self, options: ScanOptions) -> None:
-        self.options: ScanOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         return classes_needed(view) or held_out_needed(view, 2) or rows_needed(view, 3)
 
     def caution(self, view: DefenderView) -> str | None:
         found = smallest_class(view)
-        return (
-            None if found >= 50 else f"{found} rows in a class: too few to tell two groups from one"
-        )
+        return None if found >= 50 else f"{found} rows in a class: too few to test for two groups"
 
     def score_set(self, view: DefenderView) -> SetScores:
         clean, features = self._reduced(view)
@@ -101,39 +96,40 @@ class Scan(SetScorer):
         for label, members in classes_of(view.labels):
             state = view.seed(self.name, label)
             own, known = centred[members], (clean - mean)[view.holdout.labels == label]
-            division = divide(own @ whitening, known @ whitening, state)
-            rows[members], second[members] = division.scores, division.second
-            found = likelihood_ratio(own, division.second, between, within, self.options.ratio)
-            ratios[label] = found
+            rows[members], second[members] = two_groups(own @ whitening, known @ whitening, state)
+            ratio = likelihood_ratio(own, second[members], between, within, self.options.ratio)
+            ratios[label] = ratio
         index = anomaly_index(ratios)
         contaminated = index > self.options.threshold
-        alarm = bool(contaminated.any())
         return SetScores(
             rows=rows,
             flagged=second & contaminated.to(second.device)[view.labels],
             statistic=float(index.max()),
-            alarm=alarm,
+            alarm=bool(contaminated.any()),
             suspect=single_largest(index),
         )
 
     def _reduced(self, view: DefenderView) -> tuple[Tensor, Tensor]:
-        """The held-out images' and the set's activations, in as many dimensions as can be had."""
+        """The activations of the held-out images and of the set, in reduced dimensions."""
         clean = view.features(view.holdout.images).double()
         features = view.features(view.distilled.batch.images).double()
-        wanted = (len(clean) - view.classes) // 2
-        count = max(1, min(self.options.dimensions, wanted, features.shape[1], len(features)))
+        most = (len(clean) - view.classes) // 2
+        count = max(1, min(self.options.dimensions, most, features.shape[1], len(features)))
         state = view.seed(self.name, "projection")
         projection = PCA(count, random_state=state).fit(features.cpu().numpy())
-        reduced = (projection.transform(each.cpu().numpy()) for each in (clean, features))
-        first, then = (torch.from_numpy(each).to(features.device) for each in reduced)
-        return first, then
+
+        def reduced(activations: Tensor) -> Tensor:
+            found = projection.transform(activations.cpu().numpy())
+            return torch.from_numpy(found).to(features.device)
+
+        return reduced(clean), reduced(features)
 
 
 def decompose(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Covariances (F, F) of classes' identities and of the variation within them.
+    """Covariances (F, F) of the classes' identities and of the variation within classes.
 
     features: centred, ``(n, F)``. Expectation maximisation as in the official code: the identity of
-    a class is its posterior mean, whose own uncertainty is left out.
+    a class is its posterior mean; its posterior variance is ignored.
     """
     counts = torch.bincount(labels, minlength=classes)
     sums = features.new_zeros(classes, features.shape[1]).index_add_(0, labels, features)
@@ -159,7 +155,7 @@ def _covariances(features: Tensor, identities: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _inverse_root(covariance: Tensor) -> Tensor:
-    """``covariance^(−1/2)`` without its null directions: whitens row vectors from the right."""
+    """``covariance^(−1/2)`` without null directions: ``rows @ result`` are whitened."""
     values, vectors = torch.linalg.eigh(covariance)
     kept = values > 1e-10 * values.max()
     scale = torch.where(kept, values.clamp(min=1e-300).rsqrt(), 0.0)
@@ -167,34 +163,26 @@ def _inverse_root(covariance: Tensor) -> Tensor:
     return root
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Division:
-    """A class in two groups. second: who is not in the clean one, ``bool (n,)``; scores: (n,)."""
-
-    second: Tensor
-    scores: Tensor
-
-
-def divide(whitened: Tensor, clean: Tensor, state: int) -> Division:
-    """2-means of ``whitened`` (n, F); the group nearer to most ``clean`` rows (m, F) is clean."""
+def two_groups(whitened: Tensor, clean: Tensor, state: int) -> tuple[Tensor, Tensor]:
+    """2-means of ``whitened`` (n, F); the group nearer to most ``clean`` rows (m, F) is the clean
+    one. Returns scores ``(n,)`` and whether a row is in the other group, ``bool (n,)``."""
     points = whitened.cpu().numpy()
     if len(np.unique(points, axis=0)) < 2:
-        none = torch.zeros(len(points), dtype=torch.float64, device=whitened.device)
-        return Division(second=none.bool(), scores=none)
+        zeros = torch.zeros(len(points), dtype=torch.float64, device=whitened.device)
+        return zeros, zeros.bool()
     means = KMeans(2, n_init=10, random_state=state).fit(points).cluster_centers_
     centres = torch.from_numpy(means).to(whitened.device)
-    ours, theirs = (torch.cdist(each, centres).square() for each in (whitened, clean))
-    second = int((theirs[:, 0] < theirs[:, 1]).double().mean() >= 0.5)
-    scores = ours[:, 1 - second] - ours[:, second]
-    return Division(second=scores > 0, scores=scores)
+    distances, of_clean = (torch.cdist(each, centres).square() for each in (whitened, clean))
+    second = int((of_clean[:, 0] < of_clean[:, 1]).double().mean() >= 0.5)
+    scores = distances[:, 1 - second] - distances[:, second]
+    return scores, scores > 0
 
 
 def likelihood_ratio(
     features: Tensor, second: Tensor, between: Tensor, within: Tensor, ratio: Ratio = "paper"
 ) -> float:
-    """How much better two means explain ``features`` (n, F) than one: mean difference of squared
-    Mahalanobis distances under ``within``; 0 where all are in one group.
+    """How much better two means explain ``features`` (n, F) than one: the mean difference of
+    squared Mahalanobis distances under ``within``; 0 if all are in one group.
 
     ratio: the one mean is ``Su (n Su + Se)⁻¹ Σx`` (paper) or ``Se (n Su + Se)⁻¹ Σx`` (code), Su
     the covariance ``between`` identities and Se the one ``within`` classes.

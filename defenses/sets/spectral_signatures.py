@@ -1,4 +1,4 @@
-"""Spectral signatures: poisoned rows stand out along their class's strongest direction."""
+"""The defense ``spectral-signatures``."""
 
 from __future__ import annotations
 
@@ -17,56 +17,53 @@ Formula = Literal["paper", "code"]
 
 @final
 class SpectralSignaturesOptions(DefenseOptions):
-    """The paper's: an upper bound on the poisoned share, of which half as much more is removed."""
+    """The paper's: 1.5 times an upper bound on the poisoned share is removed."""
 
-    formula: Formula = Field(
-        "paper", description="scores: the paper's, or as the published code computes them"
-    )
+    formula: Formula = Field("paper", description="scores: those of the paper or of the code")
     poisoned_share: float = Field(
         0.1, gt=0, lt=0.5, description="upper bound on a class's poisoned share"
     )
-    margin: float = Field(1.5, ge=1, description="removed share over that bound")
+    margin: float = Field(1.5, ge=1, description="removed share / that bound")
 
 
 @final
 class SpectralSignatures(SetScorer):
-    """Spectral signatures (Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS
-    2018).
+    """Spectral signatures: poisoned rows are outliers along their class's top direction (Tran, Li,
+    Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018).
 
-    In words: in each class centre the penultimate activations, take their top right singular
-    vector, score a row by the square of its activation along it, and remove the highest scores,
+    In words: centre the penultimate activations of each class and compute their top right singular
+    vector. A row's score is the square of its activation along it; the highest scores are removed,
     1.5 times the share that may be poisoned (15 % by default).
 
-    Needs two rows in a class to be defined, and more rows than poisoned ones by far to mean
-    anything. The removal of a fixed share is no alarm: ``alarm`` is ``None``.
+    Needs two rows in a class to be defined, and far more clean rows than poisoned ones for a
+    meaningful result. The removal of a fixed share is no alarm: ``alarm`` is ``None``.
 
     The published code (MadryLab/backdoor_data_poisoning, ``compute_corr.py``; the same in
     BackdoorBench) differs from the paper: it projects uncentred activations on that vector, takes
-    absolute values, and removes what lies above their 85th percentile. The default is the paper's
-    formula, ``formula="code"`` the other. The share of 15 % is that percentile.
+    absolute values, and removes rows above their 85th percentile. The default is the paper's
+    formula; ``formula="code"`` is the other. The share of 15 % is that percentile.
 
-    Deviations: the official code is given the target class, here every class loses the share; the
-    set's statistic is ours, since the paper has none: the variance along a class's top direction,
-    as an anomaly index over classes; ``suspect`` is the class that it points at. Two classes have
-    no such index: the rows are scored all the same, the statistic is 0 and no class is suspect.
+    Deviations: the official code is given the target class, here the share is removed from every
+    class. The set's statistic is ours, since the paper has none: the variance along a class's top
+    direction, as an anomaly index over classes; ``suspect`` is the class with the highest. Two
+    classes have no such index: the rows are scored, the statistic is 0 and ``suspect`` is ``None``.
     """
 
     name = "spectral-signatures"
     names_class = True
     Options = SpectralSignaturesOptions
-    needs = "2 rows in every class; means something from about 50 on"
+    options: SpectralSignaturesOptions
+    needs = "2 rows in every class, about 50 for a meaningful result"
+    in_reference_code = True
 
-    def __init__(self, options: SpectralSignaturesOptions) -> None:
-        self.options: SpectralSignaturesOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         return rows_needed(view, 2)
 
     def caution(self, view: DefenderView) -> str | None:
         if view.classes < LEAST_CLASSES:
             return "two classes: the set's statistic is always 0"
         found = smallest_class(view)
-        return None if found >= 50 else f"{found} rows in a class: any of them may be its direction"
+        return None if found >= 50 else f"{found} rows in a class: any one may be its top direction"
 
     def score_set(self, view: DefenderView) -> SetScores:
         options = self.options
@@ -98,7 +95,7 @@ def signature(features: Tensor, formula: Formula = "paper") -> tuple[Tensor, flo
     formula: squares of the centred projections (paper), or absolute uncentred projections (code).
     """
     centred = features - features.mean(dim=0)
-    if len(centred) > centred.shape[1]:  # the covariance is the smaller matrix, and as exact here
+    if len(centred) > centred.shape[1]:  # the covariance is the smaller matrix, and as accurate
         top = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
     else:
         top = torch.linalg.svd(centred, full_matrices=False).Vh[0]
@@ -108,8 +105,8 @@ def signature(features: Tensor, formula: Formula = "paper") -> tuple[Tensor, flo
 
 
 def removed(rows: int, share: float, formula: Formula = "paper") -> int:
-    """How many of a class's ``rows`` are removed: their ``share`` (paper), or those above the
-    percentile that lets this share through, as numpy interpolates it (code)."""
+    """How many of a class's ``rows`` are removed: this ``share`` of them (paper), or those above
+    the percentile 1 − ``share`` as numpy interpolates it (code)."""
     if formula == "paper":
         return round(share * rows)
     return rows - 1 - math.floor((1 - share) * (rows - 1) + 1e-9)

@@ -1,4 +1,4 @@
-"""SPECTRE: spectral filtering of a class after whitening it by its clean rows' covariance."""
+"""The defense ``spectre``."""
 
 from __future__ import annotations
 
@@ -18,64 +18,63 @@ from ..common.by_class import LEAST_CLASSES, anomaly_index, classes_of, rows_nee
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-# A class of few rows has no covariance of many dimensions.
-_ROWS_PER_DIMENSION = 5
+_ROWS_PER_DIMENSION = 5  # for an estimate of the covariance
 _LEAST_ROWS = 10
-# The robust covariance's constants in the official code: C and tau of its filter, by how much a
-# score passes a threshold, and how many suspected rows may be left out, in poisoned shares.
+# Constants of the robust covariance in the official code: C and tau of the filter, the shift of its
+# thresholds, and how many rows it may leave out, relative to the poisoned ones.
 _C, _TAU, _SHIFT, _LEFT_OUT = 10.0, 0.1, 3.0, 2.0
 
 
 @final
 class SpectreOptions(DefenseOptions):
-    """The official code's: alpha 4, up to 100 dimensions of which ten numbers are tried."""
+    """The official code's: alpha 4, ten numbers of dimensions up to 100."""
 
     poisoned_share: float = Field(
         0.1, gt=0, le=0.25, description="upper bound on a class's poisoned share"
     )
-    margin: float = Field(1.5, ge=1, description="removed share over that bound")
+    margin: float = Field(1.5, ge=1, description="removed share / that bound")
     alpha: float = Field(
-        4.0, ge=0, description="sharpness of the QUE score: 0 norm, ∞ top direction"
+        4.0, ge=0, description="sharpness of the QUE score: 0 is the norm, ∞ the top direction"
     )
-    dimensions: int = Field(100, ge=1, description="most dimensions")
+    dimensions: int = Field(100, ge=1, description="largest number of dimensions")
     tried: int = Field(10, ge=1, description="how many numbers of dimensions are tried")
 
 
 @final
 class Spectre(SetScorer):
-    """SPECTRE (Hayase, Kong, Somani, Oh, "SPECTRE: Defending Against Backdoor Attacks Using Robust
-    Covariance Estimation", ICML 2021; SewoongLab/spectre-defense, in Julia).
+    """SPECTRE: spectral filtering of a class after whitening it by its clean rows' covariance
+    (Hayase, Kong, Somani, Oh, "SPECTRE: Defending Against Backdoor Attacks Using Robust Covariance
+    Estimation", ICML 2021; SewoongLab/spectre-defense, in Julia).
 
-    In words: in each class project the penultimate activations on their k top directions. Estimate
-    their covariance robustly: as long as squares of the whitened rows vary too much in one
-    direction, leave out the rows that stand out in it, at most twice as many as may be poisoned.
-    Whiten by that covariance and score rows by QUE (quantum entropy), between the squared norm and
-    the top direction. Of several k take the one whose removal leaves the rest of the class looking
-    most contaminated to what is left; remove 1.5 times the share that may be poisoned, in the
-    class that looks most contaminated of all.
+    In words: project the penultimate activations of each class on their top k directions. Estimate
+    their covariance robustly: while squares of the whitened rows vary too much in one direction,
+    leave out the outliers along it, at most twice as many rows as may be poisoned. Whiten by that
+    covariance and score rows by QUE (quantum entropy), which is between the squared norm and the
+    top direction. Of several k use the one with the highest contamination: that of the class, after
+    whitening by the rows left after the removal. Remove 1.5 times the share that may be poisoned
+    from the class with the highest contamination.
 
     Needs ten rows in a class to be defined, five for each dimension that it uses. The paper assumes
     that there is an attack: ``alarm`` is ``None``. A class's contamination is the official code's
-    criterion for k, ``tr(Σ Q)``. The set's statistic is ours: the classes' contaminations as an
-    anomaly index over classes. Two classes have no such index: the rows are scored all the same,
-    and the statistic is 0.
+    criterion for k, ``tr(Σ Q)``. The set's statistic is ours: the contaminations as an anomaly
+    index over classes. Two classes have no such index: the rows are scored, and the statistic is 0.
 
-    Deviations: k ends at a fifth of the class's rows, where the official code stops at fewer than
-    100 rows; directions without variance are left out, and a whitening is bounded below at a
-    millionth of the largest variance; the official code is given the target class and the number
-    of poisoned rows, here the class is the most contaminated one and the share is an option.
+    Deviations: k is at most a fifth of the class's rows (the official code stops with an error
+    below 100 rows). Directions without variance are left out, and variances are at least a
+    millionth of the largest one when whitening. The official code is given the target class and
+    the number of poisoned rows; here the class is the most contaminated one and the share is an
+    option.
     """
 
     name = "spectre"
     names_class = True
     Options = SpectreOptions
-    needs = f"{_LEAST_ROWS} rows in every class; means something from about 50 on"
+    options: SpectreOptions
+    needs = f"{_LEAST_ROWS} rows in every class, about 50 for a meaningful result"
+    in_reference_code = True
     quick: ClassVar[Mapping[str, Any]] = {"dimensions": 25, "tried": 4}
 
-    def __init__(self, options: SpectreOptions) -> None:
-        self.options: SpectreOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         return rows_needed(view, _LEAST_ROWS)
 
     def caution(self, view: DefenderView) -> str | None:
@@ -84,7 +83,7 @@ class Spectre(SetScorer):
         found = smallest_class(view)
         if found >= 10 * _ROWS_PER_DIMENSION:
             return None
-        return f"{found} rows in a class: a covariance of {_most(found, 100)} dimensions at most"
+        return f"{found} rows in a class: a covariance of at most {_most(found, 100)} dimensions"
 
     def score_set(self, view: DefenderView) -> SetScores:
         options = self.options
@@ -121,8 +120,7 @@ def _removed(rows: int, options: SpectreOptions) -> int:
 def best_scores(features: Array, options: SpectreOptions) -> tuple[Array, float]:
     """QUE scores ``(n,)`` of one class at the best number of dimensions, and its contamination."""
     count = len(features)
-    most = _most(count, options.dimensions)
-    projected = principal(features, most)
+    projected = principal(features, _most(count, options.dimensions))
     most = projected.shape[1]
     if most < 1:
         return np.zeros(count), 0.0
@@ -139,13 +137,13 @@ def best_scores(features: Array, options: SpectreOptions) -> tuple[Array, float]
 
 
 def principal(features: Array, most: int) -> Array:
-    """Centred ``features`` (n, F) along their top directions ``(n, k)``: ``most`` of them, or as
-    many as they vary in."""
+    """Centred ``features`` (n, F) along their top directions, ``(n, k)``: ``most`` of them, or as
+    many as have variance."""
     centred = features - features.mean(axis=0)
     if len(centred) > centred.shape[1]:  # the covariance is the smaller matrix
         squares, vectors = np.linalg.eigh(centred.T @ centred)
         values, directions = np.sqrt(np.maximum(squares[::-1], 0)), vectors[:, ::-1].T
-        least = 1e-7  # its small eigenvalues are rounding errors of the large ones
+        least = 1e-7  # smaller eigenvalues are rounding errors
     else:
         _, values, directions = np.linalg.svd(centred, full_matrices=False)
         least = 1e-9
@@ -157,7 +155,7 @@ def principal(features: Array, most: int) -> Array:
 def quantum_scores(projected: Array, poisoned: int, alpha: float) -> Array:
     """QUE scores ``(n,)`` of ``projected`` (n, k) after whitening by their robust covariance.
 
-    One dimension alone needs no whitening: its scores are the squares.
+    One dimension needs no whitening: the scores are the squares.
     """
     if projected.shape[1] == 1:
         return np.square(projected[:, 0])
@@ -166,11 +164,11 @@ def quantum_scores(projected: Array, poisoned: int, alpha: float) -> Array:
 
 
 def robust(points: Array, poisoned: int) -> Mask:
-    """Which rows of centred ``points`` (n, k) a robust covariance is made of, ``bool (n,)``.
+    """The rows of centred ``points`` (n, k) that a robust covariance uses, ``bool (n,)``.
 
-    The filter of Diakonikolas et al. (2017) as in the official code, which ends when the rows that
-    are left agree with a Gaussian, when none stands out, or when twice as many as may be
-    ``poisoned`` are out.
+    The filter of Diakonikolas et al. (2017) as in the official code. It ends when the rows left
+    agree with a Gaussian, when there is no outlier, or when twice the number of ``poisoned`` rows
+    have been left out.
     """
     kept = np.ones(len(points), dtype=bool)
     limit = round(_LEFT_OUT * poisoned)
@@ -184,9 +182,9 @@ def robust(points: Array, poisoned: int) -> Mask:
 
 
 def within(points: Array, share: float, limit: int) -> Mask | None:
-    """One step of the filter: which of ``points`` (n, k) stay; ``None`` where it has ended.
+    """One step of the filter: which of ``points`` (n, k) are kept; ``None`` if it has ended.
 
-    share: the poisoned one, below 1. limit: how many may go.
+    share: the poisoned share, below 1. limit: how many rows may be left out.
     """
     count, size = points.shape
     white = whiten(points, points.T @ points / count)
@@ -212,14 +210,14 @@ def within(points: Array, share: float, limit: int) -> Mask | None:
 
 
 def _tail(beyond: Array, share: float) -> Array:
-    """The official code's bound on the share of clean rows that lie so far out."""
+    """The official code's bound on the share of clean rows this far ``beyond``."""
     near = beyond <= 10 * math.log(1 / share)
     some = np.where(near, math.e, beyond)
     return np.where(near, 1.0, 3 * share / (some * np.log(some)) ** 2)
 
 
 def _lowest(values: Array, count: int) -> Mask:
-    """The ``count`` lowest of ``values`` and those equal to the last of them."""
+    """The ``count`` lowest of ``values``, and those equal to the highest of these."""
     if count <= 0:
         return np.zeros(len(values), dtype=bool)
     chosen: Mask = values <= np.partition(values, count - 1)[count - 1]
@@ -227,9 +225,9 @@ def _lowest(values: Array, count: int) -> Mask:
 
 
 def top_variation(white: Array) -> tuple[float, Array]:
-    """In which direction the squares of ``white`` (n, k) vary most: the largest eigenvalue of
-    ``mean(z zᵀ) − i iᵀ``, z a row's products of entries (k²) and i the identity's, and its
-    eigenvector as a symmetric matrix (k, k) of norm 1."""
+    """The direction in which squares of ``white`` (n, k) vary most: the largest eigenvalue of
+    ``mean(z zᵀ) − i iᵀ``, where z (k²) holds the products of a row's entries and i the entries of
+    the identity, and its eigenvector as a symmetric matrix (k, k) of norm 1."""
     count, size = white.shape
 
     def multiply(flat: Array) -> Array:
@@ -242,7 +240,7 @@ def top_variation(white: Array) -> tuple[float, Array]:
 
     if size == 1:
         return float(multiply(np.ones(1))[0]), np.ones((1, 1))
-    # A start without symmetry of its own: the identity is nearly an eigenvector.
+    # Not the identity as a start: it is nearly an eigenvector.
     start = np.ones(size * size)
     operator = LinearOperator((size * size, size * size), matvec=multiply, dtype=np.float64)
     value, vector = eigsh(operator, 1, which="LM", v0=start, tol=1e-12)
@@ -251,7 +249,7 @@ def top_variation(white: Array) -> tuple[float, Array]:
 
 
 def whiten(points: Array, covariance: Array) -> Array:
-    """``points`` (n, k) with ``covariance`` taken out; null directions stay low."""
+    """``points`` (n, k) whitened by ``covariance``, with a lower bound on the variances."""
     values, vectors = np.linalg.eigh(covariance)
     floor = 1e-6 * max(float(values.max()), 1e-30)
     scaled: Array = points @ vectors / np.sqrt(np.maximum(values, floor))
@@ -260,20 +258,20 @@ def whiten(points: Array, covariance: Array) -> Array:
 
 def que(whitened: Array, alpha: float) -> Array:
     """QUE scores ``(n,)``: ``xᵀ Q x / tr Q``, Q = exp(α (Σ − I) / (‖Σ‖ − 1)), Σ the covariance of
-    ``whitened`` (n, k). Where nothing sticks out (‖Σ‖ ≤ 1) Q is the identity."""
+    ``whitened`` (n, k). If ‖Σ‖ ≤ 1, Q is the identity."""
     _, vectors, weights = _entropy(whitened, alpha)
     scores: Array = ((whitened @ vectors) ** 2) @ weights
     return scores
 
 
 def contaminated_by(whitened: Array, alpha: float) -> float:
-    """How much of its variance ``whitened`` (n, k) has where it has most: ``tr(Σ Q) / tr Q``."""
+    """The variance of ``whitened`` (n, k) weighted towards top directions: ``tr(Σ Q) / tr Q``."""
     values, _, weights = _entropy(whitened, alpha)
     return float(values @ weights)
 
 
 def _entropy(whitened: Array, alpha: float) -> tuple[Array, Array, Array]:
-    """The covariance's eigenvalues and eigenvectors, and those of Q over its trace."""
+    """Eigenvalues and eigenvectors of the covariance, and the eigenvalues of Q / tr Q."""
     covariance = np.cov(whitened.T).reshape(whitened.shape[1], whitened.shape[1])
     values, vectors = np.linalg.eigh(covariance)
     excess = values[-1] - 1

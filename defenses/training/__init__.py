@@ -1,1 +1,1 @@
-"""Defenses that train a model another way."""
+"""Defenses that train a model in another way."""

@@ -1,4 +1,4 @@
-"""DP-SGD: training in which no row can move the network far."""
+"""The defense ``dp-sgd``."""
 
 from __future__ import annotations
 
@@ -19,40 +19,41 @@ from ..base import DefenderView, DefenseOptions, Trainer
 
 @final
 class DpSgdOptions(DefenseOptions):
-    """One of the settings that Hong et al. tried: the largest noise, at the middle clip.
+    """One of the settings of Hong et al.: the largest noise, with a clip of 1.
 
     Their code sweeps clips of 0.1, 1, 2, 4 and 8 and noise multipliers of 0, 0.00001, 0.001 and
     0.1 / clip, at δ 1e-5. The rest is the set's recipe.
     """
 
     clip: float = Field(1.0, gt=0, description="largest L2 norm of a row's gradient")
-    noise: float = Field(0.1, ge=0, description="deviation of the noise / clip")
-    delta: float = Field(1e-5, gt=0, lt=1, description="δ at which ε is reported")
+    noise: float = Field(0.1, ge=0, description="standard deviation of the noise / clip")
+    delta: float = Field(1e-5, gt=0, lt=1, description="δ for which ε is reported")
 
 
 @final
 class DpSgd(Trainer):
-    """DP-SGD as a defense (Abadi et al., "Deep Learning with Differential Privacy", CCS 2016;
-    against backdoors: Hong et al., "On the Effectiveness of Mitigating Data Poisoning Attacks with
-    Gradient Shaping", 2020).
+    """DP-SGD: training in which the influence of each row is bounded (Abadi et al., "Deep Learning
+    with Differential Privacy", CCS 2016; against backdoors: Hong et al., "On the Effectiveness of
+    Mitigating Data Poisoning Attacks with Gradient Shaping", 2020).
 
-    In words: train as the set's recipe says, but clip every row's gradient and add noise to the
-    sum. The clipping, the noise and the accounting are opacus's.
+    In words: train by the set's recipe, but clip every row's gradient and add noise to the sum. The
+    clipping, the noise and the accounting are opacus's.
 
-    Needs the extra ``dp`` (opacus); no batch norm, which mixes rows. ε is reported for the rows of
-    the received set. It says nothing of the images that the set was distilled from: their
-    distillation was not private. At Hong et al.'s noise it is large: they find that the defense
-    needs no meaningful privacy.
+    Needs the extra ``dp`` (opacus), and a network without batch norm, which mixes rows. ε is
+    reported for the rows of the received set. It does not cover the images that the set was
+    distilled from: their distillation was not private. With the noise of Hong et al. ε is large:
+    they find that the defense needs no meaningful privacy.
 
-    Deviations: mini-batches are Poisson samples, as the accounting wants (Hong et al. shuffle);
-    momentum, weight decay and the learning rate's schedule are the recipe's, where they have plain
-    gradient descent. Borgnia et al. (ICASSP 2021) clip the mini-batch's mean gradient to 1 instead
-    and add 0.01: with rows clipped that is a noise of 1.28 for a mini-batch of 128, which is the
-    grid's strongest setting.
+    Deviations: mini-batches are Poisson samples, as the accounting requires (Hong et al. shuffle);
+    momentum, weight decay and the learning rate's schedule are the recipe's (Hong et al. use plain
+    gradient descent). Borgnia et al. (ICASSP 2021) clip the mean gradient of the mini-batch to 1
+    and add noise of 0.01: with rows clipped that is a noise of 1.28 for a mini-batch of 128, the
+    strongest setting of the grid.
     """
 
     name = "dp-sgd"
     Options = DpSgdOptions
+    options: DpSgdOptions
     needs = "the set; a network without batch norm; the extra dp (opacus)"
     grid: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"clip": 4.0, "noise": 0.0},
@@ -62,19 +63,16 @@ class DpSgd(Trainer):
         {"noise": 1.28},
     )
 
-    def __init__(self, options: DpSgdOptions) -> None:
-        self.options: DpSgdOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         if importlib.util.find_spec("opacus") is None:
             return "needs opacus: pip install 'distillsec[dp]'"
         if batch_norm_layers(view.victim):
-            return "batch norm mixes rows: a row has no gradient of its own"
+            return "batch norm mixes rows, so that rows have no gradients of their own"
         return None
 
     def caution(self, view: DefenderView) -> str | None:
         if not self.options.noise:
-            return "without noise nothing is private"
+            return "without noise there is no privacy"
         epsilon = self.figures(view)["epsilon"]
         return (
             f"ε {epsilon:.3g} at δ {self.options.delta:g} for the {len(view.labels)} received "
@@ -82,12 +80,12 @@ class DpSgd(Trainer):
         )
 
     def figures(self, view: DefenderView) -> Mapping[str, float]:
-        """``epsilon``: the privacy budget of the received rows; nothing where there is no noise."""
+        """``epsilon``: the privacy budget of the received rows; empty if there is no noise."""
         if not self.options.noise:
             return {}
         rate, steps = _schedule(view)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # opacus on numpy's and torch's
+            warnings.simplefilter("ignore")  # opacus uses deprecated parts of numpy and torch
             from opacus.accountants import RDPAccountant
 
             accountant = RDPAccountant()
@@ -101,7 +99,7 @@ class DpSgd(Trainer):
 
 
 def _schedule(view: DefenderView) -> tuple[float, int]:
-    """The share of rows in a mini-batch, and how many mini-batches there are."""
+    """The share of rows in a mini-batch, and the number of mini-batches."""
     recipe, count = view.distilled.recipe.by_epochs(), len(view.labels)
     size = min(recipe.batch_size, count)
     return size / count, recipe.epochs * -(-count // size)
@@ -145,7 +143,7 @@ def _train(view: DefenderView, options: DpSgdOptions) -> nn.Module:
 
 
 def _on(view: DefenderView, device: torch.device) -> torch.Generator:
-    """The noise's generator, where the noise is made."""
+    """The generator of the noise, on ``device``."""
     generator = torch.Generator(device)
     generator.manual_seed(view.seed(DpSgd.name, "noise"))
     return generator

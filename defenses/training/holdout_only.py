@@ -1,4 +1,4 @@
-"""The baseline of every defense that holds clean images: train on those and on nothing else."""
+"""The baseline of all defenses with clean images: train on those images alone."""
 
 from __future__ import annotations
 
@@ -9,50 +9,48 @@ from pydantic import Field
 from torch import nn
 
 from ..base import DefenderView, Trainer
-from ..common.held_out import images_needed, images_wanted
-from ..common.tuning import QUICK_TUNING, TuningOptions, tune
+from ..common.held_out import few_images_caution, images_needed
+from ..common.sgd import QUICK_FINE_TUNING, FineTuningOptions, fine_tune
 
 
 @final
-class HoldoutOnlyOptions(TuningOptions):
-    """Rate and augmentation are the set's recipe's: those that its networks are trained with from
-    fresh weights. The rest is as ``fine-tuning`` has it."""
+class HoldoutOnlyOptions(FineTuningOptions):
+    """Learning rate and augmentation are those of the set's recipe, which are made for fresh
+    weights. The other settings are those of ``fine-tuning``."""
 
     lr: float | None = Field(
-        None, gt=0, description="SGD's first learning rate; none: the set's recipe's"
+        None, gt=0, description="SGD's first learning rate; none: that of the set's recipe"
     )
     augment: Literal["crop", "recipe", "none"] = Field(
-        "recipe", description="augmentation; recipe: the set's recipe's"
+        "recipe", description="augmentation; recipe: that of the set's recipe"
     )
 
 
 @final
 class HoldoutOnly(Trainer):
-    """Training on the held-out images alone: no paper's, a baseline.
+    """Training on the held-out images alone. No paper: a baseline.
 
-    In words: leave the received set aside; train a fresh network on the held-out images, for as
-    many steps as ``fine-tuning`` takes, at the rate and with the augmentation of the set's recipe
-    (a rate for fine-tuning is too low for fresh weights).
+    In words: ignore the received set; train a fresh network on the held-out images, for as many
+    steps as ``fine-tuning``, with the learning rate and augmentation of the set's recipe (a
+    learning rate for fine-tuning is too low for fresh weights).
 
-    Needs held-out images. It never sees the received set, so no backdoor either: a defense that
-    uses held-out images and keeps less accuracy than this is worth nothing. The tuned budget has
-    nothing to choose here.
+    Needs held-out images. It does not use the received set, so it has no backdoor: a defense that
+    uses held-out images and keeps less accuracy than this is useless. The tuned budget has nothing
+    to choose here.
     """
 
     name = "holdout-only"
     Options = HoldoutOnlyOptions
+    options: HoldoutOnlyOptions
     needs = "held-out images"
-    quick: ClassVar[Mapping[str, Any]] = QUICK_TUNING
+    quick: ClassVar[Mapping[str, Any]] = QUICK_FINE_TUNING
 
-    def __init__(self, options: HoldoutOnlyOptions) -> None:
-        self.options: HoldoutOnlyOptions = options
-
-    def objection(self, view: DefenderView) -> str | None:
+    def not_applicable_because(self, view: DefenderView) -> str | None:
         return images_needed(view, 2)
 
     def caution(self, view: DefenderView) -> str | None:
-        return images_wanted(view, 100, "trained on")
+        return few_images_caution(view, 100, "trained on")
 
     def train(self, view: DefenderView) -> nn.Module:
         network, recipe = view.network(view.seed(self.name, "weights")), view.distilled.recipe
-        return tune(network, view.holdout, recipe, self.options, view.generator(self.name))
+        return fine_tune(network, view.holdout, recipe, self.options, view.generator(self.name))

@@ -117,7 +117,7 @@ class Bench:
             "options": defense.options.model_dump(mode="json"),
         }
         try:
-            reason = defense.objection(view) or self._not_applicable(defense)
+            reason = defense.not_applicable_because(view) or self._not_applicable(defense)
             if reason:
                 return Outcome(status="not applicable", reason=reason, **fields)
             fields["caution"] = defense.caution(view)

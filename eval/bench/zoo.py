@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ...defenses.common.shadows import ShadowOptions, Zoo, describe_zoo, grow_zoo, load_zoo
+from ...defenses.common.shadows import ShadowOptions, Zoo, describe_zoo, load_zoo, train_zoo
 from ...distill.types import Batch, RequestError
 from ..config.schema import Config
 from ..run.progress import Reporter
@@ -49,14 +49,14 @@ def make_zoo(
     with reporter.phase("shadows", total, len(zoo) if zoo else 0) as phase:
         while zoo is None or len(zoo) < total:
             pairs = min(options.pairs, (len(zoo) // 2 if zoo else 0) + _PAIRS_PER_WRITE)
-            zoo = grow_zoo(
+            zoo = train_zoo(
                 network,
                 clean,
                 workshop.recipe,
                 options.model_copy(update={"pairs": pairs}),
                 lambda number: workshop.streams.generator("defense", 4, number),
-                begun=zoo,
-                tell=lambda done, _: phase.reach(done),
+                unfinished=zoo,
+                progress=lambda done, _: phase.reach(done),
             )
             zoo.save(out)
     return zoo
@@ -74,7 +74,7 @@ def _images(workshop: Workshop, count: int) -> Batch:
 def _check_same(zoo: Zoo, wanted: dict[str, object], out: Path) -> None:
     """Refuse a zoo of other options, or with more pairs than wanted."""
     for key, value in wanted.items():
-        found = zoo.described.get(key)
+        found = zoo.description.get(key)
         if key == "pairs":
             if len(zoo) > 2 * int(str(value)):
                 raise RequestError(f"{out} holds {len(zoo) // 2} pairs already, more than {value}")

@@ -1,4 +1,4 @@
-"""The classic case: a plainly poisoned full-size training set of the digits, and the clean one."""
+"""The classic case: a poisoned full-size training set of the digits, and the clean one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HELD_OUT = 150
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
-    """What a defender sees, and the truth beside it.
+    """What a defender sees, and the truth.
 
     poisoned: ``bool (N,)``, the set's poisoned rows (none in the clean case). clean, triggered:
     the same test images of other classes than the target, without and with the trigger.
@@ -46,7 +46,7 @@ class Case:
         return replace(self, view=self.fresh(distilled=distilled), poisoned=self.poisoned[index])
 
     def fresh(self, **changes: Any) -> DefenderView:
-        """The view with some fields changed and nothing remembered."""
+        """The view with some fields changed and an empty cache."""
         fields = ("distilled", "victim", "network", "holdout", "entropy")
         return DefenderView(**{name: getattr(self.view, name) for name in fields} | changes)
 
@@ -142,4 +142,4 @@ def cases() -> Callable[..., Case]:
 
 @pytest.fixture(autouse=True)
 def _alone(one_thread: None) -> None:
-    """Everything here is tiny: a second thread waits more than it works."""
+    """Everything here is small: a second thread would not help."""

@@ -1,7 +1,7 @@
 """Agreement with the Adversarial Robustness Toolbox on the same activations and inputs.
 
 Where ART computes something else than the paper it cites, it is given what makes both the same, and
-the difference is said here:
+the difference is documented here:
 
 - its spectral signature is the absolute value of a projection of *uncentred* activations on the top
   direction of the centred ones; the paper squares the projection of the centred ones. It is given

@@ -1,8 +1,8 @@
 """The classic case that each defense was made for: a plainly poisoned training set, a clean one.
 
-Detectors must tell poison from clean, and stay quiet on the clean case; what answers must take the
-backdoor and leave the accuracy. What can't, on 8×8 digits with a 3×3 patch, is here with the reason
-and with what it does do.
+Detectors must separate poisoned from clean, and raise no alarm on the clean case; other defenses
+must remove the backdoor and keep the accuracy. For defenses that cannot, on 8×8 digits with a 3×3
+patch, the tests record the reason and the result.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def area(scores: Tensor, positive: Tensor) -> float:
     return float(roc_auc_score(positive.numpy(), scores.numpy()))
 
 
-# The set -----------------------------------------------------------------------------------------
+# Sets --------------------------------------------------------------------------------------------
 
 
 def rows_area(defense: SetScorer, case: Case) -> float:
-    assert defense.objection(case.view) is None
+    assert defense.not_applicable_because(case.view) is None
     return area(defense.score_set(case.view).rows, case.poisoned)
 
 
@@ -77,25 +77,26 @@ def test_scan_raises_no_alarm_on_clean_rows(honest: Case) -> None:
     assert found.suspect is not None  # the most anomalous class is named without an alarm too
 
 
-def test_spectre_wants_the_poison_to_be_the_minority(
+def test_spectre_needs_the_poison_to_be_a_minority(
     badnets: Case, sparse: Case, honest: Case
 ) -> None:
-    """Its robust covariance leaves out a fifth of a class at most: half a class stays in it."""
-    found = made("spectre").score_set(sparse.view)
+    """The robust covariance leaves out a fifth of a class at most, so half a class stays in."""
+    defense = made("spectre", dimensions=16, tried=3)
+    found = defense.score_set(sparse.view)
     assert area(found.rows, sparse.poisoned) >= 0.95
     assert found.suspect == TARGET and found.alarm is None
     assert found.flagged[sparse.poisoned].double().mean() >= 0.8
-    assert rows_area(made("spectre"), badnets) < area(found.rows, sparse.poisoned)
+    assert rows_area(defense, badnets) < area(found.rows, sparse.poisoned)
     # It removes a fixed share of one class, from a clean set as well.
     own = sparse.view.labels == found.suspect
     assert found.flagged.sum() == round(0.15 * int(own.sum())) and not found.flagged[~own].any()
-    assert made("spectre").score_set(honest.view).flagged.double().mean() <= 0.02
+    assert defense.score_set(honest.view).flagged.double().mean() <= 0.02
 
 
-def test_spectral_signatures_want_the_poison_to_be_the_minority(
+def test_spectral_signatures_need_the_poison_to_be_a_minority(
     badnets: Case, sparse: Case, honest: Case
 ) -> None:
-    """At half a class the top direction has two ends alike: squares can't tell which is poison."""
+    """If half a class is poison, both ends of the top direction have equal squares."""
     defense = made("spectral-signatures")
     assert rows_area(defense, sparse) >= 0.9
     assert rows_area(defense, badnets) < rows_area(defense, sparse)
@@ -106,10 +107,10 @@ def test_spectral_signatures_want_the_poison_to_be_the_minority(
     assert defense.score_set(honest.view).flagged.double().mean() == pytest.approx(0.15, abs=0.01)
 
 
-def test_activation_clustering_wants_the_poison_to_be_the_minority(
+def test_activation_clustering_needs_the_poison_to_be_a_minority(
     badnets: Case, sparse: Case, honest: Case
 ) -> None:
-    """At half a class no part is the smaller one, by the paper's own rule.
+    """If half a class is poison, no cluster is small by the paper's rule.
 
     In a fiftieth of the rows the poison is a cluster of its own; on few digits the paper's
     threshold of 0.1 is passed by clean classes too, a higher one is not.
@@ -124,17 +125,23 @@ def test_activation_clustering_wants_the_poison_to_be_the_minority(
     assert defense.score_set(honest.view).alarm is False
 
 
-# An input ----------------------------------------------------------------------------------------
+# Inputs ------------------------------------------------------------------------------------------
 
 
-def inputs_area(defense: InputScorer, case: Case) -> tuple[float, float]:
-    """AUROC, and the clean inputs above the threshold that 5 % of the holdout passes."""
-    images = torch.cat([case.clean.images, case.triggered])
-    scores = defense.score_inputs(case.view, images).double()
-    count = len(case.clean)
-    held = defense.score_inputs(case.view, case.view.holdout.images).double()
-    above = scores[:count] > torch.quantile(held, 0.95)
-    return area(scores, torch.arange(2 * count) >= count), float(above.double().mean())
+SHOWN = 120  # test images, enough for these margins
+
+
+def input_scores(defense: InputScorer, case: Case) -> tuple[Tensor, Tensor]:
+    """The scores of clean test images and of the same with the trigger."""
+    images = torch.cat([case.clean.images[:SHOWN], case.triggered[:SHOWN]])
+    clean, triggered = defense.score_inputs(case.view, images).double().chunk(2)
+    return clean, triggered
+
+
+def inputs_area(defense: InputScorer, case: Case) -> float:
+    """AUROC of triggered against clean test images."""
+    scores = torch.cat(input_scores(defense, case))
+    return area(scores, torch.arange(len(scores)) >= len(scores) // 2)
 
 
 @pytest.mark.parametrize(
@@ -146,43 +153,41 @@ def test_triggered_inputs_are_found(
     name: str, options: dict[str, Any], badnets: Case, honest: Case
 ) -> None:
     defense = made(name, **options)
-    found, alarms = inputs_area(defense, badnets)
-    assert found >= 0.95 and alarms <= 0.12
-    clean, alarms = inputs_area(defense, honest)
-    assert 0.3 <= clean <= 0.7 and alarms <= 0.12
-    threshold = defense.threshold(badnets.view)
-    rejected = defense.score_inputs(badnets.view, badnets.triggered) > threshold
-    untouched = defense.score_inputs(badnets.view, badnets.clean.images)
-    assert (untouched > threshold).double().mean() <= 0.05
-    assert rejected.double().mean() >= 0.5 or name == "sentinet"  # the paper's is a cautious one
+    for case, low, high in ((badnets, 0.95, 1.0), (honest, 0.3, 0.7)):
+        clean, triggered = input_scores(defense, case)
+        scores = torch.cat([clean, triggered])
+        assert low <= area(scores, torch.arange(2 * SHOWN) >= SHOWN) <= high
+        held = defense.score_inputs(case.view, case.view.holdout.images).double()
+        assert (clean > torch.quantile(held, 0.95)).double().mean() <= 0.12
+        if case is badnets:
+            threshold = defense.threshold(case.view)
+            assert (clean > threshold).double().mean() <= 0.05
+            # SentiNet's own threshold rejects few inputs.
+            assert (triggered > threshold).double().mean() >= 0.5 or name == "sentinet"
 
 
-def test_scale_up_finds_triggers_that_scaling_leaves_alone(badnets: Case, honest: Case) -> None:
-    """Digits are nearly black and white: scaled, they stay what they are, clean or triggered."""
-    assert (
-        inputs_area(made("scale-up"), badnets)[0] > inputs_area(made("scale-up"), honest)[0] + 0.1
-    )
+def test_scale_up_finds_triggers_that_scaling_does_not_change(badnets: Case, honest: Case) -> None:
+    """Digits are nearly black and white: scaling hardly changes them, clean or triggered."""
+    assert inputs_area(made("scale-up"), badnets) > inputs_area(made("scale-up"), honest) + 0.1
     clean = made("scale-up").score_inputs(badnets.view, badnets.clean.images)
     triggered = made("scale-up").score_inputs(badnets.view, badnets.triggered)
     assert triggered.mean() > 0.9 > clean.mean() > 0.5
 
 
-def test_teco_sees_that_triggers_give_way_to_some_corruptions_only(
-    badnets: Case, honest: Case
-) -> None:
+def test_teco_finds_triggers_that_only_some_corruptions_break(badnets: Case, honest: Case) -> None:
     defense = made("teco")
-    assert inputs_area(defense, badnets)[0] >= 0.65  # in the quick budget's few corruptions
-    assert inputs_area(defense, honest)[0] <= 0.6
+    assert inputs_area(defense, badnets) >= 0.65  # in the quick budget's few corruptions
+    assert inputs_area(defense, honest) <= 0.6
     assert defense.threshold(badnets.view) is None
 
 
-def test_ibd_psc_wants_many_batch_norms(badnets: Case, cases: Cases) -> None:
-    """Two batch norms amplified by a half leave every prediction sure."""
-    assert "all 2 batch norms amplified" in made("ibd-psc").caution(badnets.view)
+def test_ibd_psc_needs_many_batch_norms(badnets: Case, cases: Cases) -> None:
+    """With two batch norms amplified by a half every prediction stays confident."""
+    assert "below all 2 makes the network err" in made("ibd-psc").caution(badnets.view)
     images = torch.cat([badnets.clean.images, badnets.triggered])
     assert made("ibd-psc").score_inputs(badnets.view, images).median() > 0.95
     instance = cases(poisoned=True, norm="instance").view
-    assert made("ibd-psc").objection(instance) == "the network has no batch norm"
+    assert made("ibd-psc").not_applicable_because(instance) == "the network has no batch norm"
 
 
 @pytest.mark.slow
@@ -197,14 +202,15 @@ def test_ibd_psc_finds_triggers_in_a_deep_network(badnets: Case, honest: Case) -
         victim = fit(network(1), distilled.batch, recipe, generator).requires_grad_(False)
         deep = replace(case, view=case.fresh(victim=victim, network=network))
         assert made("ibd-psc").caution(deep.view) is None
-        found.append(inputs_area(made("ibd-psc"), deep)[0])
+        found.append(inputs_area(made("ibd-psc"), deep))
     assert found[0] >= 0.85 and 0.3 <= found[1] <= 0.7
 
 
-# What answers ------------------------------------------------------------------------------------
+# Predictors --------------------------------------------------------------------------------------
 
 
-def predictor(defense: Defense, case: Case) -> Predictor:
+def predictor(defense: Defense, case: Case, epochs: int | None = None) -> Predictor:
+    """The predictor behind the defense. epochs: of a network on a cleaned set."""
     if isinstance(defense, Purifier):
         return defense.purify(case.view)
     if isinstance(defense, Trainer):
@@ -213,18 +219,19 @@ def predictor(defense: Defense, case: Case) -> Predictor:
         assert isinstance(defense, Sanitiser)
         cleaned = defense.sanitise(case.view)
         generator = torch.Generator().manual_seed(0)
-        network = fit(case.view.network(1), cleaned.batch, cleaned.recipe, generator)
+        recipe = cleaned.recipe if epochs is None else replace(cleaned.recipe, epochs=epochs)
+        network = fit(case.view.network(1), cleaned.batch, recipe, generator)
     return lambda images: predict(network, images)
 
 
-def answers(defense: Defense, case: Case) -> tuple[float, float]:
+def answers(defense: Defense, case: Case, epochs: int | None = None) -> tuple[float, float]:
     """ASR and CTA of the case's test images."""
-    answer = predictor(defense, case)
+    answer = predictor(defense, case, epochs)
     asr = (answer(case.triggered) == TARGET).double().mean()
     return float(asr), float((answer(case.clean.images) == case.clean.labels).double().mean())
 
 
-def test_the_case_is_plain(badnets: Case, honest: Case) -> None:
+def test_the_victims_learn_the_task_and_the_backdoor(badnets: Case, honest: Case) -> None:
     for case, low, high in ((badnets, 0.98, 1.0), (honest, 0.0, 0.05)):
         asr = (predict(case.view.victim, case.triggered) == TARGET).double().mean()
         assert low <= float(asr) <= high
@@ -234,7 +241,9 @@ def test_the_case_is_plain(badnets: Case, honest: Case) -> None:
 
 
 @pytest.mark.slow
-def test_an_autoencoder_redraws_the_input_without_its_trigger(badnets: Case, honest: Case) -> None:
+def test_an_autoencoder_reconstructs_inputs_without_the_trigger(
+    badnets: Case, honest: Case
+) -> None:
     """The dense network that was the default: BackdoorBox's convolutions copy an 8×8 patch."""
     defense = made("autoencoder", network="dense", noise=0.1, epochs=300)
     asr, cta = answers(defense, badnets)
@@ -243,7 +252,7 @@ def test_an_autoencoder_redraws_the_input_without_its_trigger(badnets: Case, hon
 
 
 def test_shrinkpad_moves_the_trigger_away_and_costs_accuracy(badnets: Case, honest: Case) -> None:
-    """A pixel of eight is much for networks that never saw a moved digit."""
+    """Networks that are trained without shifts lose accuracy for a shift of one pixel in eight."""
     asr, cta = answers(made("shrinkpad"), badnets)
     assert asr <= 0.8 and 0.5 <= cta <= 0.9
     assert answers(made("shrinkpad"), honest)[0] <= 0.15
@@ -254,13 +263,13 @@ def test_shrinkpad_moves_the_trigger_away_and_costs_accuracy(badnets: Case, hone
     # One bit, the paper's for MNIST, costs 5 points: digits of 8×8 pixels have grey edges.
     [("jpeg", {}), ("randomized-smoothing", {}), ("quantise", {"bits": 3}), ("pixel-clip", {})],
 )
-def test_a_bright_patch_survives_what_is_meant_for_faint_ones(
+def test_a_bright_patch_survives_defenses_against_faint_ones(
     name: str, options: dict[str, int], badnets: Case, honest: Case
 ) -> None:
-    """They cost nothing, and take nothing from a white square."""
-    asr, cta = answers(made(name, **options), badnets)
+    """They cost no accuracy, and do not weaken a white square."""
+    asr, cta = answers(made(name, **options), badnets, epochs=6)
     assert asr >= 0.9 and cta >= 0.93
-    asr, cta = answers(made(name, **options), honest)
+    asr, cta = answers(made(name, **options), honest, epochs=6)
     assert asr <= 0.1 and cta >= 0.93
 
 
@@ -272,10 +281,10 @@ def test_a_bright_patch_survives_what_is_meant_for_faint_ones(
         ("blur", {"sigma": 0.5}, {"faint": 0.06}, 0.09),
     ],
 )
-def test_a_faint_checkerboard_is_wiped_out(
+def test_a_faint_checkerboard_is_removed(
     name: str, options: dict[str, float], case: dict[str, Any], cost: float, cases: Cases
 ) -> None:
-    """What smoothing and rounding are meant for: a pattern finer and fainter than the image."""
+    """Smoothing and rounding are made for patterns that are finer and fainter than the image."""
     faint = cases(poisoned=True, epochs=20, **case)
     before = float((predict(faint.view.victim, faint.triggered) == TARGET).double().mean())
     right = predict(faint.view.victim, faint.clean.images) == faint.clean.labels
@@ -291,7 +300,7 @@ def test_a_blur_as_wide_as_the_strokes_blurs_the_digits_too(name: str, badnets: 
 
 
 def test_a_tenth_of_the_rows_is_too_much_for_five_partitions(badnets: Case, cases: Cases) -> None:
-    """Every partition has its tenth. Of six poisoned rows among 1,297 few networks see two."""
+    """Every partition has a tenth. Of six poisoned rows among 1,297, few networks get two."""
     asr, cta = answers(made("partition-ensemble"), badnets)
     assert asr >= 0.9 and cta >= 0.85
     few = cases(poisoned=True, rate=6 / 1297)
@@ -300,7 +309,7 @@ def test_a_tenth_of_the_rows_is_too_much_for_five_partitions(badnets: Case, case
     assert asr <= 0.25 <= 0.6 <= before and cta >= 0.85
 
 
-def test_every_defense_is_here() -> None:
+def test_every_defense_is_tested_on_the_classic_case() -> None:
     files = Path(__file__).parent.glob("test_classic*.py")
     text = "".join(file.read_text("utf-8") for file in files)
     assert [name for name in DEFENSES if f'"{name}"' not in text] == []

@@ -1,12 +1,13 @@
 """The classic case, for defenses of the model and of its training; see ``test_classic``.
 
-With ten classes and networks of 16 channels much of the catalogue finds or repairs little; that is
-here too, as what it does do.
+With ten classes and networks of 16 channels many defenses find or repair little; the tests record
+that too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,7 +36,7 @@ def made(name: str, **options: Any) -> Any:
 
 def seen(name: str, case: Case, **options: Any) -> Inspection:
     defense = made(name, **options)
-    assert defense.objection(case.view) is None
+    assert defense.not_applicable_because(case.view) is None
     found = defense.inspect(case.view)
     assert isinstance(found, Inspection)
     return found
@@ -49,38 +50,35 @@ def rates(network: nn.Module, case: Case) -> tuple[float, float]:
 
 
 def left(name: str, case: Case, **options: Any) -> tuple[float, float]:
-    """ASR and CTA of what the defense makes."""
+    """ASR and CTA of the defense's model."""
     defense = made(name, **options)
-    assert defense.objection(case.view) is None
+    assert defense.not_applicable_because(case.view) is None
     if isinstance(defense, Repairer):
         return rates(defense.repair(case.view), case)
     assert isinstance(defense, Trainer)
     return rates(defense.train(case.view), case)
 
 
-# The model is looked at --------------------------------------------------------------------------
+# Inspection --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "ahead"), [("neural-cleanse", 1.2), ("tabor", 1.2), ("mm-bd", 1.1)]
-)
-def test_the_target_is_the_most_suspicious_class(name: str, ahead: float, badnets: Case) -> None:
-    found = seen(name, badnets)
+def lead(found: Inspection) -> float:
+    """The largest anomaly over the second largest; the target has it."""
     assert found.suspect == TARGET and found.anomaly is not None
     order = found.anomaly.sort(descending=True).values
-    assert order[0] > ahead * order[1]
+    return float(order[0] / order[1])
 
 
-def test_tabor_tells_the_poisoned_model_from_the_clean_one(badnets: Case, honest: Case) -> None:
-    found, clean = seen("tabor", badnets), seen("tabor", honest)
-    assert found.alarm and found.statistic > 2 * clean.statistic and not clean.alarm
+def test_mm_bd_names_the_target(badnets: Case) -> None:
+    assert lead(seen("mm-bd", badnets)) > 1.1
 
 
-def test_neural_cleanse_flags_the_poisoned_model_and_not_the_clean_one(
-    badnets: Case, honest: Case
+@pytest.mark.parametrize("name", ["neural-cleanse", "tabor"])
+def test_the_poisoned_model_is_flagged_and_the_clean_one_is_not(
+    name: str, badnets: Case, honest: Case
 ) -> None:
-    found, clean = seen("neural-cleanse", badnets), seen("neural-cleanse", honest)
-    assert found.suspect == TARGET and found.alarm
+    found, clean = seen(name, badnets), seen(name, honest)
+    assert lead(found) > 1.2 and found.alarm
     assert not clean.alarm and found.statistic > 2 * clean.statistic
 
 
@@ -93,7 +91,7 @@ def test_abs_finds_no_neuron_in_a_narrow_network(badnets: Case, honest: Case) ->
 
 @pytest.mark.slow
 def test_abs_finds_the_neuron_in_a_wide_network(cases: Cases) -> None:
-    """The patch is a seventh of an 8×8 image: it must be let be as large."""
+    """The patch is a seventh of an 8×8 image: the search must allow that size."""
     found = seen("abs", cases(poisoned=True, **WIDE), size=0.15)
     clean = seen("abs", cases(poisoned=False, **WIDE), size=0.15)
     assert found.statistic > clean.statistic
@@ -107,33 +105,34 @@ def test_bti_dbf_names_a_class_and_raises_no_alarm(badnets: Case, honest: Case) 
 
 
 @pytest.mark.slow
-def test_mntd_tells_networks_like_its_shadows(honest: Case) -> None:
-    """Few shadows teach little: 32 pairs in place of 2,304, and 8 other pairs to tell."""
+def test_mntd_classifies_networks_like_its_shadows(honest: Case) -> None:
+    """32 pairs of shadows instead of 2,304, tested on 8 other pairs."""
     view = honest.view
     options = shadows.ShadowOptions(pairs=40, epochs=40, batch=32)
-    zoo = shadows.grow_zoo(
+    zoo = shadows.train_zoo(
         view.network,
         view.holdout,
         view.distilled.recipe,
         options,
         lambda number: torch.Generator().manual_seed(number),
     )
-    taught = shadows.Zoo(
+    training = shadows.Zoo(
         {name: values[:64] for name, values in zoo.states.items()}, zoo.backdoored[:64], {}
     )
     network = view.network(0).eval()
-    judge = mntd.learn_to_judge(taught, network, view, mntd.MntdOptions(epochs=150, batch=8))
+    fast = mntd.MntdOptions(epochs=150, batch=8)
+    classifier = mntd.train_meta_classifier(training, network, view, fast)
     with torch.no_grad():
-        scores = judge(zoo.answers(network, torch.arange(64, 80), judge.queries))
+        scores = classifier(zoo.logits(network, torch.arange(64, 80), classifier.queries))
     assert roc_auc_score(zoo.backdoored[64:].numpy(), scores.numpy()) >= 0.6
-    assert made("mntd").caution(view) == "its shadows are trained on 150 held-out images"
+    assert made("mntd").caution(view) == "the shadows are trained on 150 held-out images"
 
 
-# The model is repaired ---------------------------------------------------------------------------
+# Repair ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_fine_pruning_takes_the_idle_channels_and_the_backdoor(cases: Cases) -> None:
+def test_fine_pruning_removes_inactive_channels_and_the_backdoor(cases: Cases) -> None:
     wide = {"width": 64}
     asr, cta = left("fine-pruning", cases(poisoned=True, **wide), steps=300)
     assert asr <= 0.2 and cta >= 0.93
@@ -151,32 +150,30 @@ def test_a_wide_network_is_repaired(name: str, most: float, cases: Cases) -> Non
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("fine-tuning", {"steps": 300, "augment": "none"}), ("anp", {"iterations": 100})],
+    [("fine-tuning", {"steps": 150, "augment": "none"}), ("anp", {"iterations": 60})],
 )
-def test_what_keeps_the_accuracy_keeps_the_patch(
+def test_repairs_that_keep_the_accuracy_keep_the_backdoor(
     name: str, options: dict[str, Any], badnets: Case, honest: Case
 ) -> None:
-    """Plain fine-tuning, and pruning where there are 16 channels to prune."""
+    """Fine-tuning, and pruning of networks with 16 channels."""
     asr, cta = left(name, badnets, **options)
     assert asr >= 0.4 and cta >= 0.93
     asr, cta = left(name, honest, **options)
     assert asr <= 0.1 and cta >= 0.92
 
 
-def test_rnp_leaves_a_narrow_network_neither_its_backdoor_nor_its_accuracy(
-    badnets: Case, honest: Case
-) -> None:
+def test_rnp_removes_backdoor_and_accuracy_of_a_narrow_network(badnets: Case, honest: Case) -> None:
     """Its masks are low for most of 32 channels; official networks have thousands."""
     asr, cta = left("rnp", badnets)
     assert asr <= 0.4 and cta <= 0.5
     assert left("rnp", honest)[1] <= 0.5
 
 
-def test_clp_can_prune_nothing_among_a_few_channels(badnets: Case) -> None:
-    """The furthest of 8 lies at most 2.5 deviations off; a channel far above 63 others is cut."""
+def test_clp_prunes_nothing_in_layers_of_few_channels(badnets: Case) -> None:
+    """One of 8 is at most 2.5 deviations above the mean; a channel far above that is pruned."""
     assert left("clp", badnets) == rates(badnets.view.victim, badnets)
     assert made("clp").caution(badnets.view) is None  # 16 channels: 3.75 deviations
-    assert "none is ever 4" in made("clp", deviations=4.0).caution(badnets.view)
+    assert "can be 4 standard deviations" in made("clp", deviations=4.0).caution(badnets.view)
     loud = badnets.view.trainable_victim().requires_grad_(False)
     with torch.no_grad():
         weight = dict(loud.named_parameters())["trunk.1.weight"]
@@ -186,7 +183,7 @@ def test_clp_can_prune_nothing_among_a_few_channels(badnets: Case) -> None:
     assert pruned.nonzero().flatten().tolist() == [5]
 
 
-def test_unlearning_needs_a_class_that_is_flagged(badnets: Case, honest: Case) -> None:
+def test_unlearning_needs_a_flagged_class(badnets: Case, honest: Case) -> None:
     asr, cta = left("nc-unlearning", badnets)
     assert asr <= 0.2 and cta >= 0.93
     before = rates(honest.view.victim, honest)
@@ -203,27 +200,34 @@ def test_a_wide_network_unlearns_the_patch_of_a_longer_search(cases: Cases) -> N
 
 
 def test_i_bau_costs_little(honest: Case) -> None:
-    asr, cta = left("i-bau", honest, rounds=2)
+    asr, cta = left("i-bau", honest, rounds=1)
     assert asr <= 0.1 and cta >= 0.9
 
 
-# The training ------------------------------------------------------------------------------------
+# Training ----------------------------------------------------------------------------------------
+
+
+def shortened(case: Case) -> Case:
+    """The case with a recipe of six epochs."""
+    distilled = case.view.distilled
+    recipe = replace(distilled.recipe, epochs=6)
+    return replace(case, view=case.fresh(distilled=replace(distilled, recipe=recipe)))
 
 
 @pytest.mark.parametrize(("name", "least"), [("strong-augmentation", 0.92), ("cutmix", 0.92)])
-def test_a_tenth_of_the_rows_is_learned_whatever_the_training(
+def test_a_tenth_of_the_rows_is_learned_with_any_augmentation(
     name: str, least: float, badnets: Case, honest: Case
 ) -> None:
-    """Cuts leave the corner where it is most of the time."""
-    asr, cta = left(name, badnets)
+    """Most cuts do not touch the corner with the patch."""
+    asr, cta = left(name, shortened(badnets))
     assert asr >= 0.8 and cta >= 0.92
-    asr, cta = left(name, honest)
+    asr, cta = left(name, shortened(honest))
     assert asr <= 0.12 and cta >= least
 
 
 @pytest.mark.slow
 def test_abl_unlearns_what_it_isolates(badnets: Case, honest: Case) -> None:
-    """With more isolated rows and the paper's sum of both losses more than by the code's climb."""
+    """More with more isolated rows and the paper's sum of both losses than with the code's loss."""
     epochs = {"tuning_epochs": 20, "finetuning_epochs": 10}
     few, kept = left("abl", badnets, **epochs, unlearning_steps=2)
     assert few >= 0.95 and kept >= 0.95
@@ -235,15 +239,15 @@ def test_abl_unlearns_what_it_isolates(badnets: Case, honest: Case) -> None:
     assert asr <= 0.1 and cta >= 0.85
 
 
-def test_whoever_holds_images_can_do_without_the_set(badnets: Case, honest: Case) -> None:
+def test_held_out_images_alone_give_a_clean_model(badnets: Case, honest: Case) -> None:
     """The baseline: 150 held-out digits, and no backdoor."""
-    asr, cta = left("holdout-only", badnets, steps=300)
+    asr, cta = left("holdout-only", badnets, steps=120)
     assert asr <= 0.1 and cta >= 0.8
-    assert left("holdout-only", honest, steps=300) == (asr, cta)
+    assert left("holdout-only", honest, steps=120) == (asr, cta)
 
 
 @pytest.mark.slow
-def test_dp_sgd_pays_and_a_tenth_of_the_rows_is_no_outlier(cases: Cases) -> None:
+def test_dp_sgd_loses_accuracy_and_keeps_the_backdoor(cases: Cases) -> None:
     asr, cta = left("dp-sgd", cases(poisoned=True, norm="instance"))
     assert asr >= 0.8 and 0.75 <= cta <= 0.95
     asr, cta = left("dp-sgd", cases(poisoned=False, norm="instance"))

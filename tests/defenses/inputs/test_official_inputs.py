@@ -187,7 +187,7 @@ class Bright(nn.Module):
         return torch.stack([mean * 0, (mean - 0.55) * 9, (mean - 0.65) * 18], dim=1)
 
 
-def test_teco_corrupts_what_is_corrupted() -> None:
+def test_teco_corrupts_cumulatively() -> None:
     """0.3 brightened by 0.1, 0.2, 0.3: bright after 3 severities, after 2 on top of each other;
     contrast changes no mean: 6, and 1 when the image has been left bright."""
     images = torch.full((2, 1, 6, 6), 0.3)
@@ -199,7 +199,7 @@ def test_teco_corrupts_what_is_corrupted() -> None:
         assert found.tolist() == pytest.approx([float(np.std(onsets))] * 2)
 
 
-def test_bytes_stay_bytes() -> None:
+def test_8_bit_values_stay_unchanged() -> None:
     levels = torch.arange(256) / 255
     assert torch.equal(in_bytes(levels), levels) and torch.equal(in_bytes(levels + 0.003), levels)
 
@@ -222,7 +222,7 @@ def test_distances_to_the_boundary_are_the_ports() -> None:
     assert distances(np.array([0.25]), x, y) == pytest.approx(y - 0.25, abs=1e-6)
 
 
-def test_a_region_is_laid_over_each_image() -> None:
+def test_a_region_is_pasted_on_each_image() -> None:
     """As the port does image by image: ``under[:, mask] = input[:, mask]``."""
     network, images = small()
     masks = waves(2, 1, 6, 6, step=1.3) > 0.4

@@ -88,13 +88,13 @@ def test_anp_learns_the_official_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "randint", lambda *args, generator: torch.arange(12))
     options, generator = anp.AnpOptions(iterations=3), torch.Generator()
     pushes: list[Any] = []
-    worst = anp.worst_push
+    worst = anp.perturbations
 
     def spied(*args: Any) -> Any:
         pushes.append(worst(*args))
         return pushes[-1]
 
-    monkeypatch.setattr(anp, "worst_push", spied)
+    monkeypatch.setattr(anp, "perturbations", spied)
     masks = anp.learn_masks(made(), known(), RECIPE, options, generator)
     wanted = [1.0, 0.999514, 1.0, 0.990166, 0.95003, 1.0, 0.97854, 0.929957]
     assert listed(masks) == pytest.approx(wanted, abs=2e-5)
@@ -120,7 +120,9 @@ def test_the_perturbation_may_take_its_budget_in_steps() -> None:
     options = anp.AnpOptions(steps=4)
     generator = torch.Generator().manual_seed(1)
     network.requires_grad_(False)
-    weights, biases = anp.worst_push(network, masks, batch.images, batch.labels, options, generator)
+    weights, biases = anp.perturbations(
+        network, masks, batch.images, batch.labels, options, generator
+    )
     ended = torch.tensor(listed(weights) + listed(biases))
     generator.manual_seed(1)
     starts = torch.cat([2 * torch.rand(4, generator=generator) - 1 for _ in range(4)]) * 0.4
@@ -131,7 +133,7 @@ def test_the_perturbation_may_take_its_budget_in_steps() -> None:
 def test_rnp_unlearns_and_recovers_as_the_official_code() -> None:
     """Six epochs of four steps, the rate falling after the second and the fourth."""
     options = rnp.RnpOptions(unlearning_epochs=6, drops=(2, 4), recovering_epochs=3)
-    empty = rnp.unlearn(made(), known(), RECIPE, options, torch.Generator())
+    empty = rnp.unlearn_clean(made(), known(), RECIPE, options, torch.Generator())
     sums = [float(parameter.detach().sum()) for parameter in empty.parameters()]
     wanted = [0.018343, 1.274865, 4.129468, -1.132481, -0.155959]
     wanted += [-0.331987, 5.021971, 1.411152, 0.816405, -0.343674]
@@ -149,7 +151,7 @@ def test_rnp_stops_by_the_accuracy_during_the_epoch() -> None:
         network = made()
         network.register_forward_pre_hook(lambda *args, seen=seen: seen.append(args))
         options = rnp.RnpOptions(unlearning_epochs=3, floor=floor)
-        rnp.unlearn(network, known(), RECIPE, options, torch.Generator())
+        rnp.unlearn_clean(network, known(), RECIPE, options, torch.Generator())
         steps.append(len(seen))
     assert steps == [12, 4]
 
@@ -172,19 +174,19 @@ def test_published_settings_are_among_those_of_the_tuned_budget(badnets: Case) -
 
 
 @pytest.mark.parametrize("name", ["anp", "rnp"])
-def test_masks_are_for_batch_norms_and_for_layers_without_norm(
+def test_masks_need_batch_norm_or_no_norm(
     name: str, badnets: Case, cases: Callable[..., Case]
 ) -> None:
     kind = DEFENSES[name]
     defense = kind(kind.Options())
-    assert defense.objection(badnets.view) is None
-    for norm, objection in (
+    assert defense.not_applicable_because(badnets.view) is None
+    for norm, reason in (
         ("none", None),
         ("instance", "needs batch norm or no norm, the network has GroupNorm"),
         ("layer", "needs batch norm or no norm, the network has LayerNorm"),
     ):
         view = cases(poisoned=True, norm=norm, epochs=1, width=4).view
-        assert defense.objection(view) == objection
+        assert defense.not_applicable_because(view) == reason
 
 
 def test_masks_are_learned_once_for_all_thresholds(
@@ -285,8 +287,8 @@ def changed(scale: float) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("scale", "wanted"), [(0.1, 0.96955549), (2.0, 206.28446650)])
-def test_bti_dbf_copies_by_the_official_loss(scale: float, wanted: float) -> None:
-    model = bti_dbf.split(made())
+def test_bti_dbf_copies_with_the_official_loss(scale: float, wanted: float) -> None:
+    model = bti_dbf.split_victim(made())
     loss = bti_dbf.copying_loss(model, *changed(scale))
     assert loss.item() == pytest.approx(wanted, rel=1e-6)
 
@@ -300,8 +302,10 @@ def test_bti_dbf_copies_by_the_official_loss(scale: float, wanted: float) -> Non
         (0.5, 0.001, 0.1249620271),  # benign features changed too much
     ],
 )
-def test_bti_dbf_draws_by_the_official_loss(scale: float, bound: float, wanted: float) -> None:
-    model = bti_dbf.split(made())
+def test_bti_dbf_learns_triggers_with_the_official_loss(
+    scale: float, bound: float, wanted: float
+) -> None:
+    model = bti_dbf.split_victim(made())
     mask = waves((1, 4, 4, 4), 2, 1.0).tanh() / 2 + 0.5
     options = bti_dbf.BtiDbfOptions(feature_bound=bound)
     loss = bti_dbf.trigger_loss(model, mask, *changed(scale), options)
@@ -311,8 +315,8 @@ def test_bti_dbf_draws_by_the_official_loss(scale: float, bound: float, wanted: 
 def test_bti_dbf_finds_the_official_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five steps in training mode: the batch norms' running means have moved as well."""
     monkeypatch.setattr(torch, "randn", lambda shape, generator: waves(shape, 2, 1.0))
-    model = bti_dbf.split(made())
-    supply = bti_dbf.Supply(known(), RECIPE, 128, torch.Generator())
+    model = bti_dbf.split_victim(made())
+    supply = bti_dbf.KnownBatches(known(), RECIPE, 128, torch.Generator())
     mask = bti_dbf.benign_features(model, supply, bti_dbf.BtiDbfOptions(mask_steps=5))
     wanted = [0.847934, 0.846081, 0.868693, 0.866945, 0.840028, 0.837829, 0.835539, 0.846612]
     assert mask.flatten()[::9].tolist() == pytest.approx(wanted, abs=2e-6)
@@ -345,27 +349,27 @@ def test_abs_chooses_the_official_neurons(top: int) -> None:
     """``top_n_neurons`` of the official code gives one more than it says."""
     labels, found = torch.arange(8) % 4, []
     for block, channel in itertools.product(range(3), range(6)):
-        label, votes, lead = abs_.judged(official_logits(block, channel), labels)
+        label, votes, lead = abs_.most_raised_class(official_logits(block, channel), labels)
         if votes >= 8 - abs_.AbsOptions().missing:
-            found.append(abs_.Suspect(block, channel, label, lead))
-    chosen = [(some.block, some.channel, some.label) for some in abs_.leading(found, top + 1)]
+            found.append(abs_.CandidateNeuron(block, channel, label, lead))
+    chosen = [(some.block, some.channel, some.label) for some in abs_.strongest(found, top + 1)]
     wanted = [(0, 2, 2), (1, 4, 1), (2, 4, 2), (2, 3, 1), (0, 1, 1)]
     wanted += [(1, 2, 3), (1, 3, 0), (2, 5, 3), (1, 1, 2)]
     assert chosen == wanted[: top + 1]
 
 
-def test_half_of_the_candidates_come_three_from_a_block() -> None:
+def test_half_of_the_candidates_are_at_most_three_of_a_block() -> None:
     suspects = [
-        abs_.Suspect(block, channel, 0, 10.0 - block - channel / 10)
+        abs_.CandidateNeuron(block, channel, 0, 10.0 - block - channel / 10)
         for block in (0, 1)
         for channel in range(8)
     ]
-    chosen = [(some.block, some.channel) for some in abs_.leading(suspects, 9)]
+    chosen = [(some.block, some.channel) for some in abs_.strongest(suspects, 9)]
     first = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
     assert chosen == [*first, (0, 3), (0, 4), (0, 5), (0, 6)]
 
 
-def test_a_neuron_is_set_to_equal_steps_of_the_layers_largest() -> None:
+def test_a_neuron_is_set_to_equal_steps_up_to_the_layers_largest() -> None:
     """0, 1.6, 3.2, 4.8 and 6.4 times: ``samp_k`` 8, ``n_samples`` 5."""
     outputs = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     outputs[0, 2, 1, 1] = 2.0
@@ -376,7 +380,7 @@ def test_a_neuron_is_set_to_equal_steps_of_the_layers_largest() -> None:
             seen.append(values)
             return values.mean(dim=(2, 3))
 
-    abs_.raised(Rest(), outputs, 1, abs_.AbsOptions())
+    abs_.stimulated(Rest(), outputs, 1, abs_.AbsOptions())
     assert [float(values[:, 1].unique()) for values in seen] == pytest.approx(
         [0.0, 3.2, 6.4, 9.6, 12.8]
     )
@@ -384,35 +388,35 @@ def test_a_neuron_is_set_to_equal_steps_of_the_layers_largest() -> None:
 
 
 @pytest.mark.parametrize(("pixels", "times"), [(64, 0), (65, 1), (100, 1), (101, 2)])
-def test_a_mask_costs_by_its_pixels(pixels: int, times: int) -> None:
+def test_the_penalty_of_a_mask_depends_on_its_pixels(pixels: int, times: int) -> None:
     """Of 32×32 pixels: free up to 64, then 500 and beyond (8 + 2)² pixels 1,000 times its sum."""
     mask = torch.full((1, 1, 32, 32), 0.009)
     mask.view(-1)[:pixels] = 0.5
-    cost = abs_.excess(mask, 64 / 1024, 500.0)
+    cost = abs_.size_penalty(mask, 64 / 1024, 500.0)
     assert cost.tolist() == pytest.approx([500 * times * float(mask.sum())], rel=1e-5)
 
 
-def test_the_search_begins_at_the_official_square() -> None:
+def test_the_search_starts_at_the_official_square() -> None:
     start = abs_.corner((32, 32), 64 / 1024)[0, 0].tanh() / 2 + 0.5
     assert float(start[:8, :8].min()) == pytest.approx(0.98201379)
     assert float(start.sum()) == pytest.approx(64 * 0.98201379 + 960 * 0.01798621, rel=1e-5)
 
 
-def test_abs_seeds_are_searched_on_by_a_third() -> None:
+def test_abs_searches_on_a_third_of_the_seed_images() -> None:
     """Of 50 seed images 16 in the official code: here 17, of each class one or two."""
     labels = torch.arange(100) % 10
     seeds = abs_.in_turn(Batch(images=torch.rand(100, 1, 2, 2), labels=labels), 5)
     assert seeds.labels.tolist() == list(range(10)) * 5
 
 
-def test_a_search_excites_its_channel_before_and_behind_the_activation() -> None:
+def test_a_search_excites_its_channel_before_and_after_the_activation() -> None:
     """One step along the gradient of the official loss, from the same start, by Adam."""
     network = made().float()
     normalise = network.normalise
     pieces = [nn.Sequential(*list(network.trunk.children())[:3])]
     images = known().images.float()[:4]
     options = abs_.AbsOptions(steps=1, size=0.1)
-    suspects = [abs_.Suspect(0, 2, 1, 1.0)]
+    suspects = [abs_.CandidateNeuron(0, 2, 1, 1.0)]
     generator = torch.Generator().manual_seed(3)
     masks, patterns = abs_.excite(pieces, normalise, images, suspects, options, generator)
     noise = torch.randn(1, 1, 8, 8, generator=generator.manual_seed(3)).requires_grad_()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from distillsec.defenses import DEFENSES
 from distillsec.defenses.base import DefenderView, Inspector
 from distillsec.defenses.common import shadows, trigger_inversion
-from distillsec.defenses.common.by_class import anomaly_index, middle
+from distillsec.defenses.common.by_class import anomaly_index, median
 from distillsec.defenses.models import mm_bd, mntd, nc_unlearning, neural_cleanse, tabor
 from distillsec.distill.types import Batch
 
@@ -48,12 +48,12 @@ def test_the_index_of_an_even_number_of_norms_is_the_codes() -> None:
 
 def index_of_least(norms: Tensor) -> Tensor:
     """The anomaly index of the least of each column of ``norms`` (classes, N)."""
-    centre = middle(norms)
-    return (centre - norms.amin(dim=0)) / (1.4826 * middle((norms - centre).abs()))
+    centre = median(norms)
+    return (centre - norms.amin(dim=0)) / (1.4826 * median((norms - centre).abs()))
 
 
 @pytest.mark.parametrize(("classes", "share"), [(3, 0.23), (4, 0.21), (10, 0.33), (43, 0.64)])
-def test_many_clean_models_pass_two_by_chance(classes: int, share: float) -> None:
+def test_many_clean_models_exceed_two_by_chance(classes: int, share: float) -> None:
     """100,000 draws: a standard error below 0.002."""
     norms = 60 + 10 * torch.randn(classes, 100_000, generator=seeded(1))
     found = index_of_least(norms)
@@ -79,18 +79,18 @@ def of_classes(case: Case, count: int) -> DefenderView:
 @pytest.mark.parametrize(
     ("name", "least"), [("neural-cleanse", 3), ("tabor", 3), ("nc-unlearning", 3), ("mm-bd", 5)]
 )
-def test_few_classes_are_an_objection(name: str, least: int, badnets: Case) -> None:
+def test_few_classes_are_not_applicable(name: str, least: int, badnets: Case) -> None:
     defense = DEFENSES[name](DEFENSES[name].Options())
     for count in (2, 3, 4, 5, 10):
         wanted = None if count >= least else f"needs {least} classes, there are {count}"
-        assert defense.objection(of_classes(badnets, count)) == wanted
+        assert defense.not_applicable_because(of_classes(badnets, count)) == wanted
 
 
 @pytest.mark.parametrize("name", ["neural-cleanse", "tabor", "nc-unlearning"])
 def test_a_caution_says_how_many_clean_models_are_flagged(name: str, badnets: Case) -> None:
     kind = DEFENSES[name]
-    said = "with 10 classes 33% of clean models pass 2 by chance"
-    assert kind(kind.Options()).caution(badnets.view) == said
+    expected = "with 10 classes 33% of clean models exceed 2 by chance"
+    assert kind(kind.Options()).caution(badnets.view) == expected
     another: dict[str, Any] = {"threshold": 3.0}
     assert kind(kind.Options(**another)).caution(badnets.view) is None
     assert "21%" in str(kind(kind.Options()).caution(of_classes(badnets, 4)))
@@ -156,7 +156,7 @@ def test_weights_and_the_last_pass_are_the_codes(
     """bolunwang/backdoor (e857774), ``visualizer.py``, ``Visualizer.visualize`` with the settings
     of ``gtsrb_visualize_example.py``, its training step replaced by the scripted numbers."""
     options = trigger_inversion.InversionOptions()
-    search = trigger_inversion._Search(1, options, torch.device("cpu"))
+    search = trigger_inversion._PenaltySchedule(1, options, torch.device("cpu"))
     costs, best = [], math.inf
     for number in range(most):
         if not search.active[0]:
@@ -164,7 +164,7 @@ def test_weights_and_the_last_pass_are_the_codes(
         costs.append(float(search.costs[0]))
         success, size = script(number)
         best = min(best, size) if success >= 0.99 else best
-        search.judge(
+        search.update(
             torch.tensor([0]), torch.tensor([success]), torch.tensor([best], dtype=torch.float64)
         )
     runs: list[list[float]] = []
@@ -180,10 +180,10 @@ def test_weights_and_the_last_pass_are_the_codes(
 
 def test_an_early_stop_can_be_turned_off() -> None:
     options = trigger_inversion.InversionOptions(early_stop=False)
-    search = trigger_inversion._Search(1, options, torch.device("cpu"))
+    search = trigger_inversion._PenaltySchedule(1, options, torch.device("cpu"))
     for number in range(300):
         success, _ = up_and_down(number)
-        search.judge(torch.tensor([0]), torch.tensor([success]), torch.tensor([1.0]))
+        search.update(torch.tensor([0]), torch.tensor([success]), torch.tensor([1.0]))
     assert bool(search.active[0])
 
 
@@ -209,7 +209,7 @@ def test_a_pass_is_31_mini_batches_of_an_endless_stream() -> None:
     assert network.seen == [2 * count for count in rounds[:62]]
 
 
-def test_masks_begin_where_the_code_begins() -> None:
+def test_masks_start_as_in_the_code() -> None:
     """Its ``reset_state``: arctanh((mask − 0.5) · (2 − 1e-7)), which 0 and 1 survive."""
     values = torch.tensor([0.0, 0.3, 1.0])
     free = trigger_inversion.unbounded(values, torch.device("cpu"))
@@ -223,12 +223,12 @@ def test_a_fifth_is_stamped_once_for_each_flagged_class() -> None:
     masks = torch.ones(3, 1, 4, 4)
     patterns = torch.tensor([0.0, 2.0, 3.0]).view(3, 1, 1, 1).expand(3, 1, 4, 4)
     patches = trigger_inversion.Patches(masks, patterns, torch.ones(3).bool(), torch.ones(3))
-    taught = nc_unlearning.partly_stamped(clean, patches, [1, 2], 0.2, seeded(1))
-    assert len(taught) == 16 + 4 + 4
-    assert bool((taught.images[16:20] == 2).all()) and bool((taught.images[20:] == 3).all())
-    assert torch.equal(taught.images[:16], images[taught.labels[:16]])
-    assert torch.equal(taught.labels[16:20], taught.labels[20:])
-    assert sorted(taught.labels[:20].tolist()) == list(range(20))
+    stamped = nc_unlearning.partly_stamped(clean, patches, [1, 2], 0.2, seeded(1))
+    assert len(stamped) == 16 + 4 + 4
+    assert bool((stamped.images[16:20] == 2).all()) and bool((stamped.images[20:] == 3).all())
+    assert torch.equal(stamped.images[:16], images[stamped.labels[:16]])
+    assert torch.equal(stamped.labels[16:20], stamped.labels[20:])
+    assert sorted(stamped.labels[:20].tolist()) == list(range(20))
 
 
 # TABOR -------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_each_penalty_is_the_public_codes(term: str, wanted: float) -> None:
         weight = 0.3 * torch.sin(torch.arange(300, dtype=torch.float64))
         last.weight.copy_(weight.view(4, 75))
         last.bias.zero_()
-    draft = trigger_inversion.Draft(
+    draft = trigger_inversion.Candidates(
         nn.Sequential(nn.Flatten(), last),
         torch.tensor([2]),
         waves(25, 1.3).view(1, 1, 5, 5),
@@ -320,17 +320,17 @@ def test_margins_and_the_p_value_are_the_codes(margins: list[float], p_value: fl
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_gamma_of_four_margins_flags_half_of_the_clean_models() -> None:
-    """80 draws: a standard error of 0.056."""
-    margins = np.random.default_rng(3).normal(10, 2, (80, 5))
+    """50 draws: a standard error of 0.07."""
+    margins = np.random.default_rng(3).normal(10, 2, (50, 5))
     found = [mm_bd.p_value_of_largest(row) for row in torch.from_numpy(margins)]
     share = float(np.mean(np.array(found) < 0.05))
     assert share == pytest.approx(mm_bd.chance_of_alarm(5), abs=0.17)
 
 
-def test_few_classes_are_cautioned_about(badnets: Case) -> None:
+def test_few_classes_cause_a_caution(badnets: Case) -> None:
     defense = mm_bd.MmBd(mm_bd.MmBdOptions())
-    said = "a gamma fitted to 9 margins flags 17% of clean models"
-    assert defense.caution(badnets.view) == said
+    expected = "a gamma fitted to 9 margins flags 17% of clean models"
+    assert defense.caution(badnets.view) == expected
 
 
 # MNTD --------------------------------------------------------------------------------------------
@@ -340,15 +340,15 @@ def made_mntd(**options: Any) -> mntd.Mntd:
     return mntd.Mntd(mntd.MntdOptions(**{**mntd.Mntd.quick, **options}))
 
 
-def test_fewer_shadows_than_published_are_no_measurement(
+def test_fewer_shadows_than_published_are_not_applicable(
     badnets: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mntd, "grow_zoo", lambda *_, **__: pytest.fail("it trains"))
-    said = "not measured at this budget: 8 pairs of shadows, the published number is 2304"
-    assert made_mntd().objection(badnets.view) == said
-    assert "2303 pairs" in str(made_mntd(pairs=2303).objection(badnets.view))
-    assert made_mntd(pairs=2304).objection(badnets.view) is None
-    assert mntd.Mntd(mntd.MntdOptions()).objection(badnets.view) is None
+    monkeypatch.setattr(mntd, "train_zoo", lambda *_, **__: pytest.fail("it trains"))
+    expected = "not measured at this budget: 8 pairs of shadows, the published number is 2304"
+    assert made_mntd().not_applicable_because(badnets.view) == expected
+    assert "2303 pairs" in str(made_mntd(pairs=2303).not_applicable_because(badnets.view))
+    assert made_mntd(pairs=2304).not_applicable_because(badnets.view) is None
+    assert mntd.Mntd(mntd.MntdOptions()).not_applicable_because(badnets.view) is None
 
 
 def test_a_zoo_of_any_size_is_used_with_its_number_of_pairs(honest: Case, tmp_path: Path) -> None:
@@ -356,22 +356,22 @@ def test_a_zoo_of_any_size_is_used_with_its_number_of_pairs(honest: Case, tmp_pa
     options = shadows.ShadowOptions(pairs=2, epochs=1, batch=50)
     file = tmp_path / "zoo.safetensors"
     maker, recipe = view.network, view.distilled.recipe
-    shadows.grow_zoo(maker, view.holdout, recipe, options, seeded).save(file)
+    shadows.train_zoo(maker, view.holdout, recipe, options, seeded).save(file)
     defense = made_mntd(zoo=str(file), epochs=3)
-    assert isinstance(defense, Inspector) and defense.objection(view) is None
-    said = "a zoo of 2 pairs of shadows, the published number is 2304"
-    assert defense.caution(view) == said
+    assert isinstance(defense, Inspector) and defense.not_applicable_because(view) is None
+    expected = "a zoo of 2 pairs of shadows, the published number is 2304"
+    assert defense.caution(view) == expected
     found = defense.inspect(view)
     assert math.isfinite(found.statistic) and found.alarm == (found.statistic > 0)
     assert made_mntd(zoo=str(file), epochs=3).inspect(view).statistic == found.statistic
 
 
-def test_shadows_are_trained_by_adam_on_the_images_as_they_are(honest: Case) -> None:
+def test_shadows_are_trained_by_adam_without_augmentation(honest: Case) -> None:
     """Its first step moves every weight that has a gradient by the learning rate."""
     view = honest.view
     options = shadows.ShadowOptions(pairs=2, epochs=1, batch=len(view.holdout))
     assert (options.lr, options.optimiser) == (1e-3, "adam")
-    zoo = shadows.grow_zoo(view.network, view.holdout, view.distilled.recipe, options, seeded)
+    zoo = shadows.train_zoo(view.network, view.holdout, view.distilled.recipe, options, seeded)
     first = view.network(int(torch.randint(2**31 - 1, (), generator=seeded())))
     for name, before in first.named_parameters():
         moved = (zoo.states[name][0] - before).detach().abs()
@@ -393,7 +393,7 @@ def test_squares_end_before_the_last_row_and_column() -> None:
     assert max(ends) == 7
 
 
-def test_grey_patterns_have_any_number_of_lit_pixels() -> None:
+def test_grey_patterns_have_any_number_of_white_pixels() -> None:
     """Of s² pixels 1 to s² − 1, all as likely: shares of a mean of a half, never none nor all."""
     shares = []
     for number in range(400):
@@ -424,7 +424,7 @@ def test_an_auroc_is_the_usual_one() -> None:
 
 
 def test_the_last_ninth_of_the_pairs_chooses_the_epoch(honest: Case) -> None:
-    """Shadows that differ plainly are told apart after an epoch; later ones are no better."""
+    """Clearly different shadows are separated after one epoch; later epochs are no better."""
     view = honest.view
     states: dict[str, list[Tensor]] = {}
     for number in range(18):
@@ -439,7 +439,7 @@ def test_the_last_ninth_of_the_pairs_chooses_the_epoch(honest: Case) -> None:
 
     def learned(epochs: int, zoo: shadows.Zoo = zoo) -> dict[str, Tensor]:
         options = mntd.MntdOptions(epochs=epochs, batch=1, lr=0.01)
-        return mntd.learn_to_judge(zoo, network, view, options).state_dict()
+        return mntd.train_meta_classifier(zoo, network, view, options).state_dict()
 
     once = learned(1)
     assert all(torch.equal(value, once[name]) for name, value in learned(4).items())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distillsec.defenses import DEFENSES
 from distillsec.defenses.base import Defense
-from distillsec.defenses.common import tuning
+from distillsec.defenses.common import sgd
 from distillsec.defenses.models import fine_pruning, ft_sam, i_bau, nad
 from distillsec.distill.networks.makers import NetworkMaker
 from distillsec.distill.networks.registry import NetworkSpec
@@ -105,13 +105,13 @@ def test_the_tuned_grid_holds_the_published_setting_and_valid_ones(name: str) ->
 @pytest.mark.parametrize(
     ("augment", "mirrored"), [("", False), ("color_scale", False), ("flip_color", True)]
 )
-def test_tuning_shifts_into_black_and_mirrors_what_the_recipe_mirrors(
+def test_crops_are_padded_with_black_and_mirrored_by_the_recipe(
     augment: str, mirrored: bool
 ) -> None:
     """Each image is a window of the one padded by 4 of 32 black pixels, all 81 being as likely."""
     images = wave(3 * 32 * 32, 0.4, 0.3).view(1, 3, 32, 32) + 0.5
     recipe = Recipe(preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3), augment=augment)
-    change = tuning.augmentation("crop", recipe, torch.Generator().manual_seed(0))
+    change = sgd.augmentation("crop", recipe, torch.Generator().manual_seed(0))
     padded = nn.functional.pad(images[0], (4, 4, 4, 4))
     windows = [padded[:, t : t + 32, s : s + 32] for t in range(9) for s in range(9)]
     if mirrored:
@@ -124,14 +124,14 @@ def test_tuning_shifts_into_black_and_mirrors_what_the_recipe_mirrors(
     places = [known[tuple(one[0, 8:20, 10:14].flatten().tolist())] for one in shown]
     assert all(torch.equal(one, windows[at]) for one, at in zip(shown, places, strict=True))
     assert len(set(places)) >= 0.98 * len(windows)
-    plain = tuning.augmentation("none", recipe, torch.Generator().manual_seed(0))
+    plain = sgd.augmentation("none", recipe, torch.Generator().manual_seed(0))
     assert plain(images) is images
 
 
 # FT-SAM ------------------------------------------------------------------------------------------
 
 
-def test_smoothing_shares_the_rest_among_the_other_classes() -> None:
+def test_smoothing_gives_the_rest_to_the_other_classes() -> None:
     """BackdoorBench (f02e353), utils/defense_utils/sam/util.py, smooth_crossentropy: its gradient,
     and its value but for the targets' entropy."""
     logits = wave(12, 2.0, 0.1).view(3, 4).requires_grad_()
@@ -206,12 +206,12 @@ def test_attention_loss_is_the_official_one(power: float, wanted: list[float]) -
         shape, size = (2, 2, side, side), 4 * side * side
         mine.append(nad.attention(wave(size, 1.3, number).view(shape), power))
         theirs.append(nad.attention(wave(size, 0.7, number + 0.5).view(shape), power))
-    found = nad.apart_in_attention(mine, theirs, weights)
+    found = nad.attention_distance(mine, theirs, weights)
     assert float(found) == pytest.approx(sum(wanted), rel=1e-9)
     for one, two, weight, value in zip(mine, theirs, weights, wanted, strict=True):
-        assert float(nad.apart_in_attention([one], [two], [weight])) == pytest.approx(value)
+        assert float(nad.attention_distance([one], [two], [weight])) == pytest.approx(value)
     # Fewer maps than weights: the last weights.
-    fewer = nad.apart_in_attention(mine[1:], theirs[1:], weights)
+    fewer = nad.attention_distance(mine[1:], theirs[1:], weights)
     assert float(fewer) == pytest.approx(wanted[1] + wanted[2], rel=1e-9)
 
 
@@ -225,9 +225,7 @@ def test_attention_loss_is_the_official_one(power: float, wanted: list[float]) -
         ({"network": "convnet", "pooling": "none"}, [32]),
     ],
 )
-def test_attention_is_taken_where_the_size_is_about_to_change(
-    spec: dict[str, Any], sides: list[int]
-) -> None:
+def test_attention_is_taken_before_the_size_changes(spec: dict[str, Any], sides: list[int]) -> None:
     maker = NetworkMaker(
         spec=NetworkSpec(**spec),
         image_shape=(3, 32, 32),
@@ -235,7 +233,7 @@ def test_attention_is_taken_where_the_size_is_about_to_change(
         preprocessing=Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3),
     )
     with torch.no_grad():
-        maps, _ = nad.attend(maker(0).eval(), torch.rand(1, 3, 32, 32), 2.0)
+        maps, _ = nad.attention_maps(maker(0).eval(), torch.rand(1, 3, 32, 32), 2.0)
     found = nad.groups(maps)
     assert [one.shape[-1] for one in found] == sides
     assert found[-1] is maps[-1]
@@ -256,7 +254,7 @@ def test_a_round_of_i_bau_is_the_official_one() -> None:
         Batch(images=wave(12, 0.5, 1.1).view(3, 1, 2, 2) + 0.5, labels=torch.tensor([2, 0, 1])),
     ]
     options = options_of("i-bau", climbs=2)
-    push = i_bau.find_push(network, [piece.images for piece in pieces], options)
+    push = i_bau.find_perturbation(network, [piece.images for piece in pieces], options)
     assert push.flatten().tolist() == pytest.approx(
         [-3.445805958503667, -0.16119473269252377, 3.4873440661374064, -0.7374554325794249]
     )
@@ -264,8 +262,8 @@ def test_a_round_of_i_bau_is_the_official_one() -> None:
     optimiser = torch.optim.Adam(network.parameters(), lr=options.lr)
     for piece, carriers in zip(pieces, ([False, True, False], [True, False, True]), strict=True):
         gradients = i_bau.hypergradient(
-            partial(i_bau.unlearned, network, piece, torch.tensor(carriers)),
-            partial(i_bau.worst, network, pieces[0], options.penalty),
+            partial(i_bau.outer_loss, network, piece, torch.tensor(carriers)),
+            partial(i_bau.inner_loss, network, pieces[0], options.penalty),
             push,
             list(network.parameters()),
             options.map_step,
@@ -299,12 +297,10 @@ def test_a_round_of_i_bau_is_the_official_one() -> None:
 @pytest.mark.parametrize(
     ("count", "share", "wanted"), [(100, 0.01, 1), (256, 0.01, 2), (50, 0.01, 1), (7, 1.0, 7)]
 )
-def test_a_share_of_a_mini_batch_carries_the_perturbation(
-    count: int, share: float, wanted: int
-) -> None:
+def test_a_share_of_a_mini_batch_is_perturbed(count: int, share: float, wanted: int) -> None:
     """Rounded down, as the code has it, but never to none."""
     generator = torch.Generator().manual_seed(0)
-    found = [i_bau.chosen(count, share, generator) for _ in range(5)]
+    found = [i_bau.perturbed_images(count, share, generator) for _ in range(5)]
     assert all(int(one.sum()) == wanted and len(one) == count for one in found)
     assert wanted == count or not all(torch.equal(one, found[0]) for one in found)
 
@@ -312,7 +308,7 @@ def test_a_share_of_a_mini_batch_carries_the_perturbation(
 # Fine-pruning ------------------------------------------------------------------------------------
 
 
-def small_network(pooling: str) -> tuple[fine_pruning.Cut, nn.Module, Batch]:
+def small_network(pooling: str) -> tuple[fine_pruning.SplitAtReader, nn.Module, Batch]:
     """Eight channels, of which 1 and 4 are dead, and 2 and 7 equal; labels are its own answers."""
     maker = NetworkMaker(
         spec=NetworkSpec.model_validate(
@@ -330,7 +326,7 @@ def small_network(pooling: str) -> tuple[fine_pruning.Cut, nn.Module, Batch]:
         filters.weight[7], filters.bias[7] = filters.weight[2], filters.bias[2]
         network.head.bias.sub_(network(images).mean(dim=0))
         labels = network(images).argmax(dim=1)
-    cut = fine_pruning.cut_behind_the_maps(network)
+    cut = fine_pruning.split_at_reader(network)
     return cut, network, Batch(images=images, labels=labels)
 
 
@@ -349,7 +345,7 @@ def test_channels_are_pruned_in_the_official_order(pooling: str, accuracies: lis
     seen = set()
     for loss in (0.0, 0.04, 0.06, 0.1, 0.2, 0.46, 0.9):
         cut, network, clean = small_network(pooling)
-        idle = fine_pruning.prune_idle(cut, clean, loss)
+        idle = fine_pruning.prune_inactive(cut, clean, loss)
         # It stops before the first that costs too much, and keeps the most active one.
         wanted = next((n - 1 for n in range(8) if accuracies[n] < 1 - loss - 1e-9), 7)
         assert idle.nonzero()[:, 0].tolist() == sorted(order[:wanted])
@@ -360,7 +356,7 @@ def test_channels_are_pruned_in_the_official_order(pooling: str, accuracies: lis
     assert {2, 5, 7} <= seen
 
 
-def test_activity_is_measured_behind_the_pooling() -> None:
+def test_activity_is_measured_after_pooling() -> None:
     """A peak of 4 among 15 zeros is 0.25 on average, but 1 behind pooling by maxima: more than a
     plain 0.5, which the answers rest on here, so that nothing can go."""
     images = torch.zeros(4, 3, 4, 4)
@@ -372,14 +368,16 @@ def test_activity_is_measured_behind_the_pooling() -> None:
         reader.weight[1, 4:8] = 1.0
         reader.bias.copy_(torch.tensor([2.0, 0.0]))
     front = nn.Sequential(nn.MaxPool2d(2), nn.Flatten())
-    cut = fine_pruning.Cut(front=front, tail=nn.Sequential(reader), reader=reader, channels=3)
+    cut = fine_pruning.SplitAtReader(
+        front=front, tail=nn.Sequential(reader), reader=reader, channels=3
+    )
     clean = Batch(images=images, labels=torch.tensor([0, 1, 0, 1]))
-    assert not fine_pruning.prune_idle(cut, clean, 0.04).any()
-    assert fine_pruning.prune_idle(cut, clean, 0.6).tolist() == [True, True, False]
+    assert not fine_pruning.prune_inactive(cut, clean, 0.04).any()
+    assert fine_pruning.prune_inactive(cut, clean, 0.6).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "alexnet", "lenet", "convnet-baadd", "vgg11"])
-def test_a_pruned_channel_is_out_whatever_the_architecture(name: str) -> None:
+def test_a_pruned_channel_has_no_effect_in_any_architecture(name: str) -> None:
     """Behind a shortcut, too: the logits no longer depend on the channel's maps."""
     maker = NetworkMaker(
         spec=NetworkSpec(network=name),
@@ -388,14 +386,14 @@ def test_a_pruned_channel_is_out_whatever_the_architecture(name: str) -> None:
         preprocessing=Preprocessing(mean=(0.5,), std=(0.5,)),
     )
     network = maker(0).eval()
-    cut = fine_pruning.cut_behind_the_maps(network)
+    cut = fine_pruning.split_at_reader(network)
     images = wave(2 * 1024, 0.5, 0.1).view(2, 1, 32, 32).float() + 0.5
     with torch.no_grad():
         read = cut.front(images)
         assert torch.allclose(cut.tail(read), network(images), atol=1e-5)
         busiest = int(read.view(2, cut.channels, -1).sum(dim=(0, 2)).argmax())
         idle = torch.arange(cut.channels) == busiest
-        fine_pruning.silence(cut, idle)
+        fine_pruning.disconnect(cut, idle)
         emptied = read.view(2, cut.channels, -1) * ~idle[:, None]
         assert torch.allclose(cut.tail(emptied.flatten(1)), network(images), atol=1e-5)
         assert bool((emptied.flatten(1) != read).any())

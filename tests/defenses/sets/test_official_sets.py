@@ -135,7 +135,7 @@ def test_beatrix_deviations_and_threshold_are_the_official_ones(
     count: int, threshold: float, expected: Sequence[float]
 ) -> None:
     clean = maps(count, 0.2)
-    usual = beatrix.fit_range(clean, ORDERS, 10)
+    usual = beatrix.gram_range(clean, ORDERS, 10)
     found = beatrix.deviations(maps(12, 0.9), usual, ORDERS)[[3, 5, 10]]
     assert found.tolist() == pytest.approx(expected, rel=1e-9)
     assert beatrix.clean_threshold(clean, ORDERS, 10, 0.95) == pytest.approx(threshold, rel=1e-9)
@@ -153,7 +153,7 @@ def test_beatrix_two_sample_statistic_is_the_official_one(count: int, expected: 
     assert found == pytest.approx(expected, rel=1e-9)
 
 
-def test_beatrix_looks_at_what_enters_a_resnets_last_stage(badnets: Case) -> None:
+def test_beatrix_uses_the_input_of_a_resnets_last_stage(badnets: Case) -> None:
     view = badnets.view
     network = replace(view.network, spec=NetworkSpec(network="resnet18", norm="batch"))(0).eval()
     images = view.holdout.images[:2]

@@ -5,15 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.linalg import expm
 from scipy.spatial.distance import mahalanobis
-from scipy.stats import median_abs_deviation
 
-from distillsec.defenses.common.by_class import anomaly_index, classes_of
 from distillsec.defenses.sets import beatrix, scan, spectre
 from distillsec.defenses.sets.activation_clustering import divide, reduce
+from distillsec.defenses.sets.quantise import quantised
 from distillsec.defenses.sets.spectral_signatures import signature
 
 RNG = np.random.default_rng(0)
@@ -23,30 +20,6 @@ def points(rows: int, features: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(features, features, generator=generator, dtype=torch.float64)
     return torch.randn(rows, features, generator=generator, dtype=torch.float64) @ mixing
-
-
-@given(st.lists(st.floats(-100, 100), min_size=3, max_size=12, unique=True))
-def test_the_anomaly_index_is_the_papers(values: list[float]) -> None:
-    spread = median_abs_deviation(values, scale=1 / 1.4826)  # numpy's medians, odd or even
-    if spread > 1e-3:
-        expected = (np.array(values) - np.median(values)) / spread
-        found = anomaly_index(torch.tensor(values, dtype=torch.float64))
-        assert np.allclose(found.numpy(), expected, rtol=1e-9)
-
-
-def test_equal_values_are_no_anomaly_and_one_among_them_is() -> None:
-    assert anomaly_index(torch.full((10,), 3.0)).abs().max() == 0
-    values = torch.full((10,), 3.0, dtype=torch.float64)
-    values[4] = 4
-    index = anomaly_index(values)
-    assert index.argmax() == 4 and index[4] == pytest.approx(1 / (1.2533 * 0.1))
-    values[4] = 2
-    assert anomaly_index(values).max() <= 0  # below the median is no anomaly
-
-
-def test_classes_come_with_their_rows() -> None:
-    found = {label: rows.tolist() for label, rows in classes_of(torch.tensor([4, 1, 4, 1, 1]))}
-    assert found == {1: [1, 3, 4], 4: [0, 2]}
 
 
 @pytest.mark.parametrize(("rows", "features"), [(30, 5), (5, 30), (2, 3), (12, 12)])
@@ -63,7 +36,7 @@ def test_a_signature_is_the_squared_projection_on_the_top_direction(
     assert signature(torch.ones(4, 3, dtype=torch.float64))[1] == 0
 
 
-def test_two_clusters_are_told_apart_and_the_smaller_is_named() -> None:
+def test_the_smaller_of_two_clusters_is_found() -> None:
     some = np.concatenate([RNG.normal(0, 1, (40, 12)), RNG.normal(12, 1, (9, 12))])
     for reduction in ("pca", "ica"):
         low = reduce(some, reduction, 5, 0)
@@ -92,7 +65,7 @@ def test_que_is_the_published_formula(alpha: float) -> None:
     assert np.allclose(spectre.que(calm, alpha), (calm**2).mean(axis=1))  # nothing sticks out
 
 
-def test_whitening_takes_a_covariance_out() -> None:
+def test_whitening_removes_a_covariance() -> None:
     some = points(500, 3).numpy()
     white = spectre.whiten(some, np.cov(some.T))
     assert np.allclose(np.cov(white.T), np.eye(3), atol=1e-9)
@@ -157,11 +130,10 @@ def test_the_likelihood_ratio_counts_mahalanobis_distances() -> None:
 def test_the_group_with_the_clean_images_is_the_clean_one() -> None:
     clean = points(30, 2, 5) * 0.1
     rows = torch.cat([points(20, 2, 6) * 0.1, points(15, 2, 7) * 0.1 + 10])
-    division = scan.divide(rows, clean, 0)
-    assert division.second.tolist() == [False] * 20 + [True] * 15
-    assert division.scores[20:].min() > 0 > division.scores[:20].max()
-    alike = scan.divide(torch.ones(4, 2, dtype=torch.float64), clean, 0)
-    assert not alike.second.any()
+    scores, second = scan.two_groups(rows, clean, 0)
+    assert second.tolist() == [False] * 20 + [True] * 15
+    assert scores[20:].min() > 0 > scores[:20].max()
+    assert not scan.two_groups(torch.ones(4, 2, dtype=torch.float64), clean, 0)[1].any()
 
 
 # Beatrix -----------------------------------------------------------------------------------------
@@ -182,13 +154,13 @@ def test_gram_features_are_rooted_products_of_powers(order: int) -> None:
 
 def test_deviations_are_zero_in_range_and_relative_outside() -> None:
     orders = [1]
-    usual = beatrix.Range([torch.tensor([1.0])], [torch.tensor([2.0])])
+    usual = beatrix.GramRange([torch.tensor([1.0])], [torch.tensor([2.0])])
     maps = torch.tensor([1.0, 1.2, 2.0, 0.5]).sqrt().view(4, 1, 1, 1)  # squared by the Gram matrix
     found = beatrix.deviations(maps, usual, orders)
     # One Gram feature counts over half a square of one channel, as in the official code.
     assert torch.allclose(found, torch.tensor([0, 0, 0, 1.0], dtype=torch.float64), atol=1e-5)
     clean = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]).sqrt().view(5, 1, 1, 1)
-    fitted = beatrix.fit_range(clean, orders, 10)
+    fitted = beatrix.gram_range(clean, orders, 10)
     assert fitted.low[0].item() == pytest.approx(3 - 10) and fitted.high[0].item() == pytest.approx(
         13
     )
@@ -210,3 +182,17 @@ def test_the_two_sample_statistic_is_the_kernel_discrepancy() -> None:
     expected = (within + beside - 2 * across) * 6 * 4 / 10
     assert beatrix.two_sample(first, second) == pytest.approx(expected, rel=1e-6)
     assert beatrix.two_sample(first, first) == pytest.approx(0, abs=1e-9)
+
+
+# Quantise ----------------------------------------------------------------------------------------
+
+
+def pixels(count: int) -> torch.Tensor:
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_quantised_pixels_lie_on_levels() -> None:
+    images = torch.tensor([-1.0, 0.0, 0.1, 0.49, 0.51, 1.0, 7.0]).view(7, 1, 1, 1)
+    assert quantised(images, 1).flatten().tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert len(quantised(pixels(50), 3).unique()) == 8
+    assert torch.allclose(quantised(pixels(6), 16), pixels(6), atol=1e-4)

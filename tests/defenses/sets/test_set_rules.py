@@ -38,10 +38,10 @@ def two_classes(case: Case) -> Case:
 
 
 @pytest.mark.parametrize("name", ["scan", "beatrix"])
-def test_an_alarm_over_two_classes_is_objected_to(name: str, sparse: Case) -> None:
+def test_alarms_are_not_applicable_to_two_classes(name: str, sparse: Case) -> None:
     kind = DEFENSES[name]
-    objection = kind(kind.Options()).objection(two_classes(sparse).view)
-    assert objection == "needs 3 classes, there are 2"
+    reason = kind(kind.Options()).not_applicable_because(two_classes(sparse).view)
+    assert reason == "needs 3 classes, there are 2"
 
 
 @pytest.mark.parametrize("name", ["spectral-signatures", "spectre"])
@@ -50,7 +50,7 @@ def test_rows_of_two_classes_are_scored_without_a_statistic(name: str, sparse: C
     kind = DEFENSES[name]
     defense = kind(kind.Options(**kind.quick))
     assert isinstance(defense, SetScorer)
-    assert defense.objection(case.view) is None
+    assert defense.not_applicable_because(case.view) is None
     assert "two classes" in (defense.caution(case.view) or "")
     found = defense.score_set(case.view)
     assert found.statistic == 0 and found.alarm is None
@@ -62,24 +62,24 @@ def test_rows_of_two_classes_are_scored_without_a_statistic(name: str, sparse: C
 # Activation clustering ---------------------------------------------------------------------------
 
 
-def test_thresholds_are_compared_as_ibms_toolbox_compares_them() -> None:
+def test_thresholds_are_compared_as_in_the_authors_toolbox() -> None:
     """ClusteringAnalyzer rounds a size to two digits and a silhouette to four, and wants less than
     the one threshold and more than the other."""
     for count, expected in ((344, True), (346, False), (350, False), (0, False)):
-        assert activation_clustering.is_lopsided(np.arange(1000) < count, 0.35) is expected
+        assert activation_clustering.is_small(np.arange(1000) < count, 0.35) is expected
     for silhouette, divided in ((0.1, False), (0.10004, False), (0.10006, True)):
-        assert activation_clustering.is_divided(silhouette, 0.1) is divided
+        assert activation_clustering.is_separate(silhouette, 0.1) is divided
 
 
-def test_reclassification_acquits_clean_parts_and_keeps_the_poison(sparse: Case) -> None:
+def test_reclassification_clears_clean_clusters_only(sparse: Case) -> None:
     view = sparse.view
     clean = torch.nonzero((view.labels == 5) & ~sparse.poisoned)[:40, 0]
     accused = {3: torch.nonzero(sparse.poisoned)[:, 0], 5: clean}
-    found = activation_clustering.reclassified(view, accused, 1.0, "activation-clustering")
+    found = activation_clustering.not_cleared(view, accused, 1.0, "activation-clustering")
     assert list(found) == [3] and torch.equal(found[3], accused[3])
 
 
-def test_size_alone_accuses_more_than_size_and_silhouette(honest: Case) -> None:
+def test_size_alone_flags_more_than_size_and_silhouette(honest: Case) -> None:
     kind = activation_clustering.ActivationClustering
     options = activation_clustering.ActivationClusteringOptions
     both = kind(options(reduction="pca", silhouette=0.3)).score_set(honest.view).flagged

@@ -13,7 +13,14 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distillsec.defenses.training import abl, dp_sgd, mixing, partition_ensemble
+from distillsec.defenses.common import mixing, sgd
+from distillsec.defenses.training import (
+    abl,
+    cutmix,
+    dp_sgd,
+    partition_ensemble,
+    strong_augmentation,
+)
 from distillsec.distill.types import Batch, Step
 
 if TYPE_CHECKING:
@@ -31,7 +38,7 @@ def seeded(number: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize(("loss", "turned"), [(0.8, 0.8), (0.3, -0.3), (0.0, 0.0)])
-def test_a_low_loss_is_climbed(loss: float, turned: float) -> None:
+def test_a_low_loss_is_increased(loss: float, turned: float) -> None:
     value = torch.tensor(loss, requires_grad=True)
     found = abl.local_ascent(value, 0.5)
     found.backward()
@@ -50,17 +57,17 @@ def test_the_fastest_rows_have_the_lowest_losses(badnets: Case) -> None:
     assert torch.allclose(torch.stack(losses)[found].sort().values, wanted, atol=1e-6)
 
 
-def test_a_hundredth_of_the_rows_must_be_two_and_should_be_ten(badnets: Case) -> None:
+def test_one_percent_of_the_rows_must_be_two_and_should_be_ten(badnets: Case) -> None:
     """Rounded down, as in the authors' code: of 99 rows none."""
     defense = abl.Abl(abl.AblOptions())
     for count, isolated in ((99, 0), (100, 1), (199, 1), (200, 2), (999, 9), (1000, 10)):
         view = badnets.rows(torch.arange(count)).view
         assert abl.isolated_count(view, 0.01) == isolated
-        assert defense.objection(view) == (
+        assert defense.not_applicable_because(view) == (
             None if isolated >= 2 else f"isolates {isolated} of {count} rows, needs 2"
         )
-        told = f"isolates {isolated} of {count} rows"
-        assert defense.caution(view) == (None if isolated >= 10 else told)
+        caution = f"isolates {isolated} of {count} rows"
+        assert defense.caution(view) == (None if isolated >= 10 else caution)
 
 
 # The authors' code (bboylyg/ABL at 3fd736c) on these weights and rows gave the numbers below.
@@ -118,13 +125,13 @@ def test_local_ascent_steps_as_the_authors_code_and_its_flooding_do(
     assert (network.weight - before)[0].tolist() == pytest.approx(moved, abs=1e-12)
 
 
-def test_unlearning_climbs_as_the_authors_code_does() -> None:
+def test_unlearning_is_that_of_the_authors_code() -> None:
     """backdoor_unlearning.py, train_step_unlearning, three times, with its optimiser."""
     network = linear()
     optimiser = torch.optim.SGD(
         network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True
     )
-    abl.set_rate(optimiser, abl.AblOptions().unlearning_rate)
+    sgd.set_rate(optimiser, abl.AblOptions().unlearning_rate)
     abl.unlearn(network, optimiser, ROWS, iter([torch.arange(8)] * 3))
     assert network.weight[0].tolist() == pytest.approx(
         [-1.0002338359138219, 0.6660838246567177, -0.0005489881632983, -0.6670647338924953],
@@ -142,7 +149,7 @@ def test_unlearning_climbs_as_the_authors_code_does() -> None:
     )
 
 
-def test_the_papers_sum_goes_down_one_loss_and_up_the_other_to_a_guess() -> None:
+def test_the_papers_sum_lowers_one_loss_and_raises_the_other_to_a_guess() -> None:
     rest, isolated = ROWS.rows(torch.arange(5)), ROWS.rows(torch.arange(5, 8))
     network, bound = linear(), 2.2  # of the isolated rows' losses one is below, two are above
     losses = functional.cross_entropy(network(isolated.images), isolated.labels, reduction="none")
@@ -152,7 +159,7 @@ def test_the_papers_sum_goes_down_one_loss_and_up_the_other_to_a_guess() -> None
     wanted = torch.autograd.grad(kept - losses[below].sum() / 3, list(network.parameters()))
     before = [value.detach().clone() for value in network.parameters()]
     optimiser = torch.optim.SGD(network.parameters(), lr=1.0)
-    abl.unlearn_beside(network, optimiser, rest, isolated, iter([torch.arange(5)]), bound)
+    abl.unlearn_and_keep(network, optimiser, rest, isolated, iter([torch.arange(5)]), bound)
     for value, old, slope in zip(network.parameters(), before, wanted, strict=True):
         assert torch.allclose(value, old - slope, atol=1e-12)
 
@@ -166,7 +173,7 @@ def test_epochs_are_the_papers_or_more_for_longer_recipes(
     assert abl.finetuning_rates(0.1, 60) == [0.1] * 40 + [0.01] * 20
 
 
-def test_settings_that_only_unlearn_otherwise_share_what_was_learned(badnets: Case) -> None:
+def test_settings_that_differ_in_unlearning_share_the_training(badnets: Case) -> None:
     """And do not change it: the second answer is the first one's."""
     view = badnets.rows(torch.arange(200)).view
     options = {"tuning_epochs": 2, "finetuning_epochs": 2}
@@ -179,7 +186,7 @@ def test_settings_that_only_unlearn_otherwise_share_what_was_learned(badnets: Ca
 # Mixing ------------------------------------------------------------------------------------------
 
 
-def test_rectangles_have_the_area_that_they_are_asked_for() -> None:
+def test_rectangles_have_the_requested_area() -> None:
     images = torch.zeros(2, 1, 40, 60)
     whole = 0
     for number in range(200):
@@ -227,7 +234,7 @@ def test_mixed_labels_are_soft_labels() -> None:
         ((33, 33), 0.34, (16, 16), (7, 7, 25, 25)),
     ],
 )
-def test_rectangles_lie_where_the_authors_code_puts_them(
+def test_rectangles_are_where_the_authors_code_puts_them(
     size: tuple[int, int], share: float, middle: tuple[int, int], box: tuple[int, int, int, int]
 ) -> None:
     found = [
@@ -238,17 +245,27 @@ def test_rectangles_lie_where_the_authors_code_puts_them(
 
 
 def test_the_default_hole_is_the_authors() -> None:
-    assert mixing.StrongAugmentationOptions().hole == pytest.approx(1 - 0.66)
+    assert strong_augmentation.StrongAugmentationOptions().hole == pytest.approx(1 - 0.66)
 
 
-def test_maxup_rests_in_the_first_epochs(badnets: Case) -> None:
+def test_maxup_starts_after_the_warmup(badnets: Case) -> None:
     """6 of the authors' 40 epochs; here of 12 the first 2, of which each has 4 mini-batches."""
     view = badnets.rows(torch.arange(200)).view
     assert view.distilled.recipe.epochs == 12 and view.distilled.recipe.batch_size == 64
-    assert mixing.warmup_steps(view, mixing.StrongAugmentationOptions().warmup) == 2 * 4
+    assert (
+        strong_augmentation.warmup_steps(
+            view, strong_augmentation.StrongAugmentationOptions().warmup
+        )
+        == 2 * 4
+    )
     recipe = replace(view.distilled.recipe, epochs=40)
     forty = replace(view, distilled=replace(view.distilled, recipe=recipe))
-    assert mixing.warmup_steps(forty, mixing.StrongAugmentationOptions().warmup) == 6 * 4
+    assert (
+        strong_augmentation.warmup_steps(
+            forty, strong_augmentation.StrongAugmentationOptions().warmup
+        )
+        == 6 * 4
+    )
 
 
 def test_maxup_takes_the_worst_copy(badnets: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,13 +274,15 @@ def test_maxup_takes_the_worst_copy(badnets: Case, monkeypatch: pytest.MonkeyPat
     for copies in (1, 6):
         losses: list[float] = []
 
-        def note(optimiser: Any, loss: Tensor, told: list[float] = losses) -> None:
-            told.append(loss.item())
-            optimiser.step()  # no gradient, so nothing moves
+        def note(optimiser: Any, loss: Tensor, noted: list[float] = losses) -> None:
+            noted.append(loss.item())
+            optimiser.step()  # no gradient, so nothing changes
 
-        monkeypatch.setattr(mixing, "follow", note)
+        monkeypatch.setattr(strong_augmentation, "backward_step", note)
         few = badnets.rows(torch.arange(200)).view
-        mixing.StrongAugmentation(mixing.StrongAugmentationOptions(copies=copies)).train(few)
+        strong_augmentation.StrongAugmentation(
+            strong_augmentation.StrongAugmentationOptions(copies=copies)
+        ).train(few)
         seen[copies] = losses
     assert len(seen[1]) == len(seen[6]) == 12 * 4
     assert all(six > one for one, six in zip(seen[1][8:], seen[6][8:], strict=True))
@@ -283,8 +302,8 @@ def weights(network: nn.Module) -> Tensor:
 
 
 def test_batch_norm_is_refused(badnets: Case) -> None:
-    told = dp_sgd.DpSgd(dp_sgd.DpSgdOptions()).objection(badnets.view)
-    assert told is not None and told.startswith("batch norm")
+    reason = dp_sgd.DpSgd(dp_sgd.DpSgdOptions()).not_applicable_because(badnets.view)
+    assert reason is not None and reason.startswith("batch norm")
 
 
 def test_without_noise_and_clipping_it_is_sgd(cases: Callable[..., Case]) -> None:
@@ -308,10 +327,10 @@ def test_without_noise_and_clipping_it_is_sgd(cases: Callable[..., Case]) -> Non
                 value.sub_(rate * speed)
     assert torch.allclose(weights(found), weights(network), atol=1e-4)
     assert dp_sgd.DpSgd(options).figures(view) == {}
-    assert dp_sgd.DpSgd(options).caution(view) == "without noise nothing is private"
+    assert dp_sgd.DpSgd(options).caution(view) == "without noise there is no privacy"
 
 
-def test_no_row_moves_it_further_than_the_clip(cases: Callable[..., Case]) -> None:
+def test_no_row_changes_the_network_by_more_than_the_clip(cases: Callable[..., Case]) -> None:
     view = private(cases, epochs=1)
     recipe = replace(view.distilled.recipe, momentum=0, weight_decay=0, batch_size=60)
     view = replace(view, distilled=replace(view.distilled, recipe=recipe))
@@ -323,24 +342,24 @@ def test_no_row_moves_it_further_than_the_clip(cases: Callable[..., Case]) -> No
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-def test_epsilon_is_opacus_own_and_falls_with_noise(cases: Callable[..., Case]) -> None:
+def test_epsilon_is_that_of_opacus_and_falls_with_noise(cases: Callable[..., Case]) -> None:
     from opacus.accountants import RDPAccountant
 
     view = private(cases)
-    told = []
+    epsilons = []
     for noise in (0.1, 0.8, 1.28, 4.0):
         defense = dp_sgd.DpSgd(dp_sgd.DpSgdOptions(noise=noise))
-        told.append(defense.figures(view)["epsilon"])
+        epsilons.append(defense.figures(view)["epsilon"])
         accountant = RDPAccountant()
         for _ in range(9):
             accountant.step(noise_multiplier=noise, sample_rate=20 / 60)
-        assert told[-1] == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-6)
-    assert told == sorted(told, reverse=True) and all(map(math.isfinite, told))
+        assert epsilons[-1] == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-6)
+    assert epsilons == sorted(epsilons, reverse=True) and all(map(math.isfinite, epsilons))
     caution = defense.caution(view)
     assert caution is not None and "60 received rows" in caution and "does not cover" in caution
 
 
-def test_training_privately_repeats_and_keeps_the_set(cases: Callable[..., Case]) -> None:
+def test_private_training_repeats_and_keeps_the_set(cases: Callable[..., Case]) -> None:
     view = private(cases)
     before = view.distilled.batch.images.clone()
     defense = dp_sgd.DpSgd(dp_sgd.DpSgdOptions())
@@ -351,12 +370,12 @@ def test_training_privately_repeats_and_keeps_the_set(cases: Callable[..., Case]
 
 
 def test_recipes_of_steps_are_trained_by_epochs(cases: Callable[..., Case]) -> None:
-    """A set with learned steps of its own: whoever trains otherwise goes by its epochs."""
+    """A set with learned steps of its own: these defenses train by its epochs."""
     view = private(cases, rows=200)
     recipe = replace(view.distilled.recipe, steps=(Step(rows=(0, 1), rate=0.1),))
     stepped = replace(view, distilled=replace(view.distilled, recipe=recipe))
     for defense in (
-        mixing.CutMix(mixing.CutMixOptions()),
+        cutmix.CutMix(cutmix.CutMixOptions()),
         dp_sgd.DpSgd(dp_sgd.DpSgdOptions()),
         abl.Abl(abl.AblOptions(tuning_epochs=1, finetuning_epochs=1, unlearning_steps=2)),
     ):
@@ -370,13 +389,13 @@ def test_recipes_of_steps_are_trained_by_epochs(cases: Callable[..., Case]) -> N
     "kind",
     [
         abl.Abl,
-        mixing.CutMix,
-        mixing.StrongAugmentation,
+        cutmix.CutMix,
+        strong_augmentation.StrongAugmentation,
         dp_sgd.DpSgd,
         partition_ensemble.PartitionEnsemble,
     ],
 )
-def test_a_grid_holds_possible_settings_and_the_published_one(kind: type[Trainer]) -> None:
+def test_a_grid_has_valid_settings_and_the_published_one(kind: type[Trainer]) -> None:
     settings = [kind.Options(**changes) for changes in kind.grid]
     assert 3 <= len(settings) <= 6 and kind.Options() in settings
     assert all(one != two for one, two in itertools.combinations(settings, 2))

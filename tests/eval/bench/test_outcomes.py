@@ -60,7 +60,7 @@ class Crash(Brightness):
 class Refusing(Brightness):
     name = "refusing"
 
-    def objection(self, view: DefenderView) -> str:
+    def not_applicable_because(self, view: DefenderView) -> str:
         return "the network has no batch norm"
 
 

@@ -48,7 +48,7 @@ def test_tuning_chooses_by_held_out_accuracy_alone(toy: MakeToy, make_bench: Mak
         wanted = max(n for n, each in enumerate(tried) if (each.accuracy or 0) >= least)
         assert [each.chosen for each in tried] == [n == wanted for n in range(3)]
     few = make_bench(holdout=19).bench.outcome(Shift(LevelOptions()), "tuned")
-    assert few.caution == "too few held-out images to choose settings by"
+    assert few.caution == "too few held-out images to choose settings"
     assert all(tuning.tried == [] for tuning in few.tuning.values())
     assert made.bench.outcome(Shift(LevelOptions()), "paper").tuning == {}
     assert made.bench.outcome(toy("corner"), "tuned").tuning == {}  # it has no grid
@@ -88,5 +88,5 @@ def test_tuning_reports_that_no_setting_is_good_enough(make_bench: MakeBench) ->
     assert tried[1].accuracy is None and tried[1].reason == "no such kernel"
     assert (outcome.caution or "").startswith("no setting keeps the held-out accuracy (0.")
     silent = made.bench.outcome(Silent(LevelOptions()), "tuned")
-    assert silent.caution == "of little use; no setting gave an answer"
+    assert silent.caution == "of little use; no setting succeeded"
     assert not any(each.chosen for each in silent.tuning["attacked"].tried)

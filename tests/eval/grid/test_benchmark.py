@@ -55,7 +55,7 @@ class Needy(InputScorer):
     name, Options = "needy", DefenseOptions
     def __init__(self, options):
         self.options = options
-    def objection(self, view):
+    def not_applicable_because(self, view):
         return "it needs more"
     def score_inputs(self, view, images):
         raise AssertionError
