@@ -4,8 +4,8 @@
     distillsec attack --preset digits-naive --out runs/attacked
     distillsec defend runs/attacked --defense own_defense:Confidence
 
-A defense is a subclass of one of seven families, which differ in the method that they want; this
-one scores inputs. It sees the distilled set, a victim and held-out images, and nothing else.
+A defense is a subclass of one of seven families, each with one method; this one scores inputs. It
+sees only the distilled set, a victim and held-out images.
 """
 
 from pydantic import Field
@@ -23,15 +23,11 @@ class Confidence(InputScorer):
 
     name = "confidence"
     Options = ConfidenceOptions
-    needs = "nothing but the model"
-
-    def __init__(self, options: DefenseOptions) -> None:
-        assert isinstance(options, ConfidenceOptions)
-        self.options = options
-        self._limit = options.limit
+    options: ConfidenceOptions  # for the type checker
+    needs = "only the model"
 
     def score_inputs(self, view: DefenderView, images: Tensor) -> Tensor:
         return view.logits(images).softmax(dim=1).max(dim=1).values
 
     def threshold(self, view: DefenderView) -> float:
-        return self._limit
+        return self.options.limit
