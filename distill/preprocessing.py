@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from kornia.enhance import zca_mean
 from torch import Tensor
 
 _PUBLISHED_EPS = 0.1
@@ -70,6 +69,8 @@ def fit_zca(images: Tensor, eps: float = _PUBLISHED_EPS) -> Zca:
     eps is added to the covariance's eigenvalues; the trajectory-matching code (Cazenavette et al.)
     uses 0.1 on pixels in [0, 1].
     """
+    from kornia.enhance import zca_mean
+
     matrix, mean, inverse = zca_mean(images.flatten(1), eps=eps, return_inverse=True)
     assert inverse is not None
     return Zca(mean=mean.float(), matrix=matrix.float(), inverse=inverse.float())

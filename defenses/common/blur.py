@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kornia.filters import gaussian_blur2d
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -25,6 +24,8 @@ class BlurOptions(DefenseOptions):
 
 def blurred(images: Tensor, options: BlurOptions) -> Tensor:
     """``images`` (N, C, H, W) after the blur; the kernel is no larger than the image."""
+    from kornia.filters import gaussian_blur2d
+
     side = min(options.kernel, *images.shape[2:])
     side -= 1 - side % 2
     return gaussian_blur2d(images, side, (options.sigma, options.sigma), border_type="replicate")

@@ -7,7 +7,6 @@ from io import BytesIO
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 
 def through_jpeg(images: Tensor, quality: int) -> Tensor:
@@ -22,6 +21,8 @@ def through_jpeg(images: Tensor, quality: int) -> Tensor:
 
 
 def _through_file(image: Tensor, quality: int) -> Tensor:
+    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
     file = BytesIO()
     to_pil_image(image).save(file, "JPEG", quality=quality)
     file.seek(0)

@@ -23,8 +23,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from kornia.color import hsv_to_rgb, rgb_to_hsv
-from kornia.filters import filter2d, gaussian_blur2d
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
@@ -48,6 +46,8 @@ def _drawn(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _blurred(images: Tensor, sigma: float, reach: float, border: str) -> Tensor:
     """Gaussian blur; the kernel extends ``reach`` standard deviations from its middle."""
+    from kornia.filters import gaussian_blur2d
+
     half = int(reach * sigma + 0.5)
     return gaussian_blur2d(images, 2 * half + 1, (sigma, sigma), border_type=border)
 
@@ -84,6 +84,8 @@ def impulse_noise(images: Tensor, severity: int, generator: torch.Generator) -> 
 
 def defocus_blur(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Convolution with a disk that has a soft edge."""
+    from kornia.filters import filter2d, gaussian_blur2d
+
     radius, soft = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
     scale = _scale(images)
     half = math.ceil(max(8, radius) * scale)
@@ -222,6 +224,8 @@ def fog(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 
 def brightness(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """A higher value in HSV."""
+    from kornia.color import hsv_to_rgb, rgb_to_hsv
+
     more = (0.1, 0.2, 0.3, 0.4, 0.5)[severity - 1]
     if images.shape[1] != 3:
         return (images + more).clamp(0, 1)

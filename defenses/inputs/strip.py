@@ -7,7 +7,6 @@ from typing import Any, ClassVar, final
 
 import torch
 from pydantic import Field
-from scipy.stats import norm
 from torch import Tensor, nn
 
 from ...distill.training import in_pieces
@@ -68,6 +67,8 @@ class Strip(InputScorer):
         return -mean_entropy(view.victim, images, held[rows.to(held.device)], weights)
 
     def threshold(self, view: DefenderView) -> float:
+        from scipy.stats import norm
+
         entropies = -self.score_inputs(view, view.holdout.images).double().cpu().numpy()
         mean, deviation = norm.fit(entropies)
         return -float(norm.ppf(self.options.false_rejection, mean, max(deviation, 1e-12)))

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, final
 import numpy as np
 import torch
 from pydantic import Field
-from scipy import stats
 from torch import Tensor, nn
 
 from ..base import DefenderView, DefenseOptions, Inspection, Inspector
@@ -127,6 +126,8 @@ def p_value_of_largest(margins: Tensor) -> float:
     It is fitted to the others; the largest of K draws is at least as large with probability
     1 − F^K.
     """
+    from scipy import stats
+
     values = margins.detach().double().cpu().numpy()
     highest = values.argmax()
     others = np.delete(values, highest)

@@ -10,10 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA, FastICA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from ...distill.training import fit, predict
@@ -171,6 +167,9 @@ def not_cleared(
 
 def reduce(features: Array, reduction: Reduction, components: int, state: int) -> Array:
     """``features`` (n, F) in ``components`` dimensions, or as many as the n rows allow."""
+    from sklearn.decomposition import PCA, FastICA
+    from sklearn.exceptions import ConvergenceWarning
+
     count = min(components, len(features) - 1, features.shape[1], _rank(features))
     if count < 1:
         return np.zeros((len(features), 1))
@@ -202,6 +201,9 @@ def _rank(features: Array) -> int:
 def divide(reduced: Array, state: int) -> tuple[npt.NDArray[np.bool_], Array, float]:
     """2-means of ``reduced`` (n, k): the rows of the smaller cluster; how much nearer each row is
     to its centre, −1 to 1; the silhouette (0 if all rows are equal)."""
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import silhouette_score
+
     if np.ptp(reduced, axis=0).max() == 0:
         return np.zeros(len(reduced), dtype=bool), np.zeros(len(reduced)), 0.0
     clusters = KMeans(2, n_init=10, random_state=state).fit(reduced)

@@ -8,8 +8,6 @@ from typing import Literal, final
 import numpy as np
 import torch
 from pydantic import Field
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from ..base import DefenderView, DefenseOptions, SetScorer, SetScores, single_largest
@@ -111,6 +109,8 @@ class Scan(SetScorer):
 
     def _reduced(self, view: DefenderView) -> tuple[Tensor, Tensor]:
         """The activations of the held-out images and of the set, in reduced dimensions."""
+        from sklearn.decomposition import PCA
+
         clean = view.features(view.holdout.images).double()
         features = view.features(view.distilled.batch.images).double()
         most = (len(clean) - view.classes) // 2
@@ -166,6 +166,8 @@ def _inverse_root(covariance: Tensor) -> Tensor:
 def two_groups(whitened: Tensor, clean: Tensor, state: int) -> tuple[Tensor, Tensor]:
     """2-means of ``whitened`` (n, F); the group nearer to most ``clean`` rows (m, F) is the clean
     one. Returns scores ``(n,)`` and whether a row is in the other group, ``bool (n,)``."""
+    from sklearn.cluster import KMeans
+
     points = whitened.cpu().numpy()
     if len(np.unique(points, axis=0)) < 2:
         zeros = torch.zeros(len(points), dtype=torch.float64, device=whitened.device)

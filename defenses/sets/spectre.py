@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field
-from scipy.sparse.linalg import LinearOperator, eigsh
 
 from ..base import DefenderView, DefenseOptions, SetScorer, SetScores
 from ..common.by_class import LEAST_CLASSES, anomaly_index, classes_of, rows_needed, smallest_class
@@ -228,6 +227,8 @@ def top_variation(white: Array) -> tuple[float, Array]:
     """The direction in which squares of ``white`` (n, k) vary most: the largest eigenvalue of
     ``mean(z zᵀ) − i iᵀ``, where z (k²) holds the products of a row's entries and i the entries of
     the identity, and its eigenvector as a symmetric matrix (k, k) of norm 1."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
     count, size = white.shape
 
     def multiply(flat: Array) -> Array:

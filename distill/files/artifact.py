@@ -17,7 +17,6 @@ from typing import Annotated, Any, Final
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from ..preprocessing import Preprocessing, Zca
 from ..types import Batch, DistilledSet, Recipe, Step, hard_labels
@@ -254,6 +253,8 @@ def export_png(folder: Path, distilled: DistilledSet) -> list[Path]:
     their largest entry. Class names lose what a file name cannot hold safely.
     Raises RequestError: other than 1 or 3 channels, a folder that holds files or can't be written.
     """
+    from torchvision.transforms.functional import to_pil_image
+
     images = _bytes_of(distilled.batch.images).cpu()
     if images.shape[1] not in (1, 3):
         raise fault(folder, f"PNG holds 1 or 3 channels, the set has {images.shape[1]}")
