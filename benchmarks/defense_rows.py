@@ -33,7 +33,7 @@ from distillsec.eval.config.layers import gather
 from distillsec.eval.config.schema import configure
 from distillsec.eval.results.metrics import over_seeds
 from distillsec.eval.results.record import Outcome, environment
-from distillsec.eval.run.workshop import Workshop, open_workshop
+from distillsec.eval.run.setup import Setup, prepare
 
 SIZES = (10, 100, 500)
 SEEDS = range(5)
@@ -50,15 +50,15 @@ SHOWN = (
 )
 
 
-def poisoned_digits(seed: int) -> tuple[Workshop, Attack, DistilledSet, DistilledSet]:
-    """The attacked and the clean training set, with the workshop and the attack."""
+def poisoned_digits(seed: int) -> tuple[Setup, Attack, DistilledSet, DistilledSet]:
+    """The attacked and the clean training set, with the setup and the attack."""
     options = {"attack": "naive", "seed": seed, "victims": 2, "victim_epochs": EPOCHS}
-    workshop = open_workshop(configure(**gather(preset="digits-whole", options=options)))
-    attack, backend = workshop.attack(), workshop.backend()
+    setup = prepare(configure(**gather(preset="digits-whole", options=options)))
+    attack, backend = setup.attack(), setup.backend()
     assert attack is not None
-    made = start_run(workshop.task(), backend, [attack]).synthetic.distillate()
-    clean = start_run(workshop.task(), backend).synthetic.distillate()
-    return workshop, attack, workshop.finished(made), workshop.finished(clean)
+    made = start_run(setup.task(), backend, [attack]).synthetic.distillate()
+    clean = start_run(setup.task(), backend).synthetic.distillate()
+    return setup, attack, setup.distilled_set(made), setup.distilled_set(clean)
 
 
 def chosen_rows(poisoned: Tensor, count: int, seed: int) -> Tensor:
@@ -74,12 +74,12 @@ def chosen_rows(poisoned: Tensor, count: int, seed: int) -> Tensor:
 
 def outcomes(count: int, seed: int) -> Iterator[tuple[str, Outcome]]:
     """Every defense of the set, on ``count`` rows."""
-    workshop, attack, attacked, clean = poisoned_digits(seed)
+    setup, attack, attacked, clean = poisoned_digits(seed)
     assert attack.poisoned_rows is not None
     rows = chosen_rows(attack.poisoned_rows, count, seed)
-    test = workshop.data.test
+    test = setup.data.test
     tested = SetUnderTest(
-        workshop=workshop,
+        setup=setup,
         attacked=replace(attacked, batch=attacked.batch.rows(rows)),
         twin=replace(clean, batch=clean.batch.rows(rows)),
         case=attack.test_case(test.images, test.labels),

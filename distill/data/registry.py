@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -68,6 +69,21 @@ class ImageSet:
         """(C, H, W) of one image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    def describe(self) -> dict[str, Any]:
+        """What a record says of the set; the fingerprint is a digest of all images and labels."""
+        digest = hashlib.blake2b(digest_size=8)
+        for part in (self.train, self.test):
+            for tensor in (part.images, part.labels):
+                digest.update(tensor.cpu().contiguous().numpy().data)
+        return {
+            "name": self.name,
+            "classes": list(self.classes),
+            "train": len(self.train),
+            "test": len(self.test),
+            "image_shape": list(self.image_shape),
+            "fingerprint": digest.hexdigest(),
+        }
 
     def to(self, device: torch.device | str) -> ImageSet:
         """This set on ``device``."""

@@ -22,7 +22,7 @@ from ...distill.types import Batch, DistilledSet, DistillsecError, RequestError,
 from ..results.metrics import collect, effectiveness
 from ..results.record import Metrics, Outcome
 from ..run.checks import out_of_memory
-from ..run.workshop import Workshop
+from ..run.setup import Setup
 from .options import BenchOptions
 from .snapshot import TensorSnapshot, same_network
 from .store import VictimStore
@@ -39,9 +39,9 @@ from .trial import (
 )
 
 
-def check_holdout(options: BenchOptions, workshop: Workshop) -> None:
+def check_holdout(options: BenchOptions, setup: Setup) -> None:
     """Refuse a holdout that leaves no test image to measure on."""
-    count = len(workshop.data.test)
+    count = len(setup.data.test)
     if options.holdout >= count:
         raise RequestError(
             f"holdout {options.holdout}: there are {count} test images, and at least one must "
@@ -54,11 +54,11 @@ def check_holdout(options: BenchOptions, workshop: Workshop) -> None:
 class SetUnderTest:
     """The set that is defended, its clean twin if there is one, and the truth.
 
-    case: the test case of the attack on the workshop's test images, if there is an attack.
+    case: the test case of the attack on the setup's test images, if there is an attack.
     poisoned: ``bool (N,)``, the poisoned rows of the set, where they are known.
     """
 
-    workshop: Workshop
+    setup: Setup
     attacked: DistilledSet
     twin: DistilledSet | None
     case: TestCase | None
@@ -81,8 +81,8 @@ class Bench:
     ) -> None:
         self._tested, self._options, self._store = tested, options, store
         self._progress = progress
-        self._network = next(iter(tested.workshop.victim_networks().values()))
-        count = tested.workshop.config.victims.victims
+        self._network = tested.setup.primary_network
+        count = tested.setup.config.victims.victims
         self._holdout, self._test, self._case = self._split()
         self._inputs = self._shuffled_inputs()
         sides = [side for side in (tested.attacked, tested.twin) if side is not None]
@@ -211,7 +211,7 @@ class Bench:
     def _split(self) -> tuple[Batch, Batch, TestCase | None]:
         """The defender's clean images; the other test images, and the test case on them."""
         tested, options = self._tested, self._options
-        test = tested.workshop.data.test
+        test = tested.setup.data.test
         generator = self._streams.generator("defense", "held-out images")
         order = torch.randperm(len(test), generator=generator).to(test.labels.device)
         held = order[: options.holdout]
@@ -227,7 +227,7 @@ class Bench:
         return shuffle_inputs(self._test, self._case, generator)
 
     def _trial(self, side: DistilledSet, number: int, poisoned: Tensor | None) -> Trial:
-        streams = self._tested.workshop.streams
+        streams = self._tested.setup.streams
         network: NetworkMaker = self._network
 
         def victim(distilled: DistilledSet) -> nn.Module:

@@ -6,20 +6,16 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ...attacks import TestCase
+from torch import Tensor
+
 from ...defenses.base import Defense
-from ...distill.files.artifact import load_set
-from ...distill.types import DistilledSet
+from ...distill.core.start import start_run
 from ..config.schema import Config
 from ..figures.defense_pictures import defenses_picture
 from ..results.record import Outcome, Record
-from ..run.cell import describe_set, new_record
-from ..run.checks import check_same_run
-from ..run.evaluate import with_recipe
 from ..run.folder import RunFolder
+from ..run.opening import OpenedSet, open_set
 from ..run.progress import Phase, Reporter
-from ..run.source import Source, check_fit, fingerprint, trigger_case
-from ..run.workshop import Workshop, open_workshop
 from .bench import Bench, SetUnderTest, check_holdout
 from .options import VICTIMS, BenchOptions
 from .store import VictimStore
@@ -52,28 +48,25 @@ def defend(
     if "victims" not in given:
         victims = config.victims.model_copy(update={"victims": VICTIMS[options.budget]})
         config = config.model_copy(update={"victims": victims})
-    found, folder = Source(Path(source)), RunFolder(Path(out))
-    workshop = open_workshop(config, data_dir, bars=reporter.bars)
-    attacked = with_recipe(found.load(workshop), workshop, given)
-    check_fit(found.set_file, attacked, workshop)
-    check_holdout(options, workshop)
-    trigger = Path(trigger) if trigger else found.trigger_file
-    record = new_record(workshop, given, "defend")
-    record.recipe = attacked.recipe.describe()
-    record.distilled = describe_set(attacked) | {"source": str(source)}
-    case = trigger_case(trigger, workshop, record)
-    twin = None
-    if found.control and case:
-        twin = with_recipe(load_set(found.control), workshop, given)
-    record.bench = options.model_dump(mode="json")
-    files = (found.set_file, trigger, found.control)
-    record.distilled["fingerprint"] = fingerprint((record.recipe, record.bench), files)
-    earlier = folder.enter(resume=resume)
+    settings = options.model_dump(mode="json")
+    opened = open_set(
+        source,
+        config,
+        "defend",
+        settings=settings,
+        given=given,
+        trigger=trigger,
+        data_dir=data_dir,
+        bars=reporter.bars,
+    )
+    check_holdout(options, opened.setup)
+    record, folder = opened.record, RunFolder(Path(out))
+    record.bench = settings
+    earlier = folder.enter(record, resume=resume)
     if earlier is not None:
-        check_same_run(earlier, record, folder.path)
         record.defenses = reusable_outcomes(earlier, defenses)
     with folder.keeping(record):
-        tested = _set_under_test(workshop, attacked, twin, case)
+        tested = _set_under_test(opened)
         store = store or VictimStore(folder.path / "victims")
         _run_defenses(record, folder, tested, defenses, options, store, reporter)
         defenses_picture(folder.path / "defenses.png", record)
@@ -105,17 +98,27 @@ def _run_defenses(
     record.timings["defenses_seconds"] = sum(each.seconds for each in record.defenses.values())
 
 
-def _set_under_test(
-    workshop: Workshop, attacked: DistilledSet, twin: DistilledSet | None, case: TestCase | None
-) -> SetUnderTest:
-    device = workshop.config.run.device
+def _set_under_test(opened: OpenedSet) -> SetUnderTest:
     return SetUnderTest(
-        workshop=workshop,
-        attacked=attacked.to(device),
-        twin=None if twin is None else twin.to(device),
-        case=case,
-        poisoned=workshop.poisoned_rows(len(attacked.batch)) if case else None,
+        setup=opened.setup,
+        attacked=opened.distilled,
+        twin=opened.twin,
+        case=opened.case,
+        poisoned=_poisoned_rows(opened) if opened.case else None,
     )
+
+
+def _poisoned_rows(opened: OpenedSet) -> Tensor | None:
+    """``bool (N,)``: the poisoned rows of the set.
+
+    They are known where the backend keeps the rows of the training set; ``None`` elsewhere.
+    """
+    setup, count = opened.setup, len(opened.distilled.batch)
+    attack, backend = setup.attack(), setup.backend()
+    if attack is None or not backend.keeps_rows or count != len(setup.data.train):
+        return None
+    start_run(setup.task(), backend, [attack])  # the attack chooses its rows in on_start
+    return attack.poisoned_rows
 
 
 def reusable_outcomes(earlier: Record, defenses: Mapping[str, Defense]) -> dict[str, Outcome]:

@@ -11,7 +11,7 @@ from ...defenses.common.shadows import ShadowOptions, Zoo, describe_zoo, load_zo
 from ...distill.types import Batch, RequestError
 from ..config.schema import Config
 from ..run.progress import Reporter
-from ..run.workshop import Workshop, open_workshop
+from ..run.setup import Setup, prepare
 
 _PAIRS_PER_WRITE = 16
 """The file is written after as many pairs of shadows."""
@@ -39,9 +39,9 @@ def make_zoo(
     if out.exists() and not resume:
         raise RequestError(f"{out} exists: choose another --out, or continue with --resume")
     out.parent.mkdir(parents=True, exist_ok=True)
-    workshop = open_workshop(config, data_dir, bars=reporter.bars)
-    network = next(iter(workshop.victim_networks().values()))
-    clean = _images(workshop, images)
+    setup = prepare(config, data_dir, bars=reporter.bars)
+    network = setup.primary_network
+    clean = _images(setup, images)
     zoo = load_zoo(out, network) if out.exists() else None
     if zoo is not None:
         _check_same(zoo, describe_zoo(network, clean, options), out)
@@ -52,9 +52,9 @@ def make_zoo(
             zoo = train_zoo(
                 network,
                 clean,
-                workshop.recipe,
+                setup.recipe,
                 options.model_copy(update={"pairs": pairs}),
-                lambda number: workshop.streams.generator("defense", 4, number),
+                lambda number: setup.streams.generator("defense", 4, number),
                 unfinished=zoo,
                 progress=lambda done, _: phase.reach(done),
             )
@@ -62,12 +62,12 @@ def make_zoo(
     return zoo
 
 
-def _images(workshop: Workshop, count: int) -> Batch:
+def _images(setup: Setup, count: int) -> Batch:
     """Clean training images: defenses are measured on the test images."""
-    train = workshop.data.train
+    train = setup.data.train
     if not 10 <= count <= len(train):
         raise RequestError(f"--images {count}: expected 10 to {len(train)} (the training images)")
-    order = torch.randperm(len(train), generator=workshop.streams.generator("defense", 3))
+    order = torch.randperm(len(train), generator=setup.streams.generator("defense", 3))
     return replace(train.rows(order[:count].to(train.labels.device)), index=None)
 
 

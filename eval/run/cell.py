@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...attacks import Attack, TestCase
 from ...distill.core.loop import distil
-from ...distill.files.artifact import load_set, pixel_range, save_set, save_trigger
+from ...distill.files.artifact import load_set, save_set, save_trigger
 from ...distill.types import DistilledSet
 from ..config.schema import Config
 from ..figures.run_pictures import (
@@ -24,13 +24,14 @@ from ..figures.run_pictures import (
     triggered_picture,
 )
 from ..results.metrics import Scores, collect, stealth
-from ..results.record import Metrics, Record, RecordKind, command_line, environment
-from .checks import check_control, check_same_run
+from ..results.record import Metrics, Record
+from .checks import check_control, check_start
 from .folder import RunFolder
 from .observer import Watcher
 from .progress import Reporter
+from .records import describe_set, new_record
+from .setup import Setup, prepare
 from .victims import Panel, VictimTrainer, train_victim
-from .workshop import Workshop, open_workshop
 
 _SHOWN = 8  # triggered images in the picture
 _STEALTH_IMAGES = 256
@@ -48,56 +49,54 @@ def run_cell(
     train: VictimTrainer = train_victim,
     reporter: Reporter | None = None,
 ) -> Record:
-    """Run ``config`` in the folder ``out`` and return its record, which also lies there.
+    """Run ``config`` in the folder ``out`` and return its record, which is also written there.
 
-    given: the keys that were not defaults. resume: take up the run in ``out``; a finished one just
-    gives its record. control_run: a folder with a finished clean twin to reuse. buffer: a folder
-    for expert buffers, by attack (``clean`` for none), which later runs may reuse; by default they
-    lie in ``out`` itself. train: where trained victims come from.
-    Errors: ``RequestError`` before anything is written; whatever fails later is also in the record,
-    with status ``error``, and the last checkpoint stays.
+    given: the keys that were not defaults. resume: resume the run in ``out``; of a finished one the
+    record is returned. control_run: a folder with a finished clean twin to reuse. buffer: a folder
+    for expert buffers, by attack (``clean`` for none), which later runs may reuse; by default in
+    ``out`` itself. train: returns a trained victim.
+    Errors: ``RequestError`` before anything is written. A later failure is also in the record, with
+    status ``error``, and the last checkpoint stays.
     """
-    reporter = reporter or Reporter()
-    folder = RunFolder(Path(out))
+    reporter, folder = reporter or Reporter(), RunFolder(Path(out))
     control_run = None if control_run is None else Path(control_run)
-    workshop = open_workshop(config, data_dir, bars=reporter.bars)
+    setup = prepare(config, data_dir, bars=reporter.bars)
+    check_start(setup)
     if control_run is not None:
-        check_control(control_run, config, workshop.describe_data())
-    workshop.rehearse()
-    earlier = folder.enter(resume=resume)
-    record = new_record(workshop, given)
+        check_control(control_run, config, setup.data.describe())
+    record = new_record(setup, given)
+    earlier = folder.enter(record, resume=resume)
     if earlier is not None:
-        check_same_run(earlier, record, folder.path)
         if earlier.status == "done":
             return earlier
         buffer = buffer or earlier.buffer
     record.buffer = None if buffer is None else str(Path(buffer).absolute())
     with folder.keeping(record):
-        _Cell(workshop, folder, record, reporter, train).run(control_run)
+        _Cell(setup, folder, record, reporter, train).run(control_run)
     return record
 
 
 @final
 class _Cell:
-    """The steps of one cell, sharing its workshop, folder, record and reporter."""
+    """The steps of one cell, which share its setup, folder, record and reporter."""
 
     def __init__(
         self,
-        workshop: Workshop,
+        setup: Setup,
         folder: RunFolder,
         record: Record,
         reporter: Reporter,
         train: VictimTrainer,
     ) -> None:
-        self._workshop, self._folder = workshop, folder
+        self._setup, self._folder = setup, folder
         self._record, self._reporter = record, reporter
         self._train = train
-        self._config = workshop.config
+        self._config = setup.config
 
     def run(self, control_run: Path | None) -> None:
         """The whole cell, from the distillation to the finished record."""
-        attack = self._workshop.attack()
-        distilled = self._distil(self._workshop, self._folder, attack, "distilling")
+        attack = self._setup.attack()
+        distilled = self._distil(self._setup, self._folder, attack, "distilling")
         twin = self._twin(control_run) if attack and self._config.victims.control else None
         case = self._prepare(attack) if attack else None
         began = time.monotonic()
@@ -114,23 +113,22 @@ class _Cell:
     # Distilling --------------------------------------------------------------------------------
 
     def _distil(
-        self, workshop: Workshop, folder: RunFolder, attack: Attack | None, title: str
+        self, setup: Setup, folder: RunFolder, attack: Attack | None, title: str
     ) -> DistilledSet:
-        """Distil in ``folder`` from its checkpoint on, and write the set (and the trigger)."""
-        name = re.sub(r"[^\w.-]+", "_", workshop.config.attack or "clean")
+        """Distil in ``folder``, from its checkpoint if there is one; write the set and trigger."""
+        name = re.sub(r"[^\w.-]+", "_", setup.config.attack or "clean")
         shared = self._record.buffer
         scratch = Path(shared) / name if shared else folder.experts
-        task, backend = workshop.task(scratch), workshop.backend()
-        key = workshop.config.key()
-        kept = folder.load(key, task.real.images.device)
-        state, spent = kept if kept else (None, 0.0)
+        task, backend = setup.task(scratch), setup.backend()
+        saved = folder.load(setup.config.key(), task.real.images.device)
+        state, spent = saved or (None, 0.0)
         total = task.iterations * backend.steps()
         done = state.iteration * backend.steps() if state else 0
         with self._reporter.phase(title, total, done) as phase:
-            watcher = Watcher(workshop, folder, attack, phase, spent)
+            watcher = Watcher(setup, folder, attack, phase, spent)
             hooks = [attack] if attack else []
             made = distil(task, backend, hooks, observer=watcher, state=state)
-        distilled = workshop.finished(made)
+        distilled = setup.distilled_set(made)
         save_set(folder.distilled, distilled)
         if folder is self._folder:
             self._record.recipe = distilled.recipe.describe()
@@ -152,14 +150,14 @@ class _Cell:
         if control_run is not None:
             return load_set(folder.distilled).to(self._config.run.device)
         folder.path.mkdir(exist_ok=True)
-        workshop = Workshop(self._config.without_attack(), self._workshop.data)
-        return self._distil(workshop, folder, None, "distilling the clean twin")
+        setup = self._setup.without_attack()
+        return self._distil(setup, folder, None, "distilling the clean twin")
 
     # Measuring ---------------------------------------------------------------------------------
 
     def _prepare(self, attack: Attack) -> TestCase:
-        """The attack's test case; what the record says of the attack."""
-        test = self._workshop.data.test
+        """The attack's test case; also writes what the record says of the attack."""
+        test = self._setup.data.test
         case = attack.test_case(test.images, test.labels)
         few = _spread(case.eligible, _STEALTH_IMAGES)
         record = self._record
@@ -173,17 +171,17 @@ class _Cell:
         return case
 
     def _trigger_info(self, attack: Attack) -> dict[str, Any]:
-        return {**attack.trigger.describe(), **attack.goal.describe(self._workshop.data.classes)}
+        return {**attack.trigger.describe(), **attack.goal.describe(self._setup.data.classes)}
 
     def _measure(
         self, distilled: DistilledSet, twin: DistilledSet | None, case: TestCase | None
     ) -> dict[str, Metrics]:
         """Metrics by victim network, the primary one first."""
-        workshop, count = self._workshop, self._config.victims.victims
-        test, streams = workshop.data.test, workshop.streams
+        setup, count = self._setup, self._config.victims.victims
+        test, streams = setup.data.test, setup.streams
         panel = Panel(self._folder, test, streams, count, self._reporter, self._train)
         found: dict[str, Metrics] = {}
-        for name, network in workshop.victim_networks().items():
+        for name, network in setup.victim_networks.items():
             show = self._show(case) if case and not found else None
             scores = panel.measure(name, distilled, network, case, show)
             control: list[Scores] | None = None
@@ -196,7 +194,7 @@ class _Cell:
         """Draw triggered test images with the first victim's answers."""
 
         def show(victim: nn.Module) -> None:
-            data = self._workshop.data
+            data = self._setup.data
             few = _spread(case.eligible, _SHOWN)
             with torch.no_grad():
                 answers = victim(case.triggered[few]).argmax(dim=1)
@@ -213,7 +211,7 @@ class _Cell:
 
         return show
 
-    # Telling -----------------------------------------------------------------------------------
+    # Recording ---------------------------------------------------------------------------------
 
     def _describe(self, distilled: DistilledSet, twin: DistilledSet | None) -> None:
         self._record.distilled = describe_set(distilled)
@@ -222,9 +220,9 @@ class _Cell:
             self._record.distilled["rms_from_twin"] = float(apart.square().mean().sqrt())
 
     def _draw(self, distilled: DistilledSet, attack: Attack | None) -> None:
-        """The pictures of the set, the course and the trigger."""
+        """The pictures of the set, the loss curve and the trigger."""
         config, folder = self._config, self._folder
-        title = f"{self._workshop.data.name}, {config.set.backend}, {config.set.ipc} per class"
+        title = f"{self._setup.data.name}, {config.set.backend}, {config.set.ipc} per class"
         draw_set(folder, distilled, f"{title}, {config.attack or 'clean'}")
         curves_picture(folder.path / "curves.png", folder.logged())
         if attack and self._record.trigger:
@@ -232,10 +230,9 @@ class _Cell:
             trigger_picture(path, attack.trigger.picture(), target=target)
 
     def _close_twin(self, twin: DistilledSet) -> None:
-        """The twin's own record: a clean run that other attacks may reuse as their control."""
+        """Write the twin's own record: a clean run, which other attacks may reuse."""
         folder = RunFolder(self._folder.control)
-        workshop = Workshop(self._config.without_attack(), self._workshop.data)
-        record = new_record(workshop, self._record.config_given)
+        record = new_record(self._setup.without_attack(), self._record.config_given)
         record.recipe = twin.recipe.describe()
         record.timings = {"distil_seconds": self._record.timings["control_seconds"]}
         prefix = "control_"
@@ -245,38 +242,16 @@ class _Cell:
             if name == f"{prefix}clean_test_accuracy"
         }
         record.distilled = describe_set(twin)
-        draw_set(folder, twin, f"{self._workshop.data.name}, the clean twin")
+        draw_set(folder, twin, f"{self._setup.data.name}, the clean twin")
         curves_picture(folder.path / "curves.png", folder.logged())
         folder.close(record, "done")
 
 
-def new_record(workshop: Workshop, given: Sequence[str], kind: RecordKind | None = None) -> Record:
-    """The record of a run that begins: all that is known before any work."""
-    config = workshop.config
-    return Record(
-        kind=kind or ("attack" if config.attack else "distill"),
-        config=config.flat(),
-        config_given=sorted(given),
-        config_key=config.key(),
-        control_key=config.control_key(),
-        environment=environment(config.run.device),
-        command=command_line(),
-        dataset=workshop.describe_data(),
-        recipe=workshop.recipe.describe(),
-    )
-
-
 def _spread(eligible: Tensor, count: int) -> Tensor:
-    """At most ``count`` eligible rows from all over the test set, which may be sorted by class."""
+    """At most ``count`` eligible rows, evenly spaced: the test set may be sorted by class."""
     rows = torch.nonzero(eligible)[:, 0]
     chosen = torch.linspace(0, max(0, len(rows) - 1), min(count, len(rows))).long()
     return rows[chosen.to(rows.device)]
-
-
-def describe_set(distilled: DistilledSet) -> dict[str, Any]:
-    """What a record says of a set: how many images, and the range of their pixels."""
-    images = distilled.batch.images
-    return {"images": len(images), "pixel_range": list(pixel_range(images))}
 
 
 def draw_set(folder: RunFolder, distilled: DistilledSet, title: str) -> None:

@@ -1,23 +1,42 @@
-"""Which runs go together: a resumed one with its folder, a clean twin with its attack."""
+"""What is refused before a run: impossible starts, and runs that do not belong together."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...distill.core.start import start_run
 from ...distill.files.artifact import load_set
-from ...distill.types import RequestError
+from ...distill.types import RequestError, RunError
 from ..config.schema import Config
 from ..results.record import Record, read_record
+from .setup import Setup
+
+
+def check_start(setup: Setup) -> None:
+    """Build everything that a run builds before its first step, once, to see that it can.
+
+    Errors: ``RequestError``, for example for more poisoned rows, or more images to start from, than
+    a class has. A hook that fails is left to the run, which records it.
+    """
+    backend, attack, options = setup.backend(), setup.attack(), setup.config.attack_options
+    if options and options.target_share is not None and backend.keeps_rows:
+        raise RequestError(
+            f"target_share {options.target_share} has no effect: backend {backend.name} draws no "
+            "batches; leave it out (--set target_share=null)"
+        )
+    with contextlib.suppress(RunError):
+        start_run(setup.task(), backend, [attack] if attack else [])
 
 
 def check_same_run(earlier: Record, wanted: Record, out: Path) -> None:
-    """Refuse to resume a run whose configuration or data was another one."""
+    """Refuse to resume a run with another configuration or other data."""
     if earlier.kind != wanted.kind:
-        hint = ": take it up with --seeds N" if earlier.kind == "seeds" else ""
+        hint = ": resume it with --seeds N" if earlier.kind == "seeds" else ""
         raise RequestError(f"{out} holds a run of kind {earlier.kind}, not {wanted.kind}{hint}")
     if earlier.config_key != wanted.config_key:
         raise RequestError(
@@ -25,43 +44,38 @@ def check_same_run(earlier: Record, wanted: Record, out: Path) -> None:
             f"{_differences(earlier.config, wanted.config)}"
         )
     if earlier.dataset != wanted.dataset:
-        raise RequestError(f"{out} was begun on other data: {wanted.config['dataset']} has changed")
+        raise RequestError(f"{out} was run on other data: {wanted.config['dataset']} has changed")
     if earlier.distilled.get("fingerprint") != wanted.distilled.get("fingerprint"):
-        raise RequestError(f"{out} was begun on another set, trigger or recipe")
+        raise RequestError(f"{out} was run on another set, trigger or recipe")
 
 
 def check_control(path: Path, config: Config, dataset: Mapping[str, Any]) -> None:
-    """Refuse a clean twin that isn't this configuration's, on this data, finished and readable."""
+    """Refuse a clean twin of another configuration or other data, or one that is not finished.
+
+    dataset: what the record says of the data (``ImageSet.describe``).
+    """
     if not config.attack or not config.victims.control:
         raise RequestError("--control-run is for a run with an attack, and not with --no-control")
     record = read_record(path / "record.json")
     if record.status != "done" or record.kind != "distill":
         raise RequestError(f"{path} is no finished clean run: {record.kind}, {record.status}")
     if record.control_key != config.control_key():
-        told = _differences(record.config, config.without_attack().flat())
-        raise RequestError(f"{path} is no clean twin of this run; it differs in {told}")
+        differences = _differences(record.config, config.without_attack().flat())
+        raise RequestError(f"{path} is no clean twin of this run; it differs in {differences}")
     if record.dataset != dataset:
         raise RequestError(f"{path} is no clean twin of this run: {dataset['name']} has changed")
     load_set(path / "distilled.safetensors")
 
 
-def check_device(device: str) -> None:
-    """Refuse a CUDA device that this machine hasn't got."""
-    kind, _, number = device.partition(":")
-    count = torch.cuda.device_count() if kind == "cuda" else 0
-    if kind == "cuda" and int(number or 0) >= count:
-        raise RequestError(f"there is no {device} here: {count} CUDA devices were found")
-
-
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the machine, and not the code, is at fault; on a CPU torch has no type for it."""
+    """Whether ``error`` says that memory ran out; on a CPU torch has no type for it."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _differences(earlier: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The first few keys that differ, with both values."""
+    """The first three keys that differ, with both values."""
     keys = sorted({*earlier, *wanted} - {"control"})
     changed = [key for key in keys if earlier.get(key) != wanted.get(key)]
-    told = ", ".join(f"{key} {wanted.get(key)!r} (was {earlier.get(key)!r})" for key in changed[:3])
-    return told + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+    shown = [f"{key} {wanted.get(key)!r} (was {earlier.get(key)!r})" for key in changed[:3]]
+    return ", ".join(shown) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")

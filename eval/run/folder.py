@@ -25,8 +25,9 @@ from ...distill.files.safe import (
 )
 from ...distill.types import DistillsecError, RequestError
 from ..results.record import Record, RunStatus, read_record
+from .checks import check_same_run
 
-# A small run loses at most this much work when it is killed.
+# A run that is killed loses about this much work, or one iteration.
 _SECONDS_BETWEEN_CHECKPOINTS = 1.0
 
 
@@ -44,8 +45,8 @@ def fresh_folder(name: str, base: Path = Path("runs")) -> Path:
 class RunFolder:
     """The files of one run.
 
-    A folder is entered once: fresh and empty, or with ``resume`` where an earlier session with the
-    same configuration left off. Errors: ``RequestError`` for a folder that is neither.
+    A run begins in a fresh or empty folder or, with ``resume``, in one that holds a run with the
+    same configuration. Errors: ``RequestError`` for any other.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,9 +62,9 @@ class RunFolder:
         self._saved_at = 0.0
 
     def look(self, *, resume: bool) -> Record | None:
-        """The record of the run that is to be resumed; ``None`` where the folder is free.
+        """The record of the run to be resumed; ``None`` where the folder is free. Writes nothing.
 
-        Writes nothing. What a kill left before the first record counts as nothing.
+        Half-written files, left by a kill before the first record, do not count.
         """
         try:
             used = self.path.exists() and any(
@@ -73,7 +74,7 @@ class RunFolder:
             raise RequestError(f"cannot use {self.path}: {error.strerror}") from error
         if used and not resume:
             raise RequestError(
-                f"{self.path} is not empty: choose another --out, or take the run up with --resume"
+                f"{self.path} is not empty: choose another --out, or resume the run with --resume"
             )
         if not used:
             return None
@@ -81,9 +82,11 @@ class RunFolder:
         self._check()
         return earlier
 
-    def enter(self, *, resume: bool) -> Record | None:
-        """As ``look``, and make the folder."""
+    def enter(self, record: Record, *, resume: bool) -> Record | None:
+        """As ``look``; also check that ``record`` is of the same run, and make the folder."""
         earlier = self.look(resume=resume)
+        if earlier is not None:
+            check_same_run(earlier, record, self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for half_written in self.path.rglob(".*.tmp"):
@@ -94,7 +97,7 @@ class RunFolder:
 
     @contextmanager
     def keeping(self, record: Record) -> Iterator[None]:
-        """Keep ``record`` here while work goes on, and how the work ended."""
+        """Keep ``record`` here during the work, and then how the work ended."""
         record.write(self.record)
         try:
             yield
@@ -127,7 +130,7 @@ class RunFolder:
     def save(
         self, make: Callable[[], LoopState], key: str, seconds: float, *, force: bool = False
     ) -> None:
-        """Keep the state, unless the last one is young. ``seconds``: the work behind it."""
+        """Save the state, unless one was just saved. ``seconds``: of work on this run so far."""
         now = time.monotonic()
         if not force and now - self._saved_at < _SECONDS_BETWEEN_CHECKPOINTS:
             return
@@ -138,12 +141,12 @@ class RunFolder:
         self._saved_at = now
 
     def load(self, key: str, device: torch.device) -> tuple[LoopState, float] | None:
-        """The kept state and the seconds behind it; the log is cut back to the same place."""
+        """The saved state and its seconds of work; the log is cut back to the same iteration."""
         if not self._state.exists():
             self._cut_log(0)
             return None
-        state, kept_key, seconds = self._read_state(str(device))
-        if kept_key != key:
+        state, saved_key, seconds = self._read_state(str(device))
+        if saved_key != key:
             raise RequestError(f"{self._state} belongs to another configuration")
         self._cut_log(state.iteration)
         return state, seconds
@@ -156,7 +159,7 @@ class RunFolder:
             folder.scores()
 
     def _read_state(self, device: str) -> tuple[LoopState, str, float]:
-        """The kept state, the key of its configuration, the seconds behind it."""
+        """The saved state, the key of its configuration, its seconds of work."""
         tensors, info = read_tensors(self._state, device=device)
         try:
             state = LoopState.from_tensors(int(info["iteration"]), tensors)
@@ -165,21 +168,21 @@ class RunFolder:
             raise fault(self._state, f"is no checkpoint of this suite ({error!r})") from error
 
     def _cut_log(self, iteration: int) -> None:
-        """Drop the lines of work that the checkpoint doesn't hold: it will be done again."""
+        """Drop the lines after ``iteration``, which the resumed run writes again."""
         rows = [row for row in self.logged() if row["iteration"] <= iteration]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_text(self._log, text)
 
-    # Victims already measured -------------------------------------------------------------------
+    # Measured victims ---------------------------------------------------------------------------
 
     def scores(self) -> dict[str, dict[str, float | None]]:
-        """What victims measured before a kill scored, by their name."""
+        """The scores of the victims that are measured already, by name."""
         found = read_json(self._scores) if self._scores.exists() else {}
         if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
             raise fault(self._scores, "holds no scores of victims")
         return found
 
     def keep_score(self, name: str, scores: Mapping[str, float | None]) -> None:
-        """Remember one victim's scores."""
+        """Save one victim's scores."""
         self._scores.parent.mkdir(exist_ok=True)
         write_json(self._scores, {**self.scores(), name: dict(scores)})

@@ -1,4 +1,4 @@
-"""Who watches a distillation: progress, checkpoints, the log, the learning curve."""
+"""The observer of a distillation: progress, checkpoints, the log, the learning curve."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ...distill.types import Distillate
 from ..results.metrics import Scores, rates
 from .folder import RunFolder
 from .progress import Phase
+from .setup import Setup
 from .victims import train_victim
-from .workshop import Workshop
 
 
 @final
 class Watcher(Observer):
-    """The loop's observer for one run folder; ``spent`` seconds of work lie behind it."""
+    """The loop's observer for one run folder. spent: seconds of work in earlier sessions."""
 
     def __init__(
         self,
-        workshop: Workshop,
+        setup: Setup,
         folder: RunFolder,
         attack: Attack | None,
         phase: Phase,
         spent: float,
     ) -> None:
-        self._workshop, self._folder, self._attack = workshop, folder, attack
+        self._setup, self._folder, self._attack = setup, folder, attack
         self._phase, self._spent = phase, spent
         self._began = time.monotonic()
 
@@ -46,22 +46,22 @@ class Watcher(Observer):
     def on_iteration(
         self, iteration: int, loss: float, made: Distillate, state: Callable[[], LoopState]
     ) -> None:
-        config = self._workshop.config
+        config = self._setup.config
         row: dict[str, Any] = {"iteration": iteration, "loss": loss}
         if self._attack:
             row["trigger_linf"] = self._attack.trigger.describe()["linf"]
         every = config.run.curve_every
         if every and iteration % every == 0:
-            row |= self._look(made)
+            row |= self._curve_point(made)
         row["seconds"] = round(self.seconds(), 3)
         self._folder.log(row)
         last = iteration == config.backend.iterations
         self._folder.save(state, config.key(), self.seconds(), force=last)
 
-    def _look(self, made: Distillate) -> Scores:
-        """One victim trained on the set as it stands."""
-        workshop, test = self._workshop, self._workshop.data.test
-        network = next(iter(workshop.victim_networks().values()))
-        victim = train_victim(workshop.finished(made), network, workshop.streams, 0)
+    def _curve_point(self, made: Distillate) -> Scores:
+        """The scores of one victim trained on the current set."""
+        setup, test = self._setup, self._setup.data.test
+        current, network = setup.distilled_set(made), setup.primary_network
+        victim = train_victim(current, network, setup.streams, 0)
         case = self._attack.test_case(test.images, test.labels) if self._attack else None
         return rates(victim, test, case)

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, a plain line now and then elsewhere, on stderr."""
+"""Progress on stderr: a bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tqdm import tqdm
 from ..results.formatting import duration
 
 _SECONDS_BETWEEN_LINES = 15.0
-_LONG = 60.0  # seconds from which a person wants to know beforehand
+_LONG = 60.0  # seconds from which an estimate is shown beforehand
 
 
 @final
 class Phase:
-    """A running phase; a context manager."""
+    """One phase of a run; a context manager."""
 
     def __init__(self, title: str, total: int, done: int, *, silent: bool, bar: bool) -> None:
-        self._title, self._total, self._first, self._reached = title, total, done, done
+        self._title, self._total, self._first, self._done = title, total, done, done
         self._silent = silent
-        self._entered = self._begun = self._told = time.monotonic()
+        self._started = self._resumed = self._last_line = time.monotonic()
         self._estimated = False
         self._bar = None
         if bar and not silent:
@@ -40,68 +40,70 @@ class Phase:
         if self._bar is not None:
             self._bar.close()
         elif not self._silent and error is None:
-            took = duration(time.monotonic() - self._entered)
-            _tell(f"{self._title}: done in {took}")
+            took = duration(time.monotonic() - self._started)
+            _write_line(f"{self._title}: done in {took}")
 
     def reach(self, done: int) -> None:
-        """Show that ``done`` units are over; a long run's length is told after the first."""
+        """Show that ``done`` units are done; after the first, estimate the time of a long run."""
         now = time.monotonic()
-        self._reached = done
-        rate = (now - self._begun) / max(1, done - self._first)
+        self._done = done
+        rate = (now - self._resumed) / max(1, done - self._first)
         left = rate * (self._total - done)
         if not self._estimated:
             self._estimated = True
             if left > _LONG:
                 self._note(
                     f"{self._title}: about {duration(left)} at the first step's speed; "
-                    "Ctrl-C leaves a run that --resume takes up"
+                    "Ctrl-C stops the run, --resume continues it"
                 )
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
-        elif not self._silent and now - self._told >= _SECONDS_BETWEEN_LINES:
-            self._told = now
-            _tell(f"{self._title}: {done}/{self._total}, about {duration(left)} left")
+        elif not self._silent and now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            _write_line(f"{self._title}: {done}/{self._total}, about {duration(left)} left")
 
     def side(self, title: str, done: int, total: int) -> None:
-        """Show work that comes before the phase's next unit; its time is not the units'."""
+        """Show work before the phase's next unit; its time does not count for the estimate."""
         now = time.monotonic()
         if done == total:
-            self._begun, self._first = now, self._reached
+            self._resumed, self._first = now, self._done
         if self._bar is not None:
             self._bar.set_postfix_str("" if done == total else f"{title} {done}/{total}")
-        elif not self._silent and (done == total or now - self._told >= _SECONDS_BETWEEN_LINES):
-            self._told = now
-            _tell(f"{self._title}: {title}, {done}/{total}")
+        elif not self._silent and (
+            done == total or now - self._last_line >= _SECONDS_BETWEEN_LINES
+        ):
+            self._last_line = now
+            _write_line(f"{self._title}: {title}, {done}/{total}")
 
     def _note(self, text: str) -> None:
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         elif not self._silent:
-            _tell(text)
+            _write_line(text)
 
 
 @final
 class Reporter:
-    """Reports to stderr; ``quiet`` says nothing."""
+    """Reports to stderr; with ``quiet`` it writes nothing."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
 
     def say(self, text: str) -> None:
-        """Tell one line."""
+        """Write one line."""
         if not self._quiet:
-            _tell(text)
+            _write_line(text)
 
     @property
     def bars(self) -> bool:
-        """Whether progress bars are wanted: on a terminal, unless quiet."""
+        """Whether to show progress bars: on a terminal, unless quiet."""
         return not self._quiet and sys.stderr.isatty()
 
     def phase(self, title: str, total: int, done: int = 0) -> Phase:
-        """Begin a piece of work."""
+        """Start a phase of ``total`` units, ``done`` of which are done."""
         return Phase(title, total, done, silent=self._quiet, bar=self.bars)
 
 
-def _tell(text: str) -> None:
+def _write_line(text: str) -> None:
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

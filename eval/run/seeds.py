@@ -1,4 +1,4 @@
-"""Several distillation seeds of one configuration: the unit of every claim."""
+"""Several distillation seeds of one configuration, and their summary."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def run_seeds(
 ) -> Record:
     """``count`` runs with seeds ``seed``, ``seed + 1``, … in ``out/seed-N``, and their summary.
 
-    A victim's rate is nested in its set, so each seed gives one number, the mean over its victims,
-    and the interval is over seeds. Seeds that are done are not run again with ``resume``.
+    Victims are nested in a set, so each seed gives one number, the mean over its victims, and the
+    interval is over seeds. With ``resume``, finished seeds are not run again.
     buffer: as for ``run_cell``, with a folder for each seed.
     """
     reporter = reporter or Reporter()
     out = Path(out)
     folder = RunFolder(out)
     first = config.run.seed
-    if not (resume and (out / f"seed-{first}").is_dir()):  # killed before there was a summary
+    if not (resume and (out / f"seed-{first}").is_dir()):  # after a kill, out may lack a summary
         earlier = folder.look(resume=resume)
         if earlier is not None and earlier.kind != "seeds":
             raise RequestError(f"{out} holds one run, not several seeds: resume without --seeds")
@@ -63,7 +63,7 @@ def run_seeds(
 
 
 def _summary(config: Config, records: Sequence[Record], given: Sequence[str]) -> Record:
-    """What the finished seeds say together."""
+    """The record of the finished seeds together."""
     last = records[-1]
     summary = last.model_copy(
         update={

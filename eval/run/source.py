@@ -14,11 +14,11 @@ from ...distill.files.foreign import import_pt
 from ...distill.types import DistilledSet, RequestError
 from ..results.record import Record, read_record
 from .folder import RunFolder
-from .workshop import Workshop
+from .setup import Setup
 
 
 @final
-class Source:
+class SetFiles:
     """A run folder or a file to be evaluated, and the files beside it.
 
     In a run folder: the set, its trigger, its clean twin and its configuration. A file
@@ -51,18 +51,18 @@ class Source:
         twin = folder.path / known["folder"] / "distilled.safetensors"
         return twin if twin.exists() else None
 
-    def load(self, workshop: Workshop) -> DistilledSet:
+    def load(self, setup: Setup) -> DistilledSet:
         """The set; a ``.pt`` file holds no recipe and gets the configuration's."""
-        data, space = workshop.data, workshop.data.preprocessing
+        data, space = setup.data, setup.data.preprocessing
         if self.set_file.suffix in (".pt", ".pth"):
             sets = import_pt(self.set_file, preprocessing=space, classes=data.classes)
-            return replace(sets[0], recipe=workshop.recipe)
+            return replace(sets[0], recipe=setup.recipe)
         return load_set(self.set_file)
 
 
-def check_fit(path: Path, distilled: DistilledSet, workshop: Workshop) -> None:
+def check_fit(path: Path, distilled: DistilledSet, setup: Setup) -> None:
     """Refuse a set whose images or classes are not those of the data."""
-    data = workshop.data
+    data = setup.data
     if distilled.image_shape != data.image_shape or len(distilled.classes) != len(data.classes):
         raise RequestError(
             f"{path}: {distilled.image_shape} images of {len(distilled.classes)} classes don't fit "
@@ -78,7 +78,7 @@ def fingerprint(what: object, files: Iterable[Path | None]) -> str:
     return digest.hexdigest()
 
 
-def trigger_case(path: Path | None, workshop: Workshop, record: Record) -> TestCase | None:
+def trigger_case(path: Path | None, setup: Setup, record: Record) -> TestCase | None:
     """The test case of the trigger in ``path``; its description goes into the record.
 
     Errors: ``RequestError`` naming the file, where it is damaged or does not suit the data.
@@ -86,7 +86,7 @@ def trigger_case(path: Path | None, workshop: Workshop, record: Record) -> TestC
     if path is None:
         return None
     tensors, info = load_trigger(path)
-    data, test = workshop.data, workshop.data.test
+    data, test = setup.data, setup.data.test
     moved = {name: tensor.to(test.images.device) for name, tensor in tensors.items()}
     try:
         trigger, goal = trigger_from(info, moved), goal_from(info, len(data.classes))

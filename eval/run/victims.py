@@ -20,9 +20,10 @@ from .progress import Reporter
 def train_victim(
     distilled: DistilledSet, network: NetworkMaker, streams: Streams, number: int
 ) -> nn.Module:
-    """Victim ``number``: its weights and training order depend on the seed and the number alone,
+    """Victim ``number``, trained on ``distilled``.
 
-    so that the victims of a set and of its clean twin are pairs.
+    Its initial weights and training order depend on the seed and the number only, so the victims
+    of a set and of its clean twin are pairs.
     """
     fresh = network(streams.integer("victim", number, 0))
     return fit(fresh, distilled.batch, distilled.recipe, streams.generator("victim", number, 1))
@@ -33,9 +34,9 @@ VictimTrainer = Callable[[DistilledSet, NetworkMaker, Streams, int], nn.Module]
 
 @final
 class Panel:
-    """Measures sets with the same number of victims, remembering in a folder what it has done.
+    """Measures sets with ``count`` victims each.
 
-    train: where trained victims come from.
+    folder: keeps finished scores, for a resumed run. train: returns a trained victim.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Panel:
         case: TestCase | None,
         show: Callable[[nn.Module], None] | None = None,
     ) -> list[Scores]:
-        """Each victim's scores on ``distilled``. ``show`` is given the first victim, once."""
+        """Each victim's scores on ``distilled``. ``show`` is called with the first victim."""
         known = self._folder.scores()
         labels = [f"{name}/{number}" for number in range(self._count)]
         done = sum(label in known for label in labels)

@@ -37,8 +37,8 @@ from distillsec.eval.results.record import read_record
 from distillsec.eval.run.cell import run_cell
 from distillsec.eval.run.folder import RunFolder
 from distillsec.eval.run.progress import Reporter
+from distillsec.eval.run.setup import prepare
 from distillsec.eval.run.source import trigger_case
-from distillsec.eval.run.workshop import open_workshop
 
 
 class ToyOptions(DefenseOptions):
@@ -175,12 +175,12 @@ def tested(attacked: Path) -> SetUnderTest:
     """The set of ``attacked``, as ``defend`` opens it."""
     folder = RunFolder(attacked)
     record = read_record(folder.record)
-    workshop = open_workshop(configure(**record.config))
+    setup = prepare(configure(**record.config))
     return SetUnderTest(
-        workshop=workshop,
+        setup=setup,
         attacked=load_set(folder.distilled),
         twin=load_set(attacked / "control" / "distilled.safetensors"),
-        case=trigger_case(folder.trigger, workshop, record),
+        case=trigger_case(folder.trigger, setup, record),
         poisoned=None,
     )
 

@@ -140,13 +140,13 @@ def test_a_received_file(finished: Path, own: tuple[str, str], cli: Cli, tmp_pat
     ("words", "text"),
     [
         (["--defense", "stripp"], "unknown defense 'stripp'"),
-        (["--option", "strip"], "--option wants NAME.KEY=VALUE, got 'strip'"),
+        (["--option", "strip"], "--option needs NAME.KEY=VALUE, got 'strip'"),
         (["--option", "nope.copies=1"], "options for nope, which was not chosen"),
         (["--holdout", 500], "holdout 500: there are 500 test images"),
         (["--holdout", -1], "-1 is not in the range"),
         (["--budget", "huge"], "'huge' is not one of 'quick', 'paper'"),
         (["--defense", "nowhere:Nothing"], "no module nowhere"),
-        (["--resume"], "--resume wants the run's folder"),
+        (["--resume"], "--resume needs the run's folder"),
     ],
 )
 def test_a_wrong_request_is_one_line(
@@ -172,7 +172,7 @@ def test_another_request_does_not_resume(
     kept = (tmp_path / "out" / "record.json").read_bytes()
     assert "not empty" in cli(*words).stderr
     other = cli(*words, "--holdout", 20, "--resume")
-    assert other.exit_code == 2 and "begun on another set, trigger or recipe" in other.stderr
+    assert other.exit_code == 2 and "run on another set, trigger or recipe" in other.stderr
     assert (tmp_path / "out" / "record.json").read_bytes() == kept
 
 

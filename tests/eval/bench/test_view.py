@@ -17,11 +17,11 @@ from distillsec.distill.randomness import Streams
 from distillsec.eval.config.schema import Config
 from distillsec.eval.results.record import Record, read_record
 from distillsec.eval.run.folder import RunFolder
-from distillsec.eval.run.workshop import Workshop
+from distillsec.eval.run.setup import Setup
 
 MakeBench = Callable[..., Any]
 MakeToy = Callable[..., Any]
-SECRET_TYPES: tuple[type, ...] = (Config, Workshop, Attack, Trigger, Goal, TestCase, Streams)
+SECRET_TYPES: tuple[type, ...] = (Config, Setup, Attack, Trigger, Goal, TestCase, Streams)
 SECRET_TYPES += (Path, RunFolder, Record)
 
 
@@ -98,7 +98,7 @@ def test_a_defender_sees_no_secret(
 
 def test_the_holdout_is_clean_and_never_measured_on(make_bench: MakeBench) -> None:
     made = make_bench(holdout=80)
-    bench, data = made.bench, made.tested.workshop.data
+    bench, data = made.bench, made.tested.setup.data
     held = {image.numpy().tobytes() for image in bench._holdout.images}
     known = {
         image.numpy().tobytes(): int(label)
@@ -151,7 +151,7 @@ def test_the_runs_seed_cannot_be_found_by_trying(
     """Seeds are small numbers: a defender could compare the view with what each seed gives."""
     made = make_bench()
     entropies = {view.entropy for view in made.views}
-    test = made.tested.workshop.data.test
+    test = made.tested.setup.data.test
     first = made.views[0].holdout.images[:5]
     keys = [("defense", 2, number) for number in (0, 1)] + [("defense", "view", 0)]
     for seed in {*range(2000), secrets[0]}:

@@ -22,8 +22,8 @@ from distillsec.eval.config.schema import Config, configure
 from distillsec.eval.results.record import read_record
 from distillsec.eval.run.cell import run_cell
 from distillsec.eval.run.progress import Reporter
+from distillsec.eval.run.setup import prepare
 from distillsec.eval.run.victims import train_victim
-from distillsec.eval.run.workshop import open_workshop
 
 DISTILLING = [name for name, backend in BACKENDS.items() if not backend.keeps_rows]
 
@@ -33,7 +33,7 @@ QUIET = Reporter(quiet=True)
 
 EXPERTS = {"experts": 2, "train_epochs": 2, "expert_lr": 0.05, "max_start_epoch": 2}
 STUDENTS = {"student_steps": 2, "expert_epochs": 1, "lr_img": 10.0, "lr_rate": 1e-4}
-# What each backend needs to run in a second: one that is missing is an error.
+# What each backend needs to run in a second; a missing backend is an error.
 SETTINGS: dict[str, dict[str, Any]] = {
     "dc": {},
     "dsa": {"victim_augment": "crop_scale"},
@@ -43,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-# One of the attacks in each; tests/attacks has all of them in all.
+# One attack for each backend; tests/attacks has all pairs.
 MOVING = {"attack": "doorping", "objective": "target-logit", "trigger_steps": 2}
 ATTACKED: dict[str, dict[str, Any]] = {"dc": {}, "dsa": {}, "dm": {}, "mtt": MOVING, "dd": MOVING}
 
@@ -65,8 +65,8 @@ def test_an_attack_end_to_end(tiny: Tiny, tmp_path: Path, backend: str) -> None:
     assert distilled.batch.images.shape == (10, 1, 8, 8)
     assert (distilled.batch.images - twin.batch.images).abs().max() > 1e-3
     assert record.recipe == distilled.recipe.describe()
-    told = read_record(out / "control" / "record.json").recipe
-    assert told == as_json(twin.recipe.describe())
+    expected = read_record(out / "control" / "record.json").recipe
+    assert expected == as_json(twin.recipe.describe())
     rows = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [1, 2, 3] and all(row["loss"] > 0 for row in rows)
     assert record.attack_counters["poisoned_rows"] == 130
@@ -76,7 +76,7 @@ def test_an_attack_end_to_end(tiny: Tiny, tmp_path: Path, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", DISTILLING)
-def test_whoever_receives_the_file_trains_the_same_victims(
+def test_the_set_file_alone_gives_the_same_victims(
     tiny: Tiny, tmp_path: Path, backend: str
 ) -> None:
     clean = {"attack": None, "poison_rate": None}
@@ -84,9 +84,9 @@ def test_whoever_receives_the_file_trains_the_same_victims(
     record = run_cell(config, tmp_path / "run", reporter=QUIET)
     assert record.kind == "distill" and record.metrics.keys() == {"clean_test_accuracy"}
     received = load_set(tmp_path / "run" / "distilled.safetensors")
-    workshop = open_workshop(config)
-    (network,) = workshop.victim_networks().values()
-    victims = [train_victim(received, network, workshop.streams, n) for n in range(2)]
+    setup = prepare(config)
+    network = setup.primary_network
+    victims = [train_victim(received, network, setup.streams, n) for n in range(2)]
     found = [accuracy(victim, load_dataset("digits").test) for victim in victims]
     assert record.metrics["clean_test_accuracy"].values == pytest.approx(found, abs=1e-9)
 
@@ -94,9 +94,7 @@ def test_whoever_receives_the_file_trains_the_same_victims(
 # Recipes -----------------------------------------------------------------------------------------
 
 
-def test_the_learned_recipe_is_the_sets_unless_another_is_asked_for(
-    tiny: Tiny, tmp_path: Path
-) -> None:
+def test_overrides_win_over_the_learned_recipe(tiny: Tiny, tmp_path: Path) -> None:
     clean = {"attack": None, "poison_rate": None, "victims": 1}
     found = {}
     wishes: dict[str, dict[str, Any]] = {
@@ -142,15 +140,15 @@ def test_backends_give_victims_their_published_recipe() -> None:
     assert digits.backend.model_dump()["augment"] == digits.victims.victim_augment
 
 
-def test_what_a_backend_cannot_do_is_refused_before_anything_is_written(
+def test_an_impossible_backend_option_is_refused_and_nothing_written(
     tiny: Tiny, tmp_path: Path
 ) -> None:
-    for changes, told in (
+    for changes, expected in (
         ({"backend": "dd", "per_step": 2, "ipc": 3}, "IPC 3 is no multiple"),
         ({"backend": "mtt", "train_epochs": 2}, "train_epochs is 2"),
         ({"zca": True, "image_size": 80}, "at most 4096 can be whitened"),
     ):
-        with pytest.raises(RequestError, match=told) as refused:
+        with pytest.raises(RequestError, match=expected) as refused:
             run_cell(tiny(**changes), tmp_path / "run", reporter=QUIET)
         assert "\n" not in str(refused.value)
         assert not (tmp_path / "run").exists()
@@ -169,7 +167,7 @@ def test_every_backend_has_a_preset() -> None:
 
 
 @pytest.mark.parametrize("name", CLEAN)
-def test_an_attacks_part_of_a_clean_preset_waits_for_an_attack(name: str) -> None:
+def test_attack_config_of_a_clean_preset_needs_an_attack(name: str) -> None:
     preset = load_preset(name)
     extra, own = preset["attack_config"], preset["config"]
     assert extra and "attack" not in own
@@ -179,11 +177,23 @@ def test_an_attacks_part_of_a_clean_preset_waits_for_an_attack(name: str) -> Non
     assert attacked == {**own, **extra, "attack": "naive"}
     resolved = configure(**attacked).flat()
     assert {key: resolved[key] for key in extra} == extra
-    # Whatever the person says wins over it, in whatever layer.
+    # A key from any later layer wins over it.
     for layer in ({"settings": ["trigger_size=1"]}, {"options": {"trigger_size": 1}}):
         said: Any = {"settings": [], "options": {}, **layer}
         said["options"] = {**said["options"], "attack": "naive"}
         assert gather(preset=name, **said)["trigger_size"] == 1
+
+
+def test_a_preset_of_another_attack_gives_what_the_chosen_one_has() -> None:
+    preset = load_preset("digits-naive")["config"]
+    keys = gather(preset="digits-naive", options={"attack": "blended"})
+    assert "trigger_size" in preset and "trigger_size" not in keys
+    assert keys["poison_rate"] == preset["poison_rate"]
+    assert configure(**keys).attack == "blended"
+    # A foreign key that is not the preset's is still refused.
+    given = {"attack": "blended", "trigger_size": 3}
+    with pytest.raises(RequestError, match="trigger_size is an option of"):
+        configure(**gather(preset="digits-naive", options=given))
 
 
 def test_the_list_of_backends_says_what_they_cost_and_need(cli: Cli) -> None:
@@ -196,7 +206,7 @@ def test_the_list_of_backends_says_what_they_cost_and_need(cli: Cli) -> None:
         assert rows[name]["options"]["iterations"]["description"]
 
 
-def test_a_curve_is_looked_at_by_the_recipe_of_its_moment(tiny: Tiny, tmp_path: Path) -> None:
+def test_the_learning_curve_uses_the_current_recipe(tiny: Tiny, tmp_path: Path) -> None:
     clean = {"attack": None, "poison_rate": None, "victims": 1, "curve_every": 1}
     for backend in ("mtt", "dd"):
         out = tmp_path / backend

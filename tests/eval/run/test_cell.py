@@ -1,4 +1,4 @@
-"""A whole cell: its files, its record, its repetition, its control."""
+"""A whole cell: its files, record, reproducibility and control."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def walk(value: Any) -> Iterator[str]:
         yield value
 
 
-def test_the_folder_holds_what_the_design_promises(finished: Path) -> None:
+def test_the_folder_holds_the_documented_files(finished: Path) -> None:
     names = {path.relative_to(finished).as_posix() for path in finished.rglob("*")}
     own = {"record.json", "distilled.safetensors", "distilled.png", "curves.png", "progress.jsonl"}
     state = {"checkpoint", "checkpoint/state.safetensors"}
@@ -73,7 +73,7 @@ def test_the_set_says_nothing_of_the_attack(finished: Path, part: str) -> None:
         assert word not in words
 
 
-def test_the_record_holds_what_the_design_promises(finished: Path) -> None:
+def test_the_record_holds_the_documented_fields(finished: Path) -> None:
     text = (finished / "record.json").read_text()
     assert "NaN" not in text and "Infinity" not in text
     record = json.loads(text)
@@ -159,7 +159,7 @@ def test_a_twin_is_reused(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
         ({"control": False}, "not with --no-control"),
     ],
 )
-def test_what_is_no_twin_is_refused(
+def test_a_run_that_is_no_twin_is_refused(
     finished: Path, tiny: Tiny, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RequestError, match=message):

@@ -1,4 +1,4 @@
-"""Victims on a finished set: of a run, with its control, and of a file from somewhere."""
+"""Victims on a finished set: of a run, with its control, and of a received file."""
 
 from __future__ import annotations
 
@@ -52,18 +52,20 @@ def test_other_architectures_are_never_pooled(
     assert record.recipe["epochs"] == 3  # the set's own
 
 
-def test_what_eight_bits_keep_is_measured(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_images_rounded_to_eight_bits_are_measured(
+    finished: Path, tiny: Tiny, tmp_path: Path
+) -> None:
     record = evaluate(finished, tiny(), tmp_path / "out", png=True, reporter=QUIET)
     low, high = record.distilled["pixel_range"]
     assert low >= 0 and high <= 1
     whole = load_set(finished / "distilled.safetensors").batch.images
-    assert whole.min() < 0 or whole.max() > 1  # else there was nothing to lose
+    assert whole.min() < 0 or whole.max() > 1  # otherwise clipping would change nothing
     assert len(list((tmp_path / "out" / "png").rglob("*.png"))) == len(whole)
     assert record.labels == ["8-bit images: clipped to [0, 1] and rounded"]
     assert "control_attack_success_rate" in record.metrics
 
 
-def test_only_what_was_asked_for_overrides_the_sets_recipe(
+def test_only_given_keys_override_the_sets_recipe(
     finished: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
     file = finished / "distilled.safetensors"
@@ -72,6 +74,21 @@ def test_only_what_was_asked_for_overrides_the_sets_recipe(
     asked = evaluate(file, config, tmp_path / "asked", given=["victim_epochs"], reporter=QUIET)
     assert (own.recipe["epochs"], asked.recipe["epochs"]) == (3, 1)
     assert own.trigger is None and own.metrics.keys() == {"clean_test_accuracy"}
+
+
+def test_the_clean_twin_gets_the_same_overrides(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """Else the backdoor gain would compare victims of two recipes."""
+    config = tiny(victim_epochs=1, victims=1)
+    record = evaluate(finished, config, tmp_path / "out", given=["victim_epochs"], reporter=QUIET)
+    twin = evaluate(
+        finished / "control",
+        tiny(victim_epochs=1, victims=1, attack=None, poison_rate=None),
+        tmp_path / "twin",
+        given=["victim_epochs"],
+        reporter=QUIET,
+    )
+    control = record.mean("control_clean_test_accuracy")
+    assert control is not None and control == twin.mean("clean_test_accuracy")
 
 
 def test_a_file_with_and_without_a_trigger(
@@ -94,7 +111,7 @@ def test_a_file_with_and_without_a_trigger(
 def test_the_trigger_is_stamped_on_eligible_images(
     finished: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
-    """A trigger that covers the whole image makes all images one: all are sent, or none."""
+    """A trigger over the whole image makes all images equal: all reach the target, or none."""
     data = load_dataset("digits")
     tensors = {"pattern": data.test.images[0], "mask": torch.ones(1, 8, 8)}
     path = tmp_path / "trigger.safetensors"
@@ -127,14 +144,14 @@ def test_a_trigger_file_says_its_goal(finished: Path, tiny: Tiny, tmp_path: Path
 
 
 def published(path: Path, images: torch.Tensor, classes: int = 10) -> Path:
-    """The structure of DatasetCondensation's ``res_*.pt``, numpy scalars and all."""
+    """The structure of DatasetCondensation's ``res_*.pt``, with its numpy scalars."""
     pair = [images, torch.arange(len(images)) % classes]
     torch.save({"data": [pair], "accs_all_exps": {"ConvNet": [np.float64(0.5)]}}, path)
     return path
 
 
 def test_a_published_pt_file(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
-    """Normalised images in a .pt give what the same images in a file of ours give."""
+    """Normalised images in a .pt file give the same metrics as in our own format."""
     ours = load_set(finished / "distilled.safetensors")
     data = load_dataset("digits")
     normalised = (ours.batch.images - data.mean[0]) / data.std[0]
@@ -147,20 +164,20 @@ def test_a_published_pt_file(finished: Path, tiny: Tiny, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("shape", "told"),
+    ("shape", "expected"),
     [((10, 1, 9, 9), "don't fit digits"), ((10, 3, 8, 8), "given 1 means")],
 )
 def test_sets_of_another_shape_are_refused(
-    tiny: Tiny, tmp_path: Path, shape: tuple[int, ...], told: str
+    tiny: Tiny, tmp_path: Path, shape: tuple[int, ...], expected: str
 ) -> None:
     path = published(tmp_path / "res.pt", torch.randn(shape))
-    with pytest.raises(RequestError, match=told):
+    with pytest.raises(RequestError, match=expected):
         evaluate(path, tiny(), tmp_path / "out", reporter=QUIET)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("info", "shape", "told"),
+    ("info", "shape", "expected"),
     [
         ({"target": 10}, (1, 8, 8), "target 10 is no class"),
         ({"target": "3"}, (1, 8, 8), "target 3 is no class"),
@@ -177,12 +194,12 @@ def test_triggers_that_do_not_fit_are_refused(
     tmp_path: Path,
     info: dict[str, Any],
     shape: tuple[int, int, int],
-    told: str,
+    expected: str,
 ) -> None:
     tensors = {"pattern": torch.zeros(shape), "mask": torch.ones(1, *shape[1:])}
     path = tmp_path / "trigger.safetensors"
     save_trigger(path, tensors, {"kind": "patch", "target": 3, "range": "pixel", **info})
-    with pytest.raises(RequestError, match=told):
+    with pytest.raises(RequestError, match=expected):
         evaluate(finished, tiny(), tmp_path / "out", trigger=path, reporter=QUIET)
     assert not (tmp_path / "out").exists()
 
@@ -195,7 +212,7 @@ def test_an_evaluation_is_resumed_on_the_same_set_only(
     config = tiny(attack=None, poison_rate=None)
     first = evaluate(file, config, out, reporter=QUIET)
     running = first.model_copy(update={"status": "interrupted", "metrics": {}})
-    for record in (first, running):  # a finished one has nothing to do, the other has its victims
+    for record in (first, running):  # one is finished, the other has its victims
         record.write(out / "record.json")
         again = evaluate(file, config, out, resume=True, reporter=QUIET)
         assert (again.status, again.metrics) == ("done", first.metrics)
@@ -209,18 +226,18 @@ def test_an_evaluation_is_resumed_on_the_same_set_only(
         evaluate(file, config, out, resume=True, reporter=QUIET)
 
 
-def test_sources_that_are_no_finished_run_are_refused(
+def test_sources_without_a_finished_run_are_refused(
     finished: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     record = read_record(run / "record.json")
-    for changes, told in (
+    for changes, expected in (
         ({"status": "running"}, "is not finished"),
         ({"kind": "evaluate", "distilled": {"source": "x"}}, "itself an evaluation"),
     ):
         record.model_copy(update=changes).write(run / "record.json")
-        with pytest.raises(RequestError, match=told):
+        with pytest.raises(RequestError, match=expected):
             evaluate(run, tiny(), tmp_path / "out", reporter=QUIET)
     with pytest.raises(RequestError, match="no such run folder or file"):
         evaluate(tmp_path / "absent", tiny(), tmp_path / "out", reporter=QUIET)

@@ -1,4 +1,4 @@
-"""Experts on the command line: a folder that runs share, kills among them, what is refused."""
+"""Experts on the command line: shared folders, kills during their training, refusals."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_buffer_is_shared_by_runs_that_only_differ_in_their_students(
         assert twin.read_bytes() == path.read_bytes()
 
 
-def test_an_attack_and_its_twin_have_folders_of_their_own(
+def test_an_attack_and_its_twin_have_separate_folders(
     cli: Cli, tiny_options: Options, tmp_path: Path
 ) -> None:
     buffer = tmp_path / "experts"
@@ -89,7 +89,7 @@ def test_an_attack_and_its_twin_have_folders_of_their_own(
 
 
 @pytest.mark.parametrize(
-    ("more", "changes", "told"),
+    ("more", "changes", "expected"),
     [
         (["expert_lr=0.06"], {}, "expert_lr is 0.05, not 0.06"),
         ([], {"seed": 1}, "expert_seed is 0, not 1"),
@@ -104,7 +104,7 @@ def test_experts_of_another_configuration_are_refused(
     tmp_path: Path,
     more: list[str],
     changes: dict[str, Any],
-    told: str,
+    expected: str,
 ) -> None:
     buffer = tmp_path / "experts"
     done = cli(*clean(tiny_options), "--buffer", buffer, "--out", tmp_path / "a")
@@ -115,9 +115,9 @@ def test_experts_of_another_configuration_are_refused(
     assert refused.exit_code == 2 and refused.stdout == ""
     assert refused.stderr.count("\n") == 1 and refused.stderr.startswith("distillsec: ")
     assert f"{buffer / 'clean' / 'round-0'} holds other experts" in refused.stderr
-    assert told in refused.stderr
+    assert expected in refused.stderr
     assert snapshot(buffer) == before
-    if out.exists():  # what was begun says that it failed
+    if out.exists():  # the run had begun: its record holds the failure
         assert read_json(out / "record.json")["status"] == "error"
         assert not (out / "distilled.safetensors").exists()
 
@@ -144,23 +144,24 @@ def test_experts_that_diverge_fail_the_run(cli: Cli, tiny_options: Options, tmp_
 
 # Killed ------------------------------------------------------------------------------------------
 
-# One child for each kill: importing torch once costs more than all of them. A child raises SIGKILL
-# against itself after the n-th call of a function.
+# One forked child for each kill, because importing torch costs more than all of them. A child
+# raises SIGKILL against itself after the n-th call of a function.
 FORKS = """
 import json, os, signal, sys
 import sklearn.datasets, sklearn.model_selection
 from distillsec.cli import main
-from distillsec.distill import experts
-from distillsec.eval import runfolder
+from distillsec.commands import runs
+from distillsec.distill.backends import experts
+from distillsec.eval.run import folder
 
-runfolder._SECONDS_BETWEEN_CHECKPOINTS = experts._SECONDS_BETWEEN_CHECKPOINTS = 0
+folder._SECONDS_BETWEEN_CHECKPOINTS = experts._SECONDS_BETWEEN_CHECKPOINTS = 0
 experts._WRITING_SHARE = 1e9
 
 for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()
     if child == 0:
-        owner = {"experts": experts, "folder": runfolder.RunFolder}[job["owner"]]
+        owner = {"experts": experts, "folder": folder.RunFolder}[job["owner"]]
         original, calls = getattr(owner, job["name"]), []
         def counted(*args, **kwargs):
             answer = original(*args, **kwargs)
@@ -174,7 +175,8 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
-# By what is there then; a round is 6 writes: in each of its 2 files two half-way ones and its own.
+# Each with the files there then; a round writes 6 times: each of its 2 files two times in part,
+# then whole.
 KILLS = {
     "half of a file": ("experts", "write_tensors", 1, "experts/round-0/partial.safetensors"),
     "in the first students": ("folder", "log", 1, "experts/round-0/experts-001.safetensors"),
@@ -193,7 +195,7 @@ def course(run: Path) -> list[dict[str, Any]]:
     return [{key: row[key] for key in row if key != "seconds"} for row in rows]
 
 
-def test_killed_among_experts_and_resumed_to_the_bit(
+def test_killed_during_experts_and_resumed_to_the_bit(
     cli: Cli, tiny_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for picture in ("distilled", "triggered", "trigger", "curves"):  # half of the time

@@ -1,4 +1,4 @@
-"""Killed, stopped, resumed: the same bits as an uninterrupted run, and no half-written file."""
+"""Killed or stopped, then resumed: the same bits, and no half-written file."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from click.testing import Result
 
 from distillsec.distill.files.safe import read_json, read_tensors
 from distillsec.distill.types import RequestError
+from distillsec.eval.results.record import read_record
 from distillsec.eval.run.folder import RunFolder, fresh_folder
 
 Cli = Callable[..., Result]
 Options = Callable[..., list[str]]
 
-# A process that forks one child a line: importing torch once costs more than all the runs. The
-# child raises a signal against itself at the n-th call of a function, so that no test races.
+# A process that forks one child for each input line, because importing torch costs more than all
+# the runs. A child raises a signal against itself at the n-th call of a function: no test races.
 FORKS = """
 import json, os, signal, sys
 import sklearn.datasets, sklearn.model_selection
 from distillsec.cli import main
-from distillsec.eval import runfolder
+from distillsec.commands import runs
+from distillsec.eval.run import folder
 
-runfolder._SECONDS_BETWEEN_CHECKPOINTS = 0
+folder._SECONDS_BETWEEN_CHECKPOINTS = 0
 # A shell that runs the tests in the background leaves Ctrl-C ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -53,14 +55,14 @@ for line in sys.stdin:
     if child == 0:
         log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1), os.dup2(log, 2)
-        owner = os if job["name"] == "fsync" else runfolder.RunFolder
+        owner = os if job["name"] == "fsync" else folder.RunFolder
         arm(owner, job["name"], job["count"], job["signal"], owner is os)
         main(job["words"])
         os._exit(99)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
-# Doorping has state of its own; the looks for the curve must not disturb anything.
+# Doorping has state of its own; the victims for the learning curve must not change anything.
 ATTACK = {"attack": "doorping", "iterations": 4}
 MORE = ["--set", "curve_every=2", "--quiet"]
 
@@ -105,7 +107,7 @@ def whole(cli: Cli, tiny_options: Options, tmp_path_factory: pytest.TempPathFact
 
 
 def same(one: Path, other: Path) -> None:
-    """Two runs agree to the bit in all but their times, and neither keeps a temporary file."""
+    """Two runs agree to the bit in all but their times, and neither has a temporary file left."""
     for name in ("distilled.safetensors", "trigger.safetensors", "control/distilled.safetensors"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     records = [read_json(run / "record.json") for run in (one, other)]
@@ -123,7 +125,7 @@ def same(one: Path, other: Path) -> None:
 
 
 def check_files(out: Path) -> None:
-    """Everything that stands under a final name is whole."""
+    """Every file under its final name is complete."""
     for path in out.rglob("*"):
         if path.name.startswith("."):
             assert path.name.endswith(".tmp")
@@ -136,7 +138,7 @@ def check_files(out: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "count", "left"),
     [
-        ("log", 3, "checkpoint/state.safetensors"),  # a line more than the checkpoint holds
+        ("log", 3, "checkpoint/state.safetensors"),  # one line more than the checkpoint has
         ("log", 6, "control/checkpoint/state.safetensors"),  # in the clean twin
         ("keep_score", 1, "checkpoint/victims.json"),
         ("keep_score", 3, "trigger.safetensors"),  # a victim of the twin
@@ -171,7 +173,7 @@ def test_killed_and_resumed(
     same(out, whole)
 
 
-def test_control_c_leaves_a_run_that_goes_on(
+def test_control_c_leaves_a_run_that_can_be_resumed(
     interrupted: Callable[..., int],
     whole: Path,
     cli: Cli,
@@ -182,12 +184,12 @@ def test_control_c_leaves_a_run_that_goes_on(
     words = ("attack", *tiny_options(**ATTACK), *MORE, "--out", out)
     assert interrupted("log", 2, signal.SIGINT, *words) == 1
     said = interrupted.log.read_text()  # type: ignore[attr-defined]
-    assert said.count("\n") == 1 and f"stopped; the same command with --out {out} --resume" in said
+    assert said.count("\n") == 1 and f"command and --out {out} --resume" in said
     check_files(out)
     record = read_json(out / "record.json")
     assert (record["status"], record["error"]) == ("interrupted", "stopped by the user")
     assert not list(out.rglob(".*"))
-    # Nothing but the folder: the configuration is in the record.
+    # Only the folder is given: the configuration is in the record.
     done = cli("attack", "--resume", "--out", out, "--quiet")
     assert done.exit_code == 0, done.stderr
     same(out, whole)
@@ -214,7 +216,7 @@ def snapshot(out: Path) -> dict[str, tuple[bytes, int]]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"ipc": 2}, "ipc 2 (was 1)"),
         ({"threads": 2}, "threads 2 (was 1)"),
@@ -224,19 +226,17 @@ def snapshot(out: Path) -> dict[str, tuple[bytes, int]]:
     ],
 )
 def test_another_configuration_is_refused(
-    finished: Path, cli: Cli, tiny_options: Options, changes: dict[str, Any], told: str
+    finished: Path, cli: Cli, tiny_options: Options, changes: dict[str, Any], expected: str
 ) -> None:
     before = snapshot(finished)
     command = "attack" if changes.get("attack", "naive") else "distill"
     refused = cli(command, *tiny_options(**changes), "--out", finished, "--resume", "--quiet")
     assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
-    assert told in refused.stderr and str(finished) in refused.stderr
+    assert expected in refused.stderr and str(finished) in refused.stderr
     assert snapshot(finished) == before
 
 
-def test_a_finished_run_gives_its_record_without_work(
-    finished: Path, cli: Cli, tiny_options: Options
-) -> None:
+def test_a_finished_run_returns_its_record(finished: Path, cli: Cli, tiny_options: Options) -> None:
     before = snapshot(finished)
     for words in (["attack", "--resume"], ["attack", *tiny_options(), "--resume"]):
         done = cli(*words, "--out", finished, "--json")
@@ -245,16 +245,16 @@ def test_a_finished_run_gives_its_record_without_work(
         assert snapshot(finished) == before
 
 
-def test_a_used_folder_wants_resume(finished: Path, cli: Cli, tiny_options: Options) -> None:
+def test_a_used_folder_needs_resume(finished: Path, cli: Cli, tiny_options: Options) -> None:
     before = snapshot(finished)
     refused = cli("attack", *tiny_options(), "--out", finished)
     assert refused.exit_code == 2
-    assert "is not empty: choose another --out, or take the run up with --resume" in refused.stderr
+    assert "is not empty: choose another --out, or resume the run with --resume" in refused.stderr
     assert snapshot(finished) == before
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "expected"),
     [
         ("record.json", b"{", "truncated or not JSON"),
         ("record.json", b"", "is empty"),
@@ -269,7 +269,7 @@ def test_a_used_folder_wants_resume(finished: Path, cli: Cli, tiny_options: Opti
     ],
 )
 def test_damaged_files_are_named_and_nothing_is_written(
-    finished: Path, cli: Cli, tmp_path: Path, name: str, content: bytes | str, told: str
+    finished: Path, cli: Cli, tmp_path: Path, name: str, content: bytes | str, expected: str
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
@@ -278,13 +278,13 @@ def test_damaged_files_are_named_and_nothing_is_written(
     before = snapshot(out)
     refused = cli("attack", "--resume", "--out", out, "--quiet")
     assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
-    assert str(out / name) in refused.stderr and told in refused.stderr
+    assert str(out / name) in refused.stderr and expected in refused.stderr
     assert snapshot(out) == before
 
 
-def test_fresh_folders_never_meet(tmp_path: Path) -> None:
+def test_fresh_folders_are_distinct(tmp_path: Path) -> None:
     made = [fresh_folder("a", tmp_path) for _ in range(3)]
-    assert len(set(made)) == 1  # nothing is made by asking
+    assert len(set(made)) == 1  # asking makes no folder
     for _ in range(3):
         fresh = fresh_folder("a", tmp_path)
         fresh.mkdir()
@@ -302,12 +302,12 @@ def test_a_torn_line_of_the_log_is_left_out(tmp_path: Path) -> None:
         folder.log({"iteration": 3, "loss": float("nan")})
 
 
-def test_a_folder_is_looked_at_without_being_made(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "deep" / "run")
+def test_looking_does_not_make_the_folder(finished: Path, tmp_path: Path) -> None:
+    record, folder = read_record(finished / "record.json"), RunFolder(tmp_path / "deep" / "run")
     assert folder.look(resume=True) is None
     assert not (tmp_path / "deep").exists()
-    assert folder.enter(resume=False) is None
+    assert folder.enter(record, resume=False) is None
     assert (tmp_path / "deep" / "run").is_dir()
     (tmp_path / "file").touch()
     with pytest.raises(RequestError, match=r"cannot use .*file"):
-        RunFolder(tmp_path / "file").enter(resume=False)
+        RunFolder(tmp_path / "file").enter(record, resume=False)

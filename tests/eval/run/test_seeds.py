@@ -22,7 +22,7 @@ QUIET = Reporter(quiet=True)
 
 @pytest.fixture(scope="module")
 def runs(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seeds, 3 and 4, without control; to be read and not written."""
+    """Two seeds, 3 and 4, without control; read-only."""
     out = tmp_path_factory.mktemp("seeds") / "runs"
     run_seeds(tiny(seed=3, control=False), 2, out, given=("seed",), reporter=QUIET)
     return out
@@ -56,7 +56,7 @@ def test_the_summary_is_over_the_means_of_the_seeds(runs: Path) -> None:
     assert (summary.trigger, summary.distilled, summary.control) == (None, {}, None)
 
 
-def test_resuming_skips_what_is_done_and_adds_what_is_not(
+def test_resuming_skips_finished_seeds_and_adds_new_ones(
     runs: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
     out = tmp_path / "runs"
@@ -89,12 +89,12 @@ def test_several_seeds_on_the_command_line(
     assert done.exit_code == 0, done.stderr
     assert "over distillation seeds" in done.stdout and str(runs / "record.json") in done.stdout
     lost = cli(*words)
-    assert lost.exit_code == 2 and "kind seeds, not attack: take it up with --seeds" in lost.stderr
+    assert lost.exit_code == 2 and "kind seeds, not attack: resume it with --seeds" in lost.stderr
     shown = cli("evaluate", runs, "--out", runs / "new")
     assert shown.exit_code == 2 and "evaluate one of them" in shown.stderr
 
 
-def test_what_is_wrong_for_one_seed_writes_nothing_for_all(tmp_path: Path, tiny: Tiny) -> None:
+def test_a_wrong_configuration_writes_nothing_for_any_seed(tmp_path: Path, tiny: Tiny) -> None:
     with pytest.raises(RequestError, match="poison rate"):
         run_seeds(tiny(poison_rate=0.95), 2, tmp_path / "runs", reporter=QUIET)
     assert not (tmp_path / "runs").exists()

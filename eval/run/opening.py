@@ -1,0 +1,86 @@
+"""Open a finished set to be measured: load it, check it, and make the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
+
+from ...attacks import TestCase
+from ...distill.files.artifact import load_set, quantised
+from ...distill.types import DistilledSet
+from ..config.schema import Config
+from ..results.record import Record, RecordKind
+from .recipes import override_given
+from .records import describe_set, new_record
+from .setup import Setup, prepare
+from .source import SetFiles, check_fit, fingerprint, trigger_case
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenedSet:
+    """A finished set with all that measuring it needs, on the run's device.
+
+    case: the test case of its trigger; ``None`` where no trigger is known. twin: its clean twin;
+    ``None`` where there is none, or no trigger. record: the record of the measurement.
+    """
+
+    setup: Setup
+    distilled: DistilledSet
+    twin: DistilledSet | None
+    case: TestCase | None
+    record: Record
+
+
+def open_set(
+    source: Path | str,
+    config: Config,
+    kind: RecordKind,
+    *,
+    settings: object,
+    given: Sequence[str] = (),
+    trigger: Path | str | None = None,
+    data_dir: Path | str | None = None,
+    bars: bool = False,
+    eight_bits: bool = False,
+) -> OpenedSet:
+    """The set in ``source`` as ``config`` measures it; writes nothing.
+
+    kind: of the record. settings: what the measurement depends on beside the configuration and the
+    files. given: keys that override the set's own recipe. trigger: a trigger file (default: the one
+    beside the set). bars: as for ``prepare``. eight_bits: round the images as PNG files do.
+    Errors: ``RequestError`` where the set does not fit the test data.
+    """
+    found = SetFiles(Path(source))
+    setup = prepare(config, data_dir, bars=bars)
+    record = new_record(setup, given, kind)
+
+    def as_measured(distilled: DistilledSet) -> DistilledSet:
+        recipe = override_given(distilled.recipe, config.victims, given)
+        distilled = replace(distilled, recipe=recipe)
+        return quantised(distilled) if eight_bits else distilled
+
+    loaded = found.load(setup)
+    check_fit(found.set_file, loaded, setup)
+    distilled = as_measured(loaded)
+    record.recipe = distilled.recipe.describe()
+    if eight_bits:
+        record.labels.append("8-bit images: clipped to [0, 1] and rounded")
+    trigger = Path(trigger) if trigger else found.trigger_file
+    case = trigger_case(trigger, setup, record)
+    files = (found.set_file, trigger, found.control)
+    record.distilled = {
+        **describe_set(distilled),
+        "source": str(source),
+        "fingerprint": fingerprint((record.recipe, settings), files),
+    }
+    twin = as_measured(load_set(found.control)) if found.control and case else None
+    return OpenedSet(
+        setup=setup,
+        distilled=distilled.to(config.run.device),
+        twin=None if twin is None else twin.to(config.run.device),
+        case=case,
+        record=record,
+    )

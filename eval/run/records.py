@@ -1,0 +1,33 @@
+"""The record of a new run, and what it says of a set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...distill.files.artifact import pixel_range
+from ...distill.types import DistilledSet
+from ..results.record import Record, RecordKind, command_line, environment
+from .setup import Setup
+
+
+def new_record(setup: Setup, given: Sequence[str], kind: RecordKind | None = None) -> Record:
+    """The record of a new run: all that is known before any work."""
+    config = setup.config
+    return Record(
+        kind=kind or ("attack" if config.attack else "distill"),
+        config=config.flat(),
+        config_given=sorted(given),
+        config_key=config.key(),
+        control_key=config.control_key(),
+        environment=environment(config.run.device),
+        command=command_line(),
+        dataset=setup.data.describe(),
+        recipe=setup.recipe.describe(),
+    )
+
+
+def describe_set(distilled: DistilledSet) -> dict[str, Any]:
+    """What a record says of a set: how many images, and the range of their pixels."""
+    images = distilled.batch.images
+    return {"images": len(images), "pixel_range": list(pixel_range(images))}
