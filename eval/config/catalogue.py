@@ -1,4 +1,4 @@
-"""What there is to choose from, for ``distillsec list``."""
+"""What can be chosen, for ``distillsec list``."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ...distill.data.datasets import DATASETS
 from ...distill.networks.architectures import NETWORKS
 from .presets import load_preset, preset_names
 
-# What a catalogue says of a row beside its description.
-_TOLD = {
+# What a catalogue says of an entry beside its description, with its title.
+_TITLES = {
     "family": "gives",
     "figures": "measured",
     "cost": "cost",
@@ -26,9 +26,6 @@ _TOLD = {
     "grid": "tuned budget",
     "tried": "tried before",
 }
-
-# Of the nine defenses that the paper on Doorping reports, those in its author's published code.
-_TRIED = ("neural-cleanse", "abs", "strip", "autoencoder", "spectral-signatures", "spectre", "scan")
 
 Rows = dict[str, dict[str, Any]]
 
@@ -39,9 +36,9 @@ def _first_sentence(thing: object) -> str:
 
 
 def _description(options: type[BaseModel], key: str) -> str:
-    """An option's description; one that only has a new default keeps its parent's."""
-    told = (base.model_fields[key].description for base in _lineage(options, key))
-    return next((text for text in told if text), "")
+    """An option's description; an option with only a new default has its parent class's."""
+    texts = (base.model_fields[key].description for base in _lineage(options, key))
+    return next((text for text in texts if text), "")
 
 
 def _lineage(options: type[BaseModel], key: str) -> Iterator[type[BaseModel]]:
@@ -84,7 +81,7 @@ def _defenses() -> Rows:
         rows[name] |= {"family": defense.family, "needs": defense.needs}
         rows[name]["quick"] = ", ".join(f"{k} {v}" for k, v in defense.quick.items())
         rows[name]["grid"] = f"one of {len(defense.grid)} settings" if defense.grid else ""
-        rows[name]["tried"] = "by the author of Doorping" if name in _TRIED else ""
+        rows[name]["tried"] = "by the author of Doorping" if defense.in_reference_code else ""
     return rows
 
 
@@ -105,7 +102,7 @@ def as_text(kind: str) -> str:
     width = max(map(len, rows), default=0)
     for name, row in rows.items():
         lines.append(f"  {name:<{width}}  {row['description']}")
-        for key, title in _TOLD.items():
+        for key, title in _TITLES.items():
             if row.get(key):
                 lines.append(f"  {'':<{width}}  {title}: {row[key]}")
         for key, option in row.get("options", {}).items():
