@@ -9,19 +9,52 @@ A run from a notebook::
     print(record.mean("attack_success_rate"), record.mean("control_attack_success_rate"))
 """
 
-from distillsec.attacks import ATTACKS, Attack
-from distillsec.defenses import DEFENSES, DefenderView, Defense
-from distillsec.distill.backends import BACKENDS
-from distillsec.distill.core.hooks import Hook, Moment
-from distillsec.distill.files.artifact import load_set, load_trigger
-from distillsec.distill.types import Batch, DistilledSet, Recipe, RequestError, RunError
-from distillsec.eval.bench.defend import defend
-from distillsec.eval.config.layers import gather
-from distillsec.eval.config.schema import Config, configure
-from distillsec.eval.results.record import Record, read_record
-from distillsec.eval.run.cell import run_cell
-from distillsec.eval.run.evaluate import evaluate
-from distillsec.eval.run.seeds import run_seeds
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distillsec.attacks import ATTACKS, Attack
+    from distillsec.defenses import DEFENSES, DefenderView, Defense
+    from distillsec.distill.backends import BACKENDS
+    from distillsec.distill.core.hooks import Hook, Moment
+    from distillsec.distill.files.artifact import load_set, load_trigger
+    from distillsec.distill.types import Batch, DistilledSet, Recipe, RequestError, RunError
+    from distillsec.eval.bench.defend import defend
+    from distillsec.eval.config.layers import gather
+    from distillsec.eval.config.schema import Config, configure
+    from distillsec.eval.results.record import Record, read_record
+    from distillsec.eval.run.cell import run_cell
+    from distillsec.eval.run.evaluate import evaluate
+    from distillsec.eval.run.seeds import run_seeds
+else:
+    # Imported when first used, because torch is slow to import. Hidden from type checkers, which
+    # would take any name for granted.
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        return found
+
+
+_MODULE_OF = {
+    name: module
+    for module, names in {
+        "attacks": ("ATTACKS", "Attack"),
+        "defenses": ("DEFENSES", "DefenderView", "Defense"),
+        "distill.backends": ("BACKENDS",),
+        "distill.core.hooks": ("Hook", "Moment"),
+        "distill.files.artifact": ("load_set", "load_trigger"),
+        "distill.types": ("Batch", "DistilledSet", "Recipe", "RequestError", "RunError"),
+        "eval.bench.defend": ("defend",),
+        "eval.config.layers": ("gather",),
+        "eval.config.schema": ("Config", "configure"),
+        "eval.results.record": ("Record", "read_record"),
+        "eval.run.cell": ("run_cell",),
+        "eval.run.evaluate": ("evaluate",),
+        "eval.run.seeds": ("run_seeds",),
+    }.items()
+    for name in names
+}
 
 __all__ = [
     "ATTACKS",
@@ -49,3 +82,7 @@ __all__ = [
     "run_cell",
     "run_seeds",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,12 +1,11 @@
-"""The command line's options, in groups, and what a command's options ask for."""
+"""The command line's options, in groups, and the configuration that they ask for."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, final, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 import yaml
@@ -16,25 +15,23 @@ from ..defenses.base import Budget
 from ..distill.types import RequestError
 from ..eval.config.layers import for_clean, gather
 from ..eval.config.schema import Config, configure
-from ..eval.results.defend_table import defend_table
-from ..eval.results.record import Record, read_record
-from ..eval.results.run_table import run_table
-from ..eval.run.cell import run_cell
+from ..eval.results.record import read_record
 from ..eval.run.folder import RunFolder, fresh_folder
 from ..eval.run.progress import Reporter
-from ..eval.run.seeds import run_seeds
-from ..eval.run.source import Source
+from ..eval.run.source import SetFiles
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Given = dict[str, Any]
+"""A command's options by name, as click parsed them."""
 
 PATH = click.Path(path_type=Path)
 
 # Options that say how a command behaves; all others are keys of the configuration.
-NO_KEYS = {"preset", "file", "settings", "print_config", "data_dir", "control_run", "seeds"}
-NO_KEYS |= {"buffer", "out", "resume", "as_json", "quiet"}
+_NO_KEYS = {"preset", "file", "settings", "print_config", "data_dir", "control_run", "seeds"}
+_NO_KEYS |= {"buffer", "out", "resume", "as_json", "quiet"}
 
 
-def options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+def _group(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     """Several click options as one decorator, in reading order."""
 
     def decorate(command: Command) -> Command:
@@ -43,19 +40,19 @@ def options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
-CONFIGURATION = options(
+CONFIGURATION = _group(
     click.option("--preset", metavar="NAME", help="Start from a preset (see `list presets`)."),
     click.option("--config", "file", type=PATH, help="YAML file of keys; options win over it."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key."),
     click.option("--print-config", is_flag=True, help="Print the resolved configuration and stop."),
 )
-DATA = options(
+DATA = _group(
     click.option("--dataset", metavar="NAME", help="A name, folder:PATH or npz:PATH."),
-    click.option("--data-dir", type=PATH, help="Where data sets lie, or are downloaded to."),
+    click.option("--data-dir", type=PATH, help="Folder with data sets, also for downloads."),
     click.option("--image-size", type=int, help="Resize images to this side."),
     click.option("--zca/--no-zca", default=None, help="Whiten the images (mtt's CIFAR figures)."),
 )
-DISTILLATION = options(
+DISTILLATION = _group(
     click.option("--backend", metavar="NAME", help="Distillation backend (see `list backends`)."),
     click.option("--network", metavar="NAME", help="Distilling network, or package.module:Class."),
     click.option("--width", type=int, help="Its width."),
@@ -65,7 +62,7 @@ DISTILLATION = options(
     click.option("--iterations", type=int, help="Outer iterations."),
     click.option("--init", metavar="NAME", help="Start from noise, real or poisoned rows."),
 )
-ATTACK = options(
+ATTACK = _group(
     click.option("--attack", metavar="NAME", help="Attack (see `list attacks`), or a class."),
     click.option("--target", type=int, help="Target class number."),
     click.option(
@@ -78,31 +75,31 @@ ATTACK = options(
     click.option("--trigger-range", metavar="|".join(get_args(TriggerRange)), help="Its values."),
     click.option("--objective", metavar="NAME", help="What Doorping optimises its trigger for."),
 )
-VICTIMS = options(
+VICTIMS = _group(
     click.option("--victims", type=int, help="Networks trained on the set."),
     click.option("--victim-network", multiple=True, metavar="NAME", help="Theirs; repeatable."),
     click.option("--victim-epochs", type=int, help="Their training epochs."),
 )
-CONTROL = options(
+CONTROL = _group(
     click.option("--control/--no-control", default=None, help="Distil the clean twin too."),
     click.option("--control-run", type=PATH, help="Reuse a finished clean twin's folder."),
 )
-MACHINE = options(
+MACHINE = _group(
     click.option("--seed", type=int, help="The distillation seed."),
     click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N."),
-    click.option("--threads", type=int, help="CPU threads: part of a result's identity."),
+    click.option("--threads", type=int, help="CPU threads; another count gives other bits."),
 )
-SEVERAL = options(
-    click.option("--seeds", type=click.IntRange(1), help="So many distillation seeds from --seed."),
-    click.option("--buffer", type=PATH, help="Where mtt's experts are kept (default: in --out)."),
+SEEDS = _group(
+    click.option("--seeds", type=click.IntRange(1), help="Number of seeds, counted from --seed."),
+    click.option("--buffer", type=PATH, help="Folder for mtt's experts (default: in --out)."),
 )
-PLACE = options(
+OUTPUT = _group(
     click.option("--out", type=PATH, help="Run folder (default: a fresh one under runs/)."),
-    click.option("--resume", is_flag=True, help="Take up the run in --out where it stopped."),
+    click.option("--resume", is_flag=True, help="Resume the run in --out."),
     click.option("--json", "as_json", is_flag=True, help="Print the record, and nothing else."),
     click.option("--quiet", is_flag=True, help="No progress."),
 )
-DEFENSES = options(
+DEFENSES = _group(
     click.option("--trigger", type=PATH, help="A trigger file (default: the run's own)."),
     click.option(
         "--defense", multiple=True, metavar="NAME", help="all (default), a name, or a class."
@@ -131,7 +128,7 @@ DEFENSES = options(
         help="Test images measured (default: quick 500, else all).",
     ),
 )
-SHADOWS = options(
+SHADOWS = _group(
     click.option(
         "--pairs",
         type=int,
@@ -152,22 +149,19 @@ SHADOWS = options(
     click.option(
         "--shadow-batch", type=int, default=100, show_default=True, help="Its mini-batch."
     ),
-    click.option("--out", type=PATH, required=True, help="The zoo's file (safetensors)."),
-    click.option("--resume", is_flag=True, help="Go on with the zoo in --out."),
+    click.option("--out", type=PATH, required=True, help="The file of shadows (safetensors)."),
+    click.option("--resume", is_flag=True, help="Add to the shadows in --out."),
     click.option("--quiet", is_flag=True, help="No progress."),
 )
-
-BATCH = options(
-    click.option(
-        "--jobs", type=click.IntRange(1), help="Processes (default: what the cores hold)."
-    ),
+GRID = _group(
+    click.option("--jobs", type=click.IntRange(1), help="Processes (default: as cores allow)."),
     click.option(
         "--ray", metavar="ADDRESS|local", help="Run on a Ray cluster, or one started here."
     ),
     click.option(
-        "--gpus", type=click.FloatRange(0), help="With --ray: GPUs of a cell, or a share."
+        "--gpus", type=click.FloatRange(0), help="With --ray: GPUs per cell, fractions allowed."
     ),
-    click.option("--memory", type=click.FloatRange(0), help="With --ray: GiB of a cell."),
+    click.option("--memory", type=click.FloatRange(0), help="With --ray: GiB per cell."),
     click.option(
         "--retries",
         type=click.IntRange(0),
@@ -175,9 +169,9 @@ BATCH = options(
         show_default=True,
         help="Further attempts at a cell that fails.",
     ),
-    click.option("--data-dir", type=PATH, help="Where data sets lie, or are downloaded to."),
+    click.option("--data-dir", type=PATH, help="Folder with data sets, also for downloads."),
     click.option("--out", type=PATH, help="Folder (default: a fresh one under runs/)."),
-    click.option("--resume", is_flag=True, help="Go on with what is in --out."),
+    click.option("--resume", is_flag=True, help="Resume what is in --out."),
     click.option(
         "--json", "as_json", is_flag=True, help="Print the table as JSON, and nothing else."
     ),
@@ -185,96 +179,53 @@ BATCH = options(
 )
 
 
-def leave(ctx: click.Context, code: int, line: str) -> NoReturn:
-    """End the program with one line on stderr and an exit code."""
-    click.echo(f"distillsec: {' '.join(line.split())}", err=True)
-    ctx.exit(code)
+def configuration(
+    given: Given, *, clean: bool = False, below: dict[str, Any] | None = None
+) -> tuple[Config, list[str]]:
+    """The configuration that ``given`` asks for, and the keys that were given.
+
+    clean: leave out the attack. below: keys that the options win over. With --print-config the
+    configuration is printed and the program ends.
+    """
+    keys = {k: v for k, v in given.items() if k not in _NO_KEYS and v not in (None, ())}
+    layers = {name: given[name] for name in ("preset", "file", "settings")}
+    own = gather(**layers, options=keys)
+    resolved = {**(below or {}), **_resumed(given, own), **own}
+    config = for_clean(resolved) if clean else configure(**resolved)
+    if given["print_config"]:
+        click.echo(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True), nl=False)
+        click.get_current_context().exit()
+    return config, sorted(own)
 
 
-@contextmanager
-def stoppable(out: Path) -> Iterator[None]:
-    """Ctrl-C ends in one line that says how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        how = f"; the same command with --out {out} --resume goes on" if out.exists() else ""
-        leave(click.get_current_context(), 1, f"stopped{how}")
+def configuration_for(source: Path, given: Given) -> tuple[Config, list[str]]:
+    """As ``configuration``, above the one that the set in ``source`` was made with."""
+    found = SetFiles(source).config
+    if not found and not (given["dataset"] or given["preset"] or given["file"]):
+        raise RequestError(f"{source} is a file: name the data to test it on, --dataset NAME")
+    return configuration(given, below=found)
 
 
-@final
-class Request:
-    """One command's options, and what becomes of them."""
+def _resumed(given: Given, own: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the run to be resumed, from which options may be left out."""
+    if not given["resume"]:
+        return {}
+    record = RunFolder(out_folder(given, "")).record
+    return {} if own and not record.exists() else read_record(record).config
 
-    def __init__(self, given: dict[str, Any]) -> None:
-        self._given = given
-        self.given_keys: list[str] = []
 
-    def configuration(
-        self, *, clean: bool = False, below: dict[str, Any] | None = None
-    ) -> Config | None:
-        """The configuration asked for; ``None`` after --print-config has printed it."""
-        given = self._given
-        keys = {k: v for k, v in given.items() if k not in NO_KEYS and v not in (None, ())}
-        layers = {name: given[name] for name in ("preset", "file", "settings")}
-        own = gather(**layers, options=keys)
-        resolved = {**(below or {}), **self._resumed(own), **own}
-        self.given_keys = sorted(own)
-        config = for_clean(resolved) if clean else configure(**resolved)
-        if given["print_config"]:
-            click.echo(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True), nl=False)
-            return None
-        return config
+def out_folder(given: Given, name: str) -> Path:
+    """The folder given, or a fresh one for ``name``."""
+    if given["out"] is None and given["resume"]:
+        raise RequestError("--resume needs the run's folder: --out FOLDER")
+    out: Path = given["out"] or fresh_folder(name)
+    return out
 
-    def for_source(self, found: Source) -> Config | None:
-        """As ``configuration``, above the one that the set was made with."""
-        given = self._given
-        if not found.config and not (given["dataset"] or given["preset"] or given["file"]):
-            raise RequestError(
-                f"{found.path} is a file: say on which data it is tested, --dataset NAME"
-            )
-        return self.configuration(below=found.config)
 
-    def _resumed(self, own: dict[str, Any]) -> dict[str, Any]:
-        """What the run to be resumed was made with: an option left out means what it meant."""
-        if not self._given["resume"]:
-            return {}
-        record = RunFolder(self.out("")).record
-        return {} if own and not record.exists() else read_record(record).config
-
-    def out(self, name: str) -> Path:
-        """The run folder: the one given, or a fresh one."""
-        if self._given["out"] is None and self._given["resume"]:
-            raise RequestError("--resume wants the run's folder: --out FOLDER")
-        return self._given["out"] or fresh_folder(name)
-
-    def run(self, config: Config | None) -> None:
-        """Run one seed or several, and show the record."""
-        if config is None:
-            return
-        seeds, control_run = self._given["seeds"], self._given.get("control_run")
-        if seeds is not None and control_run is not None:
-            raise RequestError("--control-run is the twin of one seed: leave it out with --seeds")
-        out = self.out(self._given["preset"] or f"{config.set.backend}-{config.attack or 'clean'}")
-        common = {**self.common(), "buffer": self._given["buffer"]}
-        with stoppable(out):
-            if seeds is None:
-                record = run_cell(config, out, control_run=control_run, **common)
-            else:
-                record = run_seeds(config, seeds, out, **common)
-        self.show(record, out)
-
-    def common(self) -> dict[str, Any]:
-        """What every run is told beside its configuration."""
-        return {
-            "given": self.given_keys,
-            "data_dir": self._given["data_dir"],
-            "resume": self._given["resume"],
-            "reporter": Reporter(quiet=self._given["quiet"] or self._given["as_json"]),
-        }
-
-    def show(self, record: Record, out: Path) -> None:
-        """The record as a table, or as JSON and nothing else."""
-        if self._given["as_json"]:
-            click.echo(RunFolder(out).record.read_text(), nl=False)
-        else:
-            click.echo((defend_table if record.kind == "defend" else run_table)(record, out))
+def run_arguments(given: Given) -> dict[str, Any]:
+    """The keyword arguments of every run: the data folder, whether to resume, the reporter."""
+    return {
+        "data_dir": given["data_dir"],
+        "resume": given["resume"],
+        "reporter": Reporter(quiet=given["quiet"] or given["as_json"]),
+    }

@@ -1,4 +1,4 @@
-"""What holds for every test: two threads, no network, no display, the checkout as installed."""
+"""For every test: two threads, no network, no display, the checkout as installed."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from distillsec.eval.config.schema import Config, configure
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 THREADS = 2
-threadpool_limits(1, user_api="blas")  # matrices here are small, and a second thread only waits
+threadpool_limits(1, user_api="blas")  # these matrices are too small for two threads
 
-# The suite repeats exactly, and a busy machine fails no test by its slowness.
+# The tests repeat exactly, and a slow machine fails none of them.
 settings.register_profile("distillsec", derandomize=True, deadline=None, database=None)
 settings.load_profile("distillsec")
 
@@ -55,7 +55,7 @@ def _stale() -> str | None:
     installed = Path(distillsec.__path__[0]).resolve()
     if installed == CHECKOUT:  # an editable install
         return None
-    folders = ("attacks", "defenses", "distill", "eval")
+    folders = ("attacks", "commands", "defenses", "distill", "eval")
     for root, other in ((CHECKOUT, installed), (installed, CHECKOUT)):
         found = [
             *root.glob("*.py"),
@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not wanting:
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a driver that does not fit is no GPU
+        warnings.simplefilter("ignore")  # a driver that does not match warns
         there = torch.cuda.is_available()
     if not there:
         for item in wanting:
@@ -89,13 +89,13 @@ def _two_threads() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A test that reaches for the network fails, even where the code under test catches errors."""
+    """A test that uses the network fails, even if the code under test catches the error."""
     attempts: list[str] = []
 
     def refuse_unless_local(host: object) -> None:
         if not _is_local(host):
             attempts.append(str(host))
-            raise OSError(f"a test reached for the network: {host}")
+            raise OSError(f"a test used the network: {host}")
 
     def guarded(name: str) -> Any:
         original = getattr(socket.socket, name)
@@ -118,7 +118,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(socket, "getaddrinfo", guarded_look_up)
     yield
     if attempts:
-        pytest.fail(f"reached for the network: {', '.join(attempts)}")
+        pytest.fail(f"used the network: {', '.join(attempts)}")
 
 
 def _is_local(host: object) -> bool:
@@ -128,7 +128,7 @@ def _is_local(host: object) -> bool:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """For the tiniest networks: a second thread costs them more than it gives."""
+    """For tiny networks, which a second thread slows down."""
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(THREADS)
@@ -138,7 +138,7 @@ def one_thread() -> Iterator[None]:
 def toy_task(tmp_path: Path) -> Callable[..., Task]:
     """A factory of tasks for tiny networks: 90 images of 8×8 in 3 classes that can be learned.
 
-    What a backend keeps lies in ``scratch``, or in one folder for all tasks of a test.
+    What a backend keeps is in ``scratch``, by default one folder for all tasks of a test.
     """
 
     def make(
@@ -181,7 +181,7 @@ def toy_task(tmp_path: Path) -> Callable[..., Task]:
     return make
 
 
-# Every backend at a size that takes a moment; one that is missing here fails what runs over them.
+# Every backend at a tiny size; tests over all backends fail for one that is missing here.
 _MATCHING: dict[str, Any] = {"batch_real": 16, "outer_loop": 2, "inner_loop": 1}
 _EXPERTS: dict[str, Any] = {"experts": 2, "train_epochs": 2, "expert_lr": 0.05, "expert_batch": 30}
 _STUDENTS: dict[str, Any] = {"student_steps": 2, "batch_syn": 4, "expert_epochs": 1}
@@ -267,7 +267,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Config]:
-    """A factory of configurations that run in a second; ``None`` takes a key away."""
+    """A factory of configurations that run in a second; ``None`` takes a key out."""
     return lambda **changes: configure(**{**TINY, **changes})
 
 
@@ -300,7 +300,7 @@ def finished(
     tiny_options: Callable[..., list[str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A finished attack with its clean twin, to be read and not written; its stdout beside it."""
+    """A finished attack with its clean twin, read-only; its stdout is in the file beside it."""
     place = tmp_path_factory.mktemp("finished")
     done = cli("attack", *tiny_options(), "--json", "--out", place / "run")
     assert done.exit_code == 0, done.stderr

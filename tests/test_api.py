@@ -1,4 +1,4 @@
-"""The package as a library: the lines that its documentation shows run as they stand."""
+"""The package as a library: the code in its documentation runs unchanged."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_lines_shown_to_users_run(
     assert len(distillsec.load_set(run / "distilled.safetensors").batch) == 10
 
 
-def test_what_the_face_promises_is_there() -> None:
+def test_every_public_name_can_be_imported() -> None:
     assert sorted(distillsec.__all__, key=str.lower) == sorted(
         set(distillsec.__all__), key=str.lower
     )
@@ -66,7 +66,6 @@ def test_what_the_face_promises_is_there() -> None:
 
 @pytest.mark.parametrize("name", ["run_cell", "run_seeds", "evaluate"])
 def test_folders_may_be_given_as_text(name: str, tmp_path: Path) -> None:
-    """A notebook says "runs/a": the first thing every user would trip over."""
     run = getattr(importlib.import_module("distillsec"), name)
     config = distillsec.configure(ipc=1, poison_rate=0.95, attack="naive")
     before = [config, 1] if name == "run_seeds" else [config]

@@ -15,7 +15,7 @@ from click.testing import Result
 
 from distillsec import cli as module
 from distillsec.attacks import ATTACKS
-from distillsec.commands import options
+from distillsec.commands import runs
 from distillsec.defenses import DEFENSES
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.data.datasets import DATASETS
@@ -115,7 +115,7 @@ def test_a_printed_configuration_gives_itself(
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     assert printed(cli, command, "--config", path) == config
-    if given.get("victim_augment") == "none":  # as the printed one says it
+    if given.get("victim_augment") == "none":  # as printed
         given = {**given, "victim_augment": ""}
     kept = given.keys() & config.keys()
     assert {key: config[key] for key in kept} == {key: given[key] for key in kept}
@@ -137,7 +137,9 @@ def test_later_layers_win(cli: Cli, tmp_path: Path) -> None:
     assert config["lr_net"] == 0.001 and config["victim_network"] == ["mlp", "convnet"]
 
 
-def test_printing_starts_nothing(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printing_the_configuration_starts_nothing(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     printed(cli, "attack", "--dataset", "cifar10", "--attack", "doorping", "--seeds", 5)
     assert not list(tmp_path.iterdir())
@@ -157,7 +159,7 @@ def test_every_example_in_the_help_is_a_command(command: str, cli: Cli) -> None:
         assert context.params
 
 
-def test_the_first_help_says_how_to_begin(cli: Cli) -> None:
+def test_the_help_shows_a_first_command(cli: Cli) -> None:
     done = cli("--help")
     assert "distillsec attack --preset digits-naive" in done.stdout
     assert all(name in done.stdout for name in COMMANDS)
@@ -223,7 +225,7 @@ def test_failures_are_one_line(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(options, "run_cell", fail)
+    monkeypatch.setattr(runs, "run_cell", fail)
     done = cli("attack", *tiny_options(), "--out", tmp_path / "run")
     assert done.exit_code == code and done.stdout == ""
     assert line in done.stderr and done.stderr.count("\n") == 1
@@ -232,6 +234,6 @@ def test_failures_are_one_line(
 def test_a_fault_of_the_suite_itself_keeps_its_traceback(
     cli: Cli, tiny_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(options, "run_cell", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(runs, "run_cell", lambda *_, **__: 1 / 0)
     done = cli("attack", *tiny_options(), "--out", tmp_path / "run")
     assert isinstance(done.exception, ZeroDivisionError)

@@ -1,0 +1,124 @@
+"""The commands that run one configuration: ``attack``, ``distill``, ``evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..distill.types import RequestError
+from ..eval.config.schema import Config
+from ..eval.results.run_table import run_table
+from ..eval.run.cell import run_cell
+from ..eval.run.evaluate import evaluate as evaluate_set
+from ..eval.run.folder import RunFolder
+from ..eval.run.seeds import run_seeds
+from . import options
+from .exits import stoppable
+
+
+@click.command()
+@options.CONFIGURATION
+@options.DATA
+@options.DISTILLATION
+@options.ATTACK
+@options.VICTIMS
+@options.CONTROL
+@options.MACHINE
+@options.SEEDS
+@options.OUTPUT
+def attack(**given: Any) -> None:
+    """Distil under an attack, with its clean twin; measure both.
+
+    \b
+    A first example on digits, 2 minutes on two cores:
+        distillsec attack --preset digits-naive
+    The same attack with a larger patch, five distillation seeds:
+        distillsec attack --preset digits-naive --trigger-size 4 --seeds 5
+    Your own images (folders train/CLASS and test/CLASS) and your own attack:
+        distillsec attack --dataset folder:photos --attack mypackage.mine:MyAttack
+    Resume a run that was stopped:
+        distillsec attack --preset digits-naive --out runs/a --resume
+
+    Without a preset the published settings hold; they need a GPU.
+    """
+    config, keys = options.configuration(given)
+    if config.attack is None:
+        raise RequestError("no attack was chosen: --attack NAME, see `distillsec list attacks`")
+    _run(config, keys, given)
+
+
+@click.command()
+@options.CONFIGURATION
+@options.DATA
+@options.DISTILLATION
+@options.VICTIMS
+@options.MACHINE
+@options.SEEDS
+@options.OUTPUT
+def distill(**given: Any) -> None:
+    """Distil without an attack; measure clean test accuracy.
+
+    \b
+        distillsec distill --preset digits-dc
+        distillsec distill --preset digits-mtt --buffer experts   # keeps the experts for later runs
+        distillsec distill --dataset fashion-mnist --backend dsa --ipc 10 --device cuda
+    """
+    config, keys = options.configuration(given, clean=True)
+    _run(config, keys, given)
+
+
+@click.command()
+@click.argument("source", type=options.PATH)
+@click.option("--trigger", type=options.PATH, help="A trigger file (default: the run's own).")
+@click.option("--png", is_flag=True, help="Write 8-bit PNG files; measure the rounded images.")
+@options.CONFIGURATION
+@options.DATA
+@options.VICTIMS
+@options.MACHINE
+@options.OUTPUT
+def evaluate(source: Path, trigger: Path | None, png: bool, **given: Any) -> None:
+    """Train fresh victims on a finished set.
+
+    SOURCE is a run folder or a file.
+
+    \b
+    Other architectures than the one that distilled:
+        distillsec evaluate runs/a --victim-network mlp --victim-network convnet-baadd
+    A file from somebody else, on the data it was distilled from:
+        distillsec evaluate received.safetensors --dataset fashion-mnist
+    """
+    config, keys = options.configuration_for(source, given)
+    out = options.out_folder(given, f"evaluate-{source.stem or 'set'}")
+    arguments = options.run_arguments(given)
+    with stoppable(out):
+        record = evaluate_set(
+            source, config, out, given=keys, trigger=trigger, png=png, **arguments
+        )
+    show(run_table(record, out), out, given)
+
+
+def _run(config: Config, keys: Sequence[str], given: options.Given) -> None:
+    """Run one seed or several, and show the record."""
+    seeds, control_run = given["seeds"], given.get("control_run")
+    if seeds is not None and control_run is not None:
+        raise RequestError("--control-run is the twin of one seed: leave it out with --seeds")
+    name = given["preset"] or f"{config.set.backend}-{config.attack or 'clean'}"
+    out = options.out_folder(given, name)
+    arguments = {"given": keys, "buffer": given["buffer"], **options.run_arguments(given)}
+    with stoppable(out):
+        if seeds is None:
+            record = run_cell(config, out, control_run=control_run, **arguments)
+        else:
+            record = run_seeds(config, seeds, out, **arguments)
+    show(run_table(record, out), out, given)
+
+
+def show(text: str, out: Path, given: options.Given) -> None:
+    """``text``, or with --json the record in ``out`` and nothing else."""
+    if given["as_json"]:
+        click.echo(RunFolder(out).record.read_text(), nl=False)
+    else:
+        click.echo(text)
