@@ -32,27 +32,27 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_published, "_download", lambda *_: "no network in tests")
 
 
-def check(answer: Result, told: tuple[str, ...], files: set[Path]) -> None:
-    """Exit code 2; one line with all of ``told``; nothing on stdout; no new file or folder."""
+def check(answer: Result, expected: tuple[str, ...], files: set[Path]) -> None:
+    """Exit code 2; one line with all of ``expected``; nothing on stdout; no new file or folder."""
     assert answer.exit_code == 2, answer.output
     assert answer.stdout == ""
     assert answer.stderr.startswith("distillsec: ") and answer.stderr.endswith("\n")
     assert answer.stderr.count("\n") == 1
     assert "Traceback" not in answer.stderr and "Error(" not in answer.stderr
-    for text in told:
+    for text in expected:
         assert text in answer.stderr
     assert present() == files
 
 
 def present() -> set[Path]:
-    """All files and folders but the cache of decoded images, which is no harm."""
+    """All files and folders but the cache of decoded images."""
     data = Path.cwd() / "data"
     return {path for path in Path.cwd().rglob("*") if not path.is_relative_to(data)}
 
 
-def refuse(cli: Cli, *words: object, told: tuple[str, ...]) -> None:
+def refuse(cli: Cli, *words: object, expected: tuple[str, ...]) -> None:
     files = present()
-    check(cli(*words, "--quiet", "--out", "bad"), told, files)
+    check(cli(*words, "--quiet", "--out", "bad"), expected, files)
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -83,6 +83,10 @@ OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "poison rate 1.5": ({"poison_rate": 1.5}, ("poison_rate", "less than or equal to 1", "1.5")),
     "more than the others": ({"poison_rate": 0.95}, ("0.95", "1232 rows", "at most 0.901")),
     "target share": ({"target_share": 1.5}, ("target_share", "less than 1", "got 1.5")),
+    "target share, whole set": (
+        {"backend": "whole", "iterations": 0, "target_share": 0.5},
+        ("target_share 0.5 has no effect", "backend whole", "target_share=null"),
+    ),
     "too few real rows": ({"init": "real", "ipc": 200}, ("class 0", "200 images", "--init noise")),
     "too few stamped": ({"init": "poisoned", "ipc": 200}, ("rows to start 200", "--ipc")),
     "init": ({"init": "reel"}, ("'reel'", "'noise', 'real' or 'poisoned'")),
@@ -93,8 +97,8 @@ OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no such gpu": ({"device": "cuda:99"}, ("cuda:99", "CUDA devices were found")),
     "no module": ({"attack": "nowhere.at_all:Mine"}, ("nowhere.at_all:Mine", "no module nowhere")),
     "no class": ({"attack": "json:Mine"}, ("json:Mine", "has no Mine")),
-    "no attack": ({"attack": "json:JSONDecoder"}, ("json:JSONDecoder", "no subclass", "Attack")),
-    "no backend": ({"backend": "json:loads"}, ("json:loads", "no subclass", "Backend")),
+    "no attack": ({"attack": "json:JSONDecoder"}, ("json:JSONDecoder", "not a subclass", "Attack")),
+    "no backend": ({"backend": "json:loads"}, ("json:loads", "not a subclass", "Backend")),
     "no published set": (
         {"dataset": "cifar10"},
         ("cifar10 not found", "cifar-10-batches-py", "system/cifar10", "no network", "put the"),
@@ -109,20 +113,20 @@ OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize(("changes", "told"), OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(("changes", "expected"), OPTIONS.values(), ids=OPTIONS)
 def test_options(
-    changes: dict[str, Any], told: tuple[str, ...], cli: Cli, tiny_options: Options
+    changes: dict[str, Any], expected: tuple[str, ...], cli: Cli, tiny_options: Options
 ) -> None:
-    refuse(cli, "attack", *tiny_options(**changes), told=told)
+    refuse(cli, "attack", *tiny_options(**changes), expected=expected)
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "expected"),
     [
         ("ipcc=3", ("'ipcc'", "did you mean ipc?")),
         ("zzz=3", ("'zzz'", "--print-config lists the keys")),
-        ("lr_img", ("--set wants key=value", "'lr_img'")),
-        ("=3", ("--set wants key=value", "'=3'")),
+        ("lr_img", ("--set needs key=value", "'lr_img'")),
+        ("=3", ("--set needs key=value", "'=3'")),
         ("lr_img=[1", ("lr_img=[1", "not YAML")),
         ("lr_img=-1", ("lr_img", "greater than 0", "got -1")),
         ("lr_img=.nan", ("lr_img", "got nan")),
@@ -133,12 +137,12 @@ def test_options(
         ("control=maybe", ("control", "'maybe'")),
     ],
 )
-def test_settings(setting: str, told: tuple[str, ...], cli: Cli, tiny_options: Options) -> None:
-    refuse(cli, "attack", *tiny_options(), "--set", setting, told=told)
+def test_settings(setting: str, expected: tuple[str, ...], cli: Cli, tiny_options: Options) -> None:
+    refuse(cli, "attack", *tiny_options(), "--set", setting, expected=expected)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["atack"], ("'atack'", "Did you mean 'attack'?")),
         (["attack", "--iterationz", "3"], ("--iterationz", "--iterations")),
@@ -146,16 +150,16 @@ def test_settings(setting: str, told: tuple[str, ...], cli: Cli, tiny_options: O
         (["attack", "digits"], ("unexpected extra argument", "digits")),
         (["evaluate"], ("SOURCE",)),
         (["list", "attackss"], ("'attackss'", "'attacks'")),
-        (["attack", "--resume"], ("--resume wants the run's folder: --out FOLDER",)),
+        (["attack", "--resume"], ("--resume needs the run's folder: --out FOLDER",)),
         (["attack", "--dataset", "digits"], ("no attack was chosen", "distillsec list attacks")),
     ],
 )
-def test_commands(words: list[str], told: tuple[str, ...], cli: Cli) -> None:
-    check(cli(*words), told, set())
+def test_commands(words: list[str], expected: tuple[str, ...], cli: Cli) -> None:
+    check(cli(*words), expected, set())
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"- ipc\n- 3\n", "expected a mapping"),
         (b"3", "expected a mapping"),
@@ -166,9 +170,11 @@ def test_commands(words: list[str], told: tuple[str, ...], cli: Cli) -> None:
         (b"ipc: !!python/object/apply:os.mkdir [ran]", "not YAML"),
     ],
 )
-def test_configuration_files(content: bytes, told: str, cli: Cli, tiny_options: Options) -> None:
+def test_configuration_files(
+    content: bytes, expected: str, cli: Cli, tiny_options: Options
+) -> None:
     Path("c.yaml").write_bytes(content)
-    refuse(cli, "attack", *tiny_options(), "--config", "c.yaml", told=("c.yaml: ", told))
+    refuse(cli, "attack", *tiny_options(), "--config", "c.yaml", expected=("c.yaml: ", expected))
 
 
 def arrays(**changes: Any) -> None:
@@ -206,12 +212,12 @@ DATA: dict[str, tuple[str, Callable[[], None], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "make", "told"), DATA.values(), ids=DATA)
+@pytest.mark.parametrize(("name", "make", "expected"), DATA.values(), ids=DATA)
 def test_data(
-    name: str, make: Callable[[], None], told: tuple[str, ...], cli: Cli, tiny_options: Options
+    name: str, make: Callable[[], None], expected: tuple[str, ...], cli: Cli, tiny_options: Options
 ) -> None:
     make()
-    refuse(cli, "attack", *tiny_options(dataset=name), told=(name.partition(":")[2], *told))
+    refuse(cli, "attack", *tiny_options(dataset=name), expected=(name.partition(":")[2], *expected))
 
 
 @pytest.mark.parametrize("out", ["file", "file/below", "x" * 300])
@@ -221,7 +227,7 @@ def test_folders_that_cannot_be_made(out: str, cli: Cli, tiny_options: Options) 
     check(answer, (f"cannot use {out}",), {Path.cwd() / "file"})
 
 
-# Files that somebody sent ------------------------------------------------------------------------
+# Received files ----------------------------------------------------------------------------------
 
 
 class Trap:
@@ -277,21 +283,24 @@ SENT: dict[str, tuple[str, Callable[[Path, Path], Any], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "make", "told"), SENT.values(), ids=SENT)
-def test_files_that_somebody_sent(
+@pytest.mark.parametrize(("name", "make", "expected"), SENT.values(), ids=SENT)
+def test_damaged_files_are_refused(
     name: str,
     make: Callable[[Path, Path], Any],
-    told: tuple[str, ...],
+    expected: tuple[str, ...],
     finished: Path,
     cli: Cli,
 ) -> None:
     make(finished / "distilled.safetensors", Path(name))
-    refuse(cli, "evaluate", name, "--dataset", "digits", "--threads", 1, told=(name, *told))
+    refuse(cli, "evaluate", name, "--dataset", "digits", "--threads", 1, expected=(name, *expected))
 
 
-def test_evaluating_what_is_not_there_or_on_nothing(finished: Path, cli: Cli) -> None:
-    refuse(cli, "evaluate", "nowhere", told=("nowhere: no such run folder or file",))
+def test_evaluating_without_a_set_or_data_is_refused(finished: Path, cli: Cli) -> None:
+    refuse(cli, "evaluate", "nowhere", expected=("nowhere: no such run folder or file",))
     file = finished / "distilled.safetensors"
-    refuse(cli, "evaluate", file, told=(str(file), "--dataset NAME"))
-    for trigger, told in (("nowhere", "no such file"), (file, "no trigger: its metadata lacks")):
-        refuse(cli, "evaluate", finished, "--trigger", trigger, told=(str(trigger), told))
+    refuse(cli, "evaluate", file, expected=(str(file), "--dataset NAME"))
+    for trigger, expected in (
+        ("nowhere", "no such file"),
+        (file, "no trigger: its metadata lacks"),
+    ):
+        refuse(cli, "evaluate", finished, "--trigger", trigger, expected=(str(trigger), expected))

@@ -1,4 +1,4 @@
-"""From presets, files and options to a configuration, the later ones winning."""
+"""From presets, files and options to a configuration; the later ones win."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def gather(
 ) -> dict[str, Any]:
     """Flat keys from a preset, then a YAML file, then ``key=value`` settings, then options.
 
-    A clean preset may have keys for whoever attacks it, under ``attack_config``: they win over the
-    preset's others, and over nothing that a person says. What is an option of other attacks only
-    (a trigger's size, where the trigger has none) is left out.
+    A clean preset may have keys for attacked runs, under ``attack_config``: they win over the
+    preset's others only. Keys of a preset that only other attacks than the chosen one have (a
+    trigger's size, where the trigger has none) are left out.
     """
     found = load_preset(preset) if preset is not None else {}
     keys: dict[str, Any] = {}
@@ -37,11 +37,13 @@ def gather(
     keys.update({key: value for key, value in (options or {}).items() if value is not None})
     own = found.get("config", {})
     attack = {**own, **keys}.get("attack")
-    return {**own, **(_suited(found.get("attack_config", {}), attack) if attack else {}), **keys}
+    if own and attack:
+        own = _without_foreign_options({**own, **found.get("attack_config", {})}, attack)
+    return {**own, **keys}
 
 
-def _suited(keys: Mapping[str, Any], attack: str) -> dict[str, Any]:
-    """``keys`` without the options that other attacks have and ``attack`` has not."""
+def _without_foreign_options(keys: Mapping[str, Any], attack: str) -> dict[str, Any]:
+    """``keys`` without the options that other attacks have and ``attack`` does not have."""
     others = {key for each in ATTACKS.values() for key in each.Options.model_fields}
     foreign = others - find_attack(attack).Options.model_fields.keys()
     return {key: value for key, value in keys.items() if key not in foreign}
@@ -54,7 +56,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > _YAML_CAP:
-            raise RequestError(f"{path}: larger than {_YAML_CAP} bytes, no configuration")
+            raise RequestError(
+                f"{path}: larger than {_YAML_CAP} bytes, too large for a configuration"
+            )
         found = yaml.safe_load(path.read_text())
     except OSError as error:
         raise RequestError(f"{path}: {error.strerror}") from error
@@ -71,7 +75,7 @@ def key_values(settings: Sequence[str]) -> dict[str, Any]:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
-            raise RequestError(f"--set wants key=value, got {setting!r}")
+            raise RequestError(f"--set needs key=value, got {setting!r}")
         found[as_key(key)] = _value(text, setting)
     return found
 
@@ -83,13 +87,13 @@ def by_owner(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
         place, equals, text = setting.partition("=")
         owner, dot, key = place.rpartition(".")
         if not (equals and dot and owner and key):
-            raise RequestError(f"--option wants NAME.KEY=VALUE, got {setting!r}")
+            raise RequestError(f"--option needs NAME.KEY=VALUE, got {setting!r}")
         found.setdefault(owner, {})[as_key(key)] = _value(text, setting)
     return found
 
 
 def for_clean(keys: Mapping[str, Any]) -> Config:
-    """The configuration of a clean distillation: what belongs to an attack is left out."""
+    """The configuration of a clean distillation: ``keys`` without the attack and its options."""
     if not keys.get("attack"):
         return configure(**{k: v for k, v in keys.items() if k != "attack"})
     return configure(**keys).without_attack()

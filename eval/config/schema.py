@@ -1,8 +1,8 @@
 """The configuration of one run: frozen sections, one flat set of keys for people.
 
 A person writes ``{"dataset": "digits", "attack": "naive", "trigger_size": 3}``, in YAML or as
-options; ``configure`` sorts the keys into the sections below and answers a wrong one with one
-line. Which keys exist depends on the backend and the attack, since each brings its own options.
+options; ``configure`` sorts the keys into the sections below and refuses a wrong one in one line.
+Which keys exist depends on the backend and the attack, since each has its own options.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class DataSection(Section):
 
 @final
 class SetSection(Section):
-    """What comes out, and how it is made."""
+    """The distilled set: how it is made, and how large it is."""
 
     backend: str = Field("dc", description="a name of `list backends`, or package.module:Class")
     ipc: int = Field(1, ge=1, le=10_000, description="synthetic images per class")
@@ -54,7 +54,7 @@ class SetSection(Section):
 
 @final
 class VictimSection(Section):
-    """Who is trained on the set, to measure it."""
+    """The networks trained on the set to measure it."""
 
     victims: int = Field(5, ge=1, description="networks trained on the set, fresh weights each")
     victim_network: tuple[str, ...] = Field(
@@ -81,15 +81,17 @@ class VictimSection(Section):
 
 @final
 class RunSection(Section):
-    """Seed and machine: part of the result's identity."""
+    """Seed and machine: another seed, device or thread count gives another result."""
 
-    seed: int = Field(0, ge=0, description="the distillation seed; every stream comes from it")
+    seed: int = Field(
+        0, ge=0, description="the distillation seed; all random streams derive from it"
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads; another count gives other bits (0: all cores)"
     )
     curve_every: int = Field(
-        0, ge=0, description="train one victim every so many iterations for the curve (0: never)"
+        0, ge=0, description="iterations between two victims for the learning curve (0: no curve)"
     )
 
 
@@ -107,7 +109,7 @@ class Config(Section):
     run: RunSection = RunSection()
 
     def flat(self) -> dict[str, Any]:
-        """The keys as a person writes them, ready for ``configure`` or YAML."""
+        """The flat keys, as ``configure`` and YAML files take them."""
         keys: dict[str, Any] = {"attack": self.attack} if self.attack else {}
         for part in self._parts():
             keys.update(part.model_dump(mode="json"))
@@ -122,7 +124,7 @@ class Config(Section):
         return _hash(self.flat())
 
     def control_key(self) -> str:
-        """A hash of all but the attack: runs that share it share a clean twin."""
+        """A hash of all but the attack: runs with the same one share a clean twin."""
         return _hash(self.without_attack().flat())
 
     def without_attack(self) -> Config:
@@ -162,12 +164,12 @@ def find_class(name: str, registry: Mapping[str, Any], base: type[Any], what: st
         return look_up(name, registry, what)
     found = load_object(name, what)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise RequestError(f"{what} {name} is no subclass of distillsec's {base.__name__}")
+        raise RequestError(f"{what} {name} is not a subclass of distillsec's {base.__name__}")
     return found
 
 
 def configure(**keys: Any) -> Config:
-    """A configuration from flat keys; what isn't given has its default.
+    """A configuration from flat keys; the others have their defaults.
 
     Errors: ``RequestError``, one line, for an unknown key (with close ones suggested), a key of
     another attack or backend, and an impossible value.
@@ -237,19 +239,19 @@ def _all_options() -> Iterable[tuple[str, type[BaseModel]]]:
 
 
 def _resolve_augment(options: Any, chosen: bool, flips: bool) -> Any:
-    """A backend's own augmentation, without flips where they change what an image shows."""
+    """A backend's own augmentation, without flips where they change an image's meaning."""
     if "augment" not in type(options).model_fields:
         return options
     if chosen:
         parse_strategy(options.augment)
         return options
-    return options.model_copy(update={"augment": _suited(options.augment, flips)})
+    return options.model_copy(update={"augment": _without_flips(options.augment, flips)})
 
 
 def _resolve_recipe(victims: VictimSection, backend: type[Backend], flips: bool) -> VictimSection:
-    """The victims' recipe: the backend's published one where nothing else was asked for."""
+    """The victims' recipe: the backend's published one, with what was given in its place."""
     augment = victims.victim_augment
-    augment = _suited(backend.victim_augment, flips) if augment is None else augment
+    augment = _without_flips(backend.victim_augment, flips) if augment is None else augment
     return victims.model_copy(
         update={
             "victim_epochs": victims.victim_epochs or backend.victim_epochs,
@@ -259,14 +261,15 @@ def _resolve_recipe(victims: VictimSection, backend: type[Backend], flips: bool)
     )
 
 
-def _suited(augment: str, flips: bool) -> str:
+def _without_flips(augment: str, flips: bool) -> str:
+    """``augment``, without flips unless ``flips`` allows them."""
     return "_".join(part for part in augment.split("_") if flips or part != "flip")
 
 
 def _resolve_machine(run: RunSection) -> RunSection:
-    """Device and threads said outright: both are part of a result's identity.
+    """Device and thread count made explicit: a result depends on both.
 
-    Whether there is such a device is for the machine to say that runs it.
+    Whether the device exists is checked on the machine that runs it.
     """
     device = run.device
     if device == "auto":

@@ -1,4 +1,4 @@
-"""The configuration: flat keys in, one-line refusals, keys that tell runs apart."""
+"""The configuration: flat keys, one-line refusals, hashes that tell runs apart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distillsec.attacks import ATTACKS
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.types import RequestError
 from distillsec.eval.config.schema import Config, configure
-from distillsec.eval.run.workshop import open_workshop
+from distillsec.eval.run.setup import prepare
 
 DOORPING: dict[str, Any] = {"attack": "doorping", "backend": "dsa", "ipc": 3, "device": "cpu"}
 RICH: list[dict[str, Any]] = [
@@ -60,7 +60,7 @@ def test_a_configuration_is_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "expected"),
     [
         ({"icp": 3}, "there is no configuration key 'icp'; did you mean ipc?"),
         ({"zzzz": 3}, "there is no configuration key 'zzzz'; --print-config lists the keys"),
@@ -76,12 +76,12 @@ def test_a_configuration_is_frozen() -> None:
         ({"victim_augment": "crop_flp"}, "unknown augmentation 'flp'; .*did you mean flip"),
     ],
 )
-def test_unknown_names_and_keys(keys: dict[str, Any], told: str) -> None:
-    refused(keys, told)
+def test_unknown_names_and_keys(keys: dict[str, Any], expected: str) -> None:
+    refused(keys, expected)
 
 
-def refused(keys: dict[str, Any], told: str) -> None:
-    with pytest.raises(RequestError, match=told) as caught:
+def refused(keys: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RequestError, match=expected) as caught:
         configure(**keys)
     assert "\n" not in str(caught.value)
 
@@ -123,20 +123,20 @@ def refused(keys: dict[str, Any], told: str) -> None:
         ("dataset", 3, "string"),
     ],
 )
-def test_an_impossible_value_is_told_in_one_line(key: str, value: Any, allowed: str) -> None:
+def test_an_impossible_value_is_refused_in_one_line(key: str, value: Any, allowed: str) -> None:
     keys = {"attack": "doorping", key: value}
     refused(keys, f"^{key}: .*{re.escape(allowed)}.*, got {re.escape(repr(value))}$")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:0:1", "CPU"])
-def test_a_device_that_is_none(device: str) -> None:
+def test_an_unknown_device_is_refused(device: str) -> None:
     refused({"device": device}, f"device must be auto, cpu, cuda or cuda:N, got '{device}'")
 
 
-def test_a_device_that_is_not_here_is_refused_where_it_is_wanted() -> None:
+def test_a_missing_device_is_refused_on_the_machine_that_runs() -> None:
     config = configure(device="cuda:99")  # it may be run elsewhere
     with pytest.raises(RequestError, match=r"no cuda:99 here: [0-9]+ CUDA devices were found"):
-        open_workshop(config)
+        prepare(config)
 
 
 # Resolving -------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_flips_are_dropped_where_they_change_the_label(dataset: str, flips: bool
     assert config.flat()["augment"] == config.victims.victim_augment == expected
 
 
-def test_flips_that_were_asked_for_stay() -> None:
+def test_given_flips_stay() -> None:
     config = configure(backend="dsa", dataset="digits", augment="flip", victim_augment="flip")
     assert config.flat()["augment"] == config.victims.victim_augment == "flip"
 
@@ -267,7 +267,7 @@ def test_a_users_own_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert config.control_key() == configure().control_key()
         refused({"attack": name, "strength": 0}, "^strength: .*greater than 0, got 0$")
         refused({"attack": name, "strenth": 1}, "no configuration key.*did you mean strength")
-        refused({"attack": "own_attack_of_test_config:Options"}, "is no subclass of .*Attack")
+        refused({"attack": "own_attack_of_test_config:Options"}, "is not a subclass of .*Attack")
     finally:
         sys.modules.pop("own_attack_of_test_config", None)
 
