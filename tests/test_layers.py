@@ -1,4 +1,4 @@
-"""The package's house rules that can be read off its syntax trees, and tests of the readers.
+"""The package's house rules that its syntax trees show, and tests of these checks.
 
 Imports go one way: ``cli`` → ``commands`` → ``eval`` → ``attacks``, ``defenses`` → ``distill``,
 skipping layers downwards allowed; attacks and defenses never import each other.
@@ -26,8 +26,8 @@ MAY_IMPORT = {
     "defenses": {"distill"},
     "distill": set[str](),
 }
-# Inside a folder: the subfolders that each subfolder may import. What stands beside them (types,
-# base, …) has the empty name: in distill everything may import it, and it imports nothing of them.
+# Inside a folder: the subfolders that each subfolder may import. The modules beside them (types,
+# base, …) have the empty name: in distill every subfolder may import them, not the reverse.
 SUBFOLDERS: dict[str, dict[str, set[str]]] = {
     "eval": {
         "config": set(),
@@ -79,9 +79,9 @@ Rule = Callable[[str, str], Iterator[Finding]]
 
 
 def installed() -> Sources:
-    """The installed package's modules by path: the root's files and the four folders' trees.
+    """The installed package's modules by path: the root's files and the folders' trees.
 
-    Not everything below the root: an editable install's root is the checkout, tests included.
+    Not everything below the root: the root of an editable install is the checkout, tests included.
     """
     root = Path(distillsec.__path__[0])
     paths = [
@@ -208,6 +208,27 @@ def test_the_package_keeps_the_rule(rule: Rule) -> None:
         for line, what in rule(path, text)
     ]
     assert not found, "\n".join(["", *found])
+
+
+def repeated_classes(sources: Sources) -> list[str]:
+    """Class names, private ones too, that more than one module of ``sources`` defines."""
+    places: dict[str, list[str]] = {}
+    for path, text in sources.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(path)
+    return [f"{name}: {', '.join(paths)}" for name, paths in places.items() if len(paths) > 1]
+
+
+def test_every_class_name_is_unique_in_the_package() -> None:
+    found = repeated_classes(installed())
+    assert not found, "\n".join(["", *found])
+
+
+def test_a_repeated_class_name_is_found() -> None:
+    sources = {"eval/a.py": "class Row: ...", "eval/b.py": "def f():\n    class Row: ..."}
+    assert repeated_classes(sources) == ["Row: eval/a.py, eval/b.py"]
+    assert not repeated_classes({"eval/a.py": "class Row: ...", "eval/b.py": "class _Row: ..."})
 
 
 BAD_IMPORTS = {
