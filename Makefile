@@ -30,8 +30,8 @@ install: $(VENV)/.package ## set up .venv and install distillsec in it
 demo: $(VENV)/.package ## a backdoor through a distillation, start to end, on 2 CPU cores
 	$(VENV)/bin/distillsec attack --preset digits-naive $(ARGS)
 
-test: $(VENV)/.tools $(VENV)/.package ## the fast tests
-	$(RUN) pytest $(ARGS)
+test: $(VENV)/.tools $(VENV)/.package ## the fast tests, in as many processes as there are cores, 4 at most
+	$(RUN) pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-all: $(VENV)/.tools $(VENV)/.package ## the slow tests as well, and those for a GPU where there is one
 	$(RUN) pytest -m "" $(ARGS)

@@ -37,7 +37,7 @@ def package_files(root: Path) -> set[str]:
 def test_only_the_installed_package_is_imported() -> None:
     """No file of the checkout came in under another name (as pytest's packages would)."""
     home = Path(distillsec.__path__[0]).resolve()
-    elsewhere = (CHECKOUT / "tests", Path(sys.prefix))
+    elsewhere = (CHECKOUT / "tests", CHECKOUT / "examples", Path(sys.prefix))
     for name, module in list(sys.modules.items()):
         path = Path(getattr(module, "__file__", None) or "")
         if name.split(".")[0] == "distillsec":
