@@ -18,15 +18,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 from torch import Tensor
 
+from ..class_names import MAX_CLASSES, check_class_names
 from ..preprocessing import Preprocessing, Zca
-from ..types import Batch, DistilledSet, Recipe, Step, hard_labels
+from ..types import Batch, DistilledSet, Recipe, RequestError, Step, hard_labels
 from .prefixes import add_prefix, select_prefix
 from .safe import fault, read_tensors, write_atomically, write_tensors
 
 FORMAT_VERSION: Final = 1
 _LARGEST_SIDE: Final = 4096
 _PositiveInt = Annotated[int, Field(ge=1)]
-_Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class _Info(BaseModel):
@@ -56,7 +56,7 @@ class _SetInfo(_Info):
     """The metadata of a distilled set: these keys, no others."""
 
     format_version: int
-    classes: Annotated[list[_Name], Field(min_length=1, max_length=100_000)]
+    classes: Annotated[list[str], Field(min_length=1, max_length=MAX_CLASSES)]
     image_shape: Annotated[list[_PositiveInt], Field(min_length=3, max_length=3)]
     recipe: _RecipeInfo
 
@@ -133,9 +133,10 @@ def _check_set(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise fault(path, f"metadata {where}: {first['msg']}, not {first['input']!r:.60}") from None
-    unprintable = next((name for name in valid.classes if not name.isprintable()), None)
-    if unprintable is not None:  # names go to terminals, folders and web pages
-        raise fault(path, f"the class name {unprintable!r:.60} holds unprintable characters")
+    try:
+        check_class_names(valid.classes)
+    except RequestError as error:
+        raise fault(path, str(error)) from None
     _check_images(path, images)
     if list(images.shape[1:]) != valid.image_shape:
         shape = tuple(images.shape[1:])
