@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import final
 
-from .folder import DataRequest, RawSet, load_folder
+from .folder import load_folder
 from .npz import load_npz
 from .published import (
     DIGIT_NAMES,
@@ -24,6 +24,7 @@ from .published import (
     read_gtsrb,
     read_mnist,
 )
+from .raw import DataRequest, RawSet
 
 
 @final

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..class_names import MAX_CLASSES
 from ..types import RequestError
-from .folder import TEST_SHARE, DataRequest, RawSet, check_size, one_line, some, stratified
+from .raw import (
+    TEST_SHARE,
+    DataRequest,
+    RawSet,
+    check_size,
+    one_line,
+    pixel_bytes,
+    some,
+    stratified,
+)
 
 _SPLIT_KEYS = ("x_train", "y_train", "x_test", "y_test")
 _POOL_KEYS = ("x", "y")
@@ -26,19 +37,22 @@ def load_npz(request: DataRequest) -> RawSet:
     """``npz:PATH``: arrays ``x_train, y_train, x_test, y_test``, or ``x, y`` (fixed 80/20 split).
 
     Images: ``uint8``, or floating point in [0, 1]; NHWC, NCHW (C is 1 or 3) or NHW. Labels:
-    integers 0 to k - 1, ``(N,)``. ``classes`` (k strings) is optional.
+    integers 0 to k - 1, ``(N,)``. ``classes`` (k strings) is optional; other keys are left out, and
+    named in the notes.
 
     Raises RequestError naming file and fault: missing keys, pickled objects, a truncated file,
-    more than ``MAX_BYTES``, a shape or layout that isn't clear, NaN, values outside [0, 1], labels.
+    a key that is there twice, more than ``MAX_BYTES``, a shape or layout that isn't clear, NaN,
+    values outside [0, 1], labels.
     """
     path = Path(request.path).expanduser()
     if not path.is_file():
         raise RequestError(f"{path}: no such file")
     try:
-        keys = _npz_keys(path)
-        with path.open("rb") as opened:  # numpy leaves a path's file open if the zip is broken
-            content = np.load(opened, allow_pickle=False)
-            arrays = {key: content[key] for key in keys}
+        with zipfile.ZipFile(path) as archive:
+            members = _npz_members(path, archive)
+            keys = _npz_keys(path, archive, members)
+            unread = sorted(members.keys() - set(keys))
+            arrays = {key: _npz_array(archive, members[key]) for key in keys}
     except RequestError:
         raise
     except Exception as error:  # zip, zlib and npy faults share no base class
@@ -66,37 +80,57 @@ def load_npz(request: DataRequest) -> RawSet:
         train=train,
         test=test,
         classes=classes or tuple(str(label) for label in range(min(count, len(train[1]) + 1))),
+        notes=(f"left out: {some(unread)}",) if unread else (),
     )
 
 
-def _npz_keys(path: Path) -> tuple[str, ...]:
+def _npz_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The archive's members by key."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        key = info.filename.removesuffix(".npy")
+        if key in members:
+            raise RequestError(f"{path}: holds the key {key} twice")
+        members[key] = info
+    return members
+
+
+def _npz_keys(
+    path: Path, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]
+) -> tuple[str, ...]:
     """The keys to read, once the headers have shown that their arrays are plain and not too big."""
+    keys = next((k for k in (_SPLIT_KEYS, _POOL_KEYS) if members.keys() >= set(k)), None)
+    if keys is None:
+        raise RequestError(
+            f"{path}: has the keys {some(sorted(members)) or 'none'}; "
+            f"an npz set has {', '.join(_SPLIT_KEYS)}, or {', '.join(_POOL_KEYS)}"
+        )
+    if "classes" in members:
+        keys = (*keys, "classes")
     total = 0
-    with zipfile.ZipFile(path) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        keys = next((k for k in (_SPLIT_KEYS, _POOL_KEYS) if members.keys() >= set(k)), None)
-        if keys is None:
-            raise RequestError(
-                f"{path}: has the keys {some(sorted(members)) or 'none'}; "
-                f"an npz set has {', '.join(_SPLIT_KEYS)}, or {', '.join(_POOL_KEYS)}"
-            )
-        if "classes" in members:
-            keys = (*keys, "classes")
-        for key in keys:
-            with archive.open(members[key]) as file:
-                reader: Any = {
-                    (1, 0): np.lib.format.read_array_header_1_0,
-                    (2, 0): np.lib.format.read_array_header_2_0,
-                }[np.lib.format.read_magic(file)]
-                shape, _, dtype = reader(file)
-                if dtype.hasobject:
-                    raise RequestError(f"{path}: {key} holds Python objects, which are not read")
-                size = math.prod(shape) * dtype.itemsize
-                if members[key].file_size != file.tell() + size:
-                    raise RequestError(f"{path}: {key} is truncated: {shape} {dtype} is promised")
-            total += size
-            check_size(f"{path}: {key}", total)
+    for key in keys:
+        with archive.open(members[key]) as file:
+            reader: Any = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[np.lib.format.read_magic(file)]
+            shape, _, dtype = reader(file)
+            if dtype.hasobject:
+                raise RequestError(f"{path}: {key} holds Python objects, which are not read")
+            size = math.prod(shape) * dtype.itemsize
+            if members[key].file_size != file.tell() + size:
+                raise RequestError(f"{path}: {key} is truncated: {shape} {dtype} is promised")
+        if key == "classes" and math.prod(shape) > MAX_CLASSES:  # empty strings take no bytes
+            raise RequestError(f"{path}: classes has {shape} names; at most {MAX_CLASSES}")
+        total += pixel_bytes(math.prod(shape), dtype.itemsize)
+        check_size(f"{path}: {key}", total)
     return keys
+
+
+def _npz_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    with archive.open(member) as file:
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    return array
 
 
 def _npz_images(path: Path, key: str, array: NDArray[Any]) -> Tensor:

@@ -27,7 +27,9 @@ import torch
 from torch import Tensor
 
 from ..types import RequestError
-from .folder import DataRequest, RawSet, decode_files, one_line, read_idx, stratified
+from .idx import read_idx
+from .images import decode_files
+from .raw import DataRequest, RawSet, one_line, stratified
 
 SYSTEM_DIR = Path("/usr/share/datasets")
 """Where Debian's ``dataset-*`` packages put their files."""
@@ -222,7 +224,7 @@ def read_gtsrb(spec: Published, folder: Path, request: DataRequest) -> RawSet:
         request.image_size or 32,
         request.roots[0] / ".cache",
         request.progress,
-    )
+    ).pixels
     labels = torch.tensor([label for _, label in train + test])
     return RawSet(
         train=(images[: len(train)], labels[: len(train)]),

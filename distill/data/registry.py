@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..class_names import check_class_names
+from ..notices import warn
 from ..preprocessing import MAX_DIMENSIONS, Preprocessing, Zca, fit_zca
 from ..types import Batch, RequestError
 from .datasets import DATASETS, DatasetEntry
-from .folder import DataRequest
+from .raw import DataRequest
 
 MAX_IMAGE_SIZE = 1024
 
@@ -85,6 +88,15 @@ class ImageSet:
             "fingerprint": digest.hexdigest(),
         }
 
+    def in_order(self, numbers: Sequence[int]) -> ImageSet:
+        """This set with its classes in another order: class ``i`` is now ``numbers[i]``."""
+        renumbered = torch.tensor(numbers).argsort().to(self.train.labels.device)
+        train, test = (
+            batch.replace(labels=renumbered[batch.labels]) for batch in (self.train, self.test)
+        )
+        classes = tuple(self.classes[number] for number in numbers)
+        return dataclasses.replace(self, train=train, test=test, classes=classes)
+
     def to(self, device: torch.device | str) -> ImageSet:
         """This set on ``device``."""
         zca = None if self.zca is None else self.zca.to(device)
@@ -129,6 +141,8 @@ def load_dataset(
     literature's size, or that of the files. download: whether a missing set may be fetched.
     progress: show bars on stderr while downloading and decoding.
 
+    What of the files was left out, and what was done to pixels, is written to the log.
+
     Raises RequestError, in one line: unknown name, impossible size, a set that is not found and
     cannot be downloaded, a corrupt or unsuitable file.
     """
@@ -167,6 +181,8 @@ def load_dataset(
         flips=entry.flips,
     )
     _check(result, entry)
+    for note in raw.notes:
+        warn(f"{name}: {note}")
     return result
 
 
@@ -193,6 +209,10 @@ def _check(data: ImageSet, entry: DatasetEntry) -> None:
         raise RequestError(
             f"{data.name}: {classes} classes, expected {entry.classes or '2 or more'}"
         )
+    try:
+        check_class_names(data.classes)
+    except RequestError as error:
+        raise RequestError(f"{data.name}: {error}") from error
     if entry.image_shape and entry.image_shape[0] != data.image_shape[0]:
         raise RequestError(f"{data.name}: images are {data.image_shape}, not {entry.image_shape}")
     for split, batch in (("train", data.train), ("test", data.test)):

@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from distillsec.distill.data import folder as data_files
+from distillsec.distill.data import images as data_images
+from distillsec.distill.data import raw as data_raw
 from distillsec.distill.data.registry import ImageSet, load_dataset
+from distillsec.distill.notices import warn
 
 Bytes = NDArray[np.uint8]
 Refusal = Callable[..., str]
@@ -133,13 +135,13 @@ def test_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree(top / "train", 2)
     tree(top / "test", 1)
     decoded: list[str] = []
-    decode = data_files._decode
+    decode = data_images._decode
 
-    def counted(file: str, size: int | None) -> Bytes:
+    def counted(file: str, size: int | None) -> Any:
         decoded.append(file)
         return decode(file, size)
 
-    monkeypatch.setattr(data_files, "_decode", counted)
+    monkeypatch.setattr(data_images, "_decode", counted)
 
     def load(**options: Any) -> tuple[int, ImageSet]:
         decoded.clear()
@@ -193,7 +195,7 @@ def test_bad_folders(refusal: Refusal, tmp_path: Path, monkeypatch: pytest.Monke
     Image.fromarray(np.zeros((6, 8), dtype=np.uint16)).save(path)
     refusal(name, home, path, "8-bit")
     path.write_bytes(good)
-    monkeypatch.setattr(data_files, "MAX_BYTES", 100)
+    monkeypatch.setattr(data_raw, "MAX_BYTES", 100)
     refusal(name, home, "GiB")
     assert not (home / ".cache").exists()
 
@@ -201,3 +203,155 @@ def test_bad_folders(refusal: Refusal, tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_folder_too_small_to_split(refusal: Refusal, tmp_path: Path) -> None:
     tree(tmp_path / "tree", 1)
     refusal(f"folder:{tmp_path / 'tree'}", tmp_path, tmp_path / "tree", "too few images")
+
+
+# Layouts and files that are not as expected -------------------------------------------------------
+
+
+def notes(caplog: pytest.LogCaptureFixture) -> str:
+    """What loading warned about."""
+    return "\n".join(caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Train", "Test"), ("TRAIN", "test"), ("training", "validation"), ("train", "val")],
+)
+def test_splits_are_recognised_in_any_capitalisation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, train: str, test: str
+) -> None:
+    top = tmp_path / "tree"
+    tree(top / train, 3)
+    tree(top / test, 1)
+    data = load_dataset(f"folder:{top}", data_dir=tmp_path / "data")
+    assert (data.classes, len(data.train), len(data.test)) == (("ant", "bee"), 6, 2)
+    assert (f"{test}/ is the test set" in notes(caplog)) == test.startswith("val")
+
+
+def test_what_stands_beside_the_splits_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    top = tmp_path / "tree"
+    for split in ("train", "test", "val"):
+        tree(top / split, 1)
+    plain(top / "labels.CSV", b"")
+    data = load_dataset(f"folder:{top}", data_dir=tmp_path / "data")
+    assert len(data.test) == 2
+    assert "left out: 1 × .csv beside the folders, 1 × folder val/" in notes(caplog)
+
+
+def test_two_folders_of_one_split_are_refused(refusal: Refusal, tmp_path: Path) -> None:
+    top = tmp_path / "tree"
+    for split in ("train", "test", "testing"):
+        tree(top / split, 1)
+    refusal(f"folder:{top}", tmp_path, "test/ and testing/ are both the test split")
+
+
+def test_class_folders_that_hold_the_same_folders_are_refused(
+    refusal: Refusal, tmp_path: Path
+) -> None:
+    top = tmp_path / "tree"
+    for name in ("2019", "2020"):
+        tree(top / name, 3)
+    refusal(f"folder:{top}", tmp_path, top, "2019, 2020 all hold the same folders (ant, bee)")
+    tree(top / "split" / "train" / "2019", 3)
+    tree(top / "split" / "train" / "2020", 3)
+    tree(top / "split" / "test" / "2019", 3)
+    refusal(f"folder:{top / 'split'}", tmp_path, "all hold the same folders")
+
+
+def test_one_inner_folder_of_the_same_name_is_a_nested_class(tmp_path: Path) -> None:
+    """Tiny ImageNet keeps its images in CLASS/images."""
+    top = tmp_path / "tree"
+    tree(top / "flat", 5)
+    for name in ("ant", "bee"):
+        (top / "nested" / name).mkdir(parents=True)
+        (top / "flat" / name).rename(top / "nested" / name / "images")
+    data = load_dataset(f"folder:{top / 'nested'}", data_dir=tmp_path / "data")
+    assert (data.classes, len(data.train)) == (("ant", "bee"), 8)
+
+
+def test_other_files_and_hidden_folders_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    top = tmp_path / "tree"
+    tree(top, 5)
+    for name in (".git/x.png", "ant/.ipynb_checkpoints/x.png", "ant/deep/.hidden/x.png"):
+        plain(top / name, b"no image")
+    for name in ("ant/a.avif", "ant/b.avif", "bee/notes.TXT", "bee/LICENSE", "bee/._000.png"):
+        plain(top / name, b"no image")
+    (top / "bee" / "more").symlink_to(top / "ant")
+    data = load_dataset(f"folder:{top}", data_dir=tmp_path / "data")
+    assert len(data.train) + len(data.test) == 10
+    told = notes(caplog)
+    for counted in ("3 × hidden folder", "2 × .avif", "1 × linked folder", "and 1 more"):
+        assert counted in told
+    assert told.count("\n") == 0
+
+
+@pytest.mark.parametrize("ending", ["JPG", "jpe", "jfif", "webp", "gif", "TIFF", "bmp", "Png"])
+def test_endings_that_are_read(tmp_path: Path, ending: str) -> None:
+    top = tmp_path / "tree"
+    tree(top, 5)
+    kinds = {"jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg"}
+    file = top / "bee" / f"more.{ending}"
+    Image.new("RGB", (8, 6)).save(file, kinds.get(ending.lower(), ending.lower()))
+    data = load_dataset(f"folder:{top}", data_dir=tmp_path / "data")
+    assert len(data.train) + len(data.test) == 11
+
+
+def test_changes_of_pixels_are_reported_with_and_without_the_cache(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    top = tmp_path / "tree"
+    tree(top / "train", 2)
+    tree(top / "test", 1)
+    colour, ant = noise(6, 8, 3), top / "train" / "ant"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(colour).rotate(90, expand=True).save(ant / "a.png", exif=turned)
+    clear = Image.fromarray(colour).convert("RGBA")
+    clear.save(ant / "b.png")  # opaque
+    clear.putpixel((0, 0), (1, 2, 3, 4))
+    clear.save(ant / "c.png")
+    Image.new("CMYK", (8, 6)).save(ant / "d.jpg")
+    frames = [Image.new("L", (8, 6), shade) for shade in (0, 255)]
+    frames[0].save(ant / "e.gif", save_all=True, append_images=frames[1:])
+    told = []
+    for _ in range(2):
+        warn.cache_clear()
+        caplog.clear()
+        images = load_dataset(f"folder:{top}", data_dir=tmp_path / "data").train.images * 255
+        told.append(notes(caplog))
+    upright, opaque = (images[row].round().numpy().transpose(1, 2, 0) for row in (2, 3))
+    assert np.array_equal(upright, colour) and np.array_equal(opaque, colour)
+    assert images[4][:, 0, 0].round().tolist() == [1, 2, 3]
+    assert images[6].max() == 0
+    assert told[0] == told[1]
+    for change in (
+        "turned upright, as their EXIF orientation says: 1 of 11 images",
+        "transparency dropped, the colour below it kept: 1 of 11 images",
+        "converted from CMYK to RGB: 1 of 11 images",
+        "only the first of several frames read: 1 of 11 images",
+    ):
+        assert change in told[0]
+
+
+def test_a_pipe_and_a_program_for_a_printer_are_no_images(refusal: Refusal, tmp_path: Path) -> None:
+    top = tmp_path / "tree"
+    tree(top, 5)
+    path = top / "ant" / "x.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n")
+    refusal(f"folder:{top}", tmp_path, path, "not a readable image")
+    path.unlink()
+    os.mkfifo(path)
+    refusal(f"folder:{top}", tmp_path, path, "not a regular file")
+
+
+def test_names_that_a_set_cannot_hold_are_refused(refusal: Refusal, tmp_path: Path) -> None:
+    top = tmp_path / "tree"
+    tree(top, 5)
+    (top / "bee").rename(top / ("b" * 201))
+    refusal(f"folder:{top}", tmp_path, top, "class 1 has 201 characters")
+    (top / ("b" * 201)).rename(top / "白\u3000猫")
+    assert load_dataset(f"folder:{top}", data_dir=tmp_path).classes == ("ant", "白\u3000猫")

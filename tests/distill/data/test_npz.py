@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from distillsec.distill.data import folder as data_files
+from distillsec.distill.data import raw as data_raw
 from distillsec.distill.data.registry import load_dataset
 
 Bytes = NDArray[np.uint8]
@@ -156,6 +156,36 @@ def test_npz_sizes_are_checked_before_allocation(
             target.writestr(member, loud.getvalue() if member == "x_train.npy" else content)
     refusal(f"npz:{path}", tmp_path, path, "x_train is truncated")
     np.savez(path, **arrays())
-    monkeypatch.setattr(data_files, "MAX_BYTES", 400)
-    monkeypatch.setattr(np, "load", None)  # the arrays are never reached
+    monkeypatch.setattr(data_raw, "MAX_BYTES", 2000)  # of 540 pixels, as bytes and floats
+    monkeypatch.setattr(np.lib.format, "read_array", None)  # the arrays are never reached
     assert re.search(r"x_test: .* GiB", refusal(f"npz:{path}", tmp_path, path))
+
+
+def test_other_keys_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, **arrays(x_val=noise(1, 3, 5, 6), y_val=np.array([0])))
+    load_dataset(f"npz:{path}", data_dir=tmp_path)
+    assert caplog.messages == [f"distillsec: warning: npz:{path}: left out: x_val, y_val"]
+
+
+def test_a_key_that_is_there_twice_is_refused(refusal: Refusal, tmp_path: Path) -> None:
+    """numpy reads ``x_train`` where a header was checked as ``x_train.npy``."""
+    path = tmp_path / "set.npz"
+    np.savez(path, **arrays())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x_train", archive.read("x_train.npy"))
+    refusal(f"npz:{path}", tmp_path, path, "holds the key x_train twice")
+
+
+def test_names_without_bytes_are_counted(refusal: Refusal, tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, **arrays())
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<U0", "fortran_order": False, "shape": (10**9,)}
+    )
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("classes.npy", header.getvalue())
+    refusal(f"npz:{path}", tmp_path, path, "(1000000000,) names; at most 100000")
+    np.savez(path, **arrays(classes=np.array(["a", ""])))
+    refusal(f"npz:{path}", tmp_path, path, "class 1 has 0 characters")
