@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from distillsec.distill.files.artifact import save_set
-from distillsec.distill.files.foreign import import_pt
+from distillsec.distill.files.foreign import ForeignSet, import_pt
 from distillsec.distill.preprocessing import Preprocessing, fit_zca
 from distillsec.distill.types import Recipe, RequestError
 
@@ -43,9 +43,10 @@ def test_published_files_are_imported(tmp_path: Path, modern: bool) -> None:
     path = tmp_path / "res_DC.pt"
     torch.save(published(), path, _use_new_zipfile_serialization=modern)
     mean, std, classes = (0.5, 0.4), (0.2, 0.3), ["a", "b", "c", "d"]
-    sets = import_pt(path, preprocessing=Preprocessing(mean, std), classes=classes)
-    assert len(sets) == 2
-    for found, (images, labels) in zip(sets, published()["data"], strict=True):
+    for number, (images, labels) in enumerate(published()["data"]):
+        found = import_pt(
+            path, preprocessing=Preprocessing(mean, std), classes=classes, number=number
+        ).distilled
         scale, shift = torch.tensor(std).view(2, 1, 1), torch.tensor(mean).view(2, 1, 1)
         torch.testing.assert_close(found.batch.images, images * scale + shift)
         assert torch.equal(found.batch.labels, labels)
@@ -60,7 +61,8 @@ def test_numpy_1_names_are_read_too(tmp_path: Path) -> None:
     content = path.read_bytes()
     assert b"numpy._core.multiarray" in content
     path.write_bytes(content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-    assert len(import_pt(path, preprocessing=Preprocessing((0, 0), (1, 1)), classes="abcd")) == 2
+    found = import_pt(path, preprocessing=Preprocessing((0, 0), (1, 1)), classes="abcd")
+    assert len(found.distilled.batch) == 4
 
 
 def test_pairs_and_soft_labels_are_read(tmp_path: Path) -> None:
@@ -68,10 +70,12 @@ def test_pairs_and_soft_labels_are_read(tmp_path: Path) -> None:
     for value in (
         [images, torch.zeros(3, dtype=torch.int32)],
         (torch.nn.Parameter(images), torch.zeros(3).long()),
-        {"images": images, "labels": torch.rand(3, 2, dtype=torch.float64)},
+        {"images": images, "labels": torch.rand(3, 2, dtype=torch.float64).softmax(dim=1)},
     ):
         torch.save(value, path)
-        (found,) = import_pt(path, preprocessing=Preprocessing((0,), (1,)), classes=["a", "b"])
+        imported = import_pt(path, preprocessing=Preprocessing((0,), (1,)), classes=["a", "b"])
+        found = imported.distilled
+        assert imported.warnings == ()
         assert torch.equal(found.batch.images, images.float())
         assert not found.batch.images.requires_grad
 
@@ -149,6 +153,81 @@ def test_a_whitened_file_comes_back_to_pixels(tmp_path: Path) -> None:
     zca = fit_zca(pixels)
     path = tmp_path / "whitened.pt"
     torch.save([zca.whiten(pixels), torch.arange(40) % 2], path)
-    (found,) = import_pt(path, preprocessing=Preprocessing((0.0,), (1.0,), zca), classes=("a", "b"))
+    space = Preprocessing((0.0,), (1.0,), zca)
+    found = import_pt(path, preprocessing=space, classes=("a", "b")).distilled
     torch.testing.assert_close(found.batch.images, pixels, atol=1e-4, rtol=0)
     assert found.recipe.preprocessing.zca == zca
+
+
+# What the values mean -----------------------------------------------------------------------------
+
+SPACE = Preprocessing((0.5,), (0.25,))
+
+
+def imported(path: Path, value: Any, **options: Any) -> ForeignSet:
+    torch.save(value, path)
+    return import_pt(path, preprocessing=SPACE, classes=["a", "b"], **options)
+
+
+def normalised(count: int = 2) -> torch.Tensor:
+    """Images whose pixels fill [0, 1]."""
+    return torch.linspace(-2, 2, count * 4).view(count, 1, 2, 2)
+
+
+def test_several_sets_are_counted_and_one_is_chosen(refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    value = {"data": [[normalised() * share, LABELS] for share in (1.0, 0.5, 0.2)]}
+    first = imported(path, value)
+    assert first.warnings == ("set 0 of the 3 in the file: --set-number N chooses another",)
+    chosen = imported(path, value, number=2)
+    assert chosen.warnings == ()
+    torch.testing.assert_close(chosen.distilled.batch.images, normalised() * 0.05 + 0.5)
+    with refused(path, "holds 3 sets, numbered from 0: there is no set 3"):
+        imported(path, value, number=3)
+
+
+def test_other_content_of_a_file_is_named(tmp_path: Path) -> None:
+    value = {"images": normalised(), "labels": LABELS, "lr": torch.tensor(0.1)}
+    assert imported(tmp_path / "x.pt", value).warnings == ("left out of the file: lr",)
+
+
+def test_logits_become_probabilities(tmp_path: Path) -> None:
+    path, logits = tmp_path / "x.pt", torch.tensor([[-3.0, 9.0], [4.0, 1.0]])
+    found = imported(path, [normalised(), logits])
+    assert found.warnings == ("its soft labels are logits: a softmax makes them probabilities",)
+    assert torch.equal(found.distilled.batch.labels, logits.softmax(dim=1))
+    as_logarithms = imported(path, [normalised(), logits.log_softmax(dim=1)])
+    torch.testing.assert_close(as_logarithms.distilled.batch.labels, found.distilled.batch.labels)
+    halved = imported(path, [normalised(), logits.softmax(dim=1).half()])
+    assert halved.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [[90.0, 10.0], [5.0, 95.0]],  # percent
+        [[0.0, 0.0], [1.0, 0.0]],
+        [[0.5, -0.5], [-0.5, 0.5]],  # centred, for regression
+        [[1.02, -0.02], [0.0, 1.0]],  # learned without a bound
+    ],
+)
+def test_rows_that_are_no_distribution_are_refused(
+    refused: Refused, tmp_path: Path, labels: list[list[float]]
+) -> None:
+    with refused(tmp_path / "x.pt", "neither probabilities, which sum to 1, nor logits"):
+        imported(tmp_path / "x.pt", [normalised(), torch.tensor(labels)])
+
+
+def test_pixels_on_another_scale_are_refused(refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    with refused(path, "pixels from 0 to 255?"):
+        imported(path, [torch.linspace(0, 255, 8).view(2, 1, 2, 2), LABELS])
+    (text,) = imported(path, [torch.linspace(0, 1, 8).view(2, 1, 2, 2), LABELS]).warnings
+    assert "no negative value: were they normalised?" in text
+
+
+def test_pixels_outside_their_range_are_pointed_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    (text,) = imported(path, [normalised() * 2, LABELS]).warnings
+    assert text.startswith("its pixels run from -0.5 to 1.5, 50% of them outside [0, 1]: were they")
+    assert imported(path, [normalised() * 1.0001, LABELS]).warnings == ()  # rounding
