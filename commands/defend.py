@@ -23,6 +23,7 @@ from .runs import show
 
 @click.command()
 @click.argument("source", type=options.PATH)
+@options.SET_NUMBER
 @options.DEFENSES
 @options.CONFIGURATION
 @options.DATA
@@ -31,6 +32,7 @@ from .runs import show
 @options.OUTPUT
 def defend(
     source: Path,
+    set_number: int | None,
     trigger: Path | None,
     defense: tuple[str, ...],
     defense_options: tuple[str, ...],
@@ -70,6 +72,7 @@ def defend(
             defenses=chosen,
             options=bench,
             given=keys,
+            set_number=set_number,
             trigger=trigger,
             **options.run_arguments(given),
         )

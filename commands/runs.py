@@ -72,6 +72,7 @@ def distill(**given: Any) -> None:
 
 @click.command()
 @click.argument("source", type=options.PATH)
+@options.SET_NUMBER
 @click.option("--trigger", type=options.PATH, help="A trigger file (default: the run's own).")
 @click.option("--png", is_flag=True, help="Write 8-bit PNG files; measure the rounded images.")
 @options.CONFIGURATION
@@ -79,7 +80,9 @@ def distill(**given: Any) -> None:
 @options.VICTIMS
 @options.MACHINE
 @options.OUTPUT
-def evaluate(source: Path, trigger: Path | None, png: bool, **given: Any) -> None:
+def evaluate(
+    source: Path, set_number: int | None, trigger: Path | None, png: bool, **given: Any
+) -> None:
     """Train fresh victims on a finished set.
 
     SOURCE is a run folder or a file.
@@ -95,7 +98,14 @@ def evaluate(source: Path, trigger: Path | None, png: bool, **given: Any) -> Non
     arguments = options.run_arguments(given)
     with stoppable(out):
         record = evaluate_set(
-            source, config, out, given=keys, trigger=trigger, png=png, **arguments
+            source,
+            config,
+            out,
+            given=keys,
+            set_number=set_number,
+            trigger=trigger,
+            png=png,
+            **arguments,
         )
     show(run_table(record, out), out, given)
 

@@ -29,6 +29,7 @@ def defend(
     defenses: Mapping[str, Defense],
     options: BenchOptions | None = None,
     given: Sequence[str] = (),
+    set_number: int | None = None,
     trigger: Path | str | None = None,
     data_dir: Path | str | None = None,
     resume: bool = False,
@@ -40,7 +41,7 @@ def defend(
     Only victims of the primary network are defended. If the source is a run with a clean twin, all
     is measured on the twin too. store: the cache of victims, by default in ``out``. With
     ``resume``, finished defenses are not run again; failed ones are, and new ones may be added.
-    given, trigger, data_dir: as for ``evaluate``.
+    given, set_number, trigger, data_dir: as for ``evaluate``.
     Errors: ``RequestError`` where the set does not fit the test data. The outcome of a defense that
     fails or is not applicable says why; the others run all the same.
     """
@@ -55,6 +56,7 @@ def defend(
         "defend",
         settings=settings,
         given=given,
+        set_number=set_number,
         trigger=trigger,
         data_dir=data_dir,
         bars=reporter.bars,

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ...distill.core.start import start_run
-from ...distill.files.artifact import load_set
-from ...distill.types import RequestError, RunError
+from ...distill.files.artifact import check_set, load_set
+from ...distill.types import Batch, Distillate, RequestError, RunError
 from ..config.schema import Config
 from ..results.record import Record, read_record
 from .setup import Setup
@@ -29,8 +29,17 @@ def check_start(setup: Setup) -> None:
             f"target_share {options.target_share} has no effect: backend {backend.name} draws no "
             "batches; leave it out (--set target_share=null)"
         )
+    _check_saving(setup)
     with contextlib.suppress(RunError):
         start_run(setup.task(), backend, [attack] if attack else [])
+
+
+def _check_saving(setup: Setup) -> None:
+    """Refuse names, shapes and recipes with which the finished set could not be saved."""
+    images = torch.zeros(1, *setup.data.image_shape)
+    blank = Batch(images=images, labels=torch.zeros(1, dtype=torch.int64))
+    made = setup.distilled_set(Distillate(batch=blank, recipe=setup.recipe))
+    check_set(Path("distilled.safetensors"), made)
 
 
 def check_same_run(earlier: Record, wanted: Record, out: Path) -> None:

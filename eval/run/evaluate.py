@@ -23,6 +23,7 @@ def evaluate(
     out: Path | str,
     *,
     given: Sequence[str] = (),
+    set_number: int | None = None,
     trigger: Path | str | None = None,
     png: bool = False,
     data_dir: Path | str | None = None,
@@ -32,9 +33,10 @@ def evaluate(
     """Train fresh victims on the set in ``source`` and measure them; returns and writes the record.
 
     config: the test data and the victims; the set's own recipe is used, with the overrides that
-    ``given`` names. trigger: a trigger file, by default the one beside the set. If the source is a
-    run with a clean twin, the control is measured too. png: write the set as 8-bit PNG files under
-    ``out/png``, and measure the rounded images (of the clean twin too).
+    ``given`` names. set_number: which of the sets in a ``.pt`` file, from 0; by default the first.
+    trigger: a trigger file, by default the one beside the set. If the source is a run with a clean
+    twin, the control is measured too. png: write the set as 8-bit PNG files under ``out/png``, and
+    measure the rounded images (of the clean twin too).
     Errors: ``RequestError`` where the set doesn't fit the test data.
     """
     reporter, folder = reporter or Reporter(), RunFolder(Path(out))
@@ -44,6 +46,7 @@ def evaluate(
         "evaluate",
         settings=png,
         given=given,
+        set_number=set_number,
         trigger=trigger,
         data_dir=data_dir,
         bars=reporter.bars,

@@ -15,7 +15,7 @@ from ..results.record import Record, RecordKind
 from .recipes import override_given
 from .records import describe_set, new_record
 from .setup import Setup, prepare
-from .source import SetFiles, check_fit, fingerprint, trigger_case
+from .source import SetFiles, check_fit, fingerprint, in_set_order, trigger_case
 
 
 @final
@@ -41,6 +41,7 @@ def open_set(
     *,
     settings: object,
     given: Sequence[str] = (),
+    set_number: int | None = None,
     trigger: Path | str | None = None,
     data_dir: Path | str | None = None,
     bars: bool = False,
@@ -49,13 +50,13 @@ def open_set(
     """The set in ``source`` as ``config`` measures it; writes nothing.
 
     kind: of the record. settings: what the measurement depends on beside the configuration and the
-    files. given: keys that override the set's own recipe. trigger: a trigger file (default: the one
-    beside the set). bars: as for ``prepare``. eight_bits: round the images as PNG files do.
+    files. given: keys that override the set's own recipe. set_number: which of the sets in a
+    ``.pt`` file, from 0 (default: the first). trigger: a trigger file (default: the one beside the
+    set). bars: as for ``prepare``. eight_bits: round the images as PNG files do.
     Errors: ``RequestError`` where the set does not fit the test data.
     """
-    found = SetFiles(Path(source))
+    found = SetFiles(Path(source), set_number)
     setup = prepare(config, data_dir, bars=bars)
-    record = new_record(setup, given, kind)
 
     def as_measured(distilled: DistilledSet) -> DistilledSet:
         recipe = override_given(distilled.recipe, config.victims, given)
@@ -64,6 +65,9 @@ def open_set(
 
     loaded = found.load(setup)
     check_fit(found.set_file, loaded, setup)
+    setup = in_set_order(found.set_file, loaded, setup)
+    record = new_record(setup, given, kind)
+    record.labels += found.labels
     distilled = as_measured(loaded)
     record.recipe = distilled.recipe.describe()
     if eight_bits:
@@ -74,7 +78,7 @@ def open_set(
     record.distilled = {
         **describe_set(distilled),
         "source": str(source),
-        "fingerprint": fingerprint((record.recipe, settings), files),
+        "fingerprint": fingerprint((record.recipe, settings, *found.choice), files),
     }
     twin = as_measured(load_set(found.control)) if found.control and case else None
     return OpenedSet(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
 from ...attacks import TestCase, goal_from, make_test_case, trigger_from
+from ...distill.class_names import match_classes, named_number, same_names
+from ...distill.data.raw import some
 from ...distill.files.artifact import load_set, load_trigger
 from ...distill.files.foreign import import_pt
+from ...distill.notices import warn
 from ...distill.types import DistilledSet, RequestError
 from ..results.record import Record, read_record
 from .folder import RunFolder
@@ -23,12 +26,16 @@ class SetFiles:
 
     In a run folder: the set, its trigger, its clean twin and its configuration. A file
     (``.safetensors``, or another project's ``.pt``) is a set and nothing else.
+
+    set_number: which of the sets in a ``.pt`` file, from 0; ``None``: the first. labels: warnings
+    that stand beside every figure of the set, known once it is loaded.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, set_number: int | None = None) -> None:
         if not path.exists():
             raise RequestError(f"{path}: no such run folder or file")
-        self.path = path
+        self.path, self.set_number = path, set_number
+        self.labels: list[str] = []
         self.record: Record | None = None
         self.set_file, self.trigger_file, self.control = path, None, None
         if path.is_dir():
@@ -44,6 +51,11 @@ class SetFiles:
         """The configuration the set was made with, where it is known."""
         return dict(self.record.config) if self.record else {}
 
+    @property
+    def choice(self) -> tuple[int, ...]:
+        """What tells apart the sets of a file, for ``fingerprint``; empty for the first."""
+        return (self.set_number,) if self.set_number else ()
+
     def _find_control(self, folder: RunFolder) -> Path | None:
         known = self.record.control if self.record else None
         if not known:
@@ -55,8 +67,15 @@ class SetFiles:
         """The set; a ``.pt`` file holds no recipe and gets the configuration's."""
         data, space = setup.data, setup.data.preprocessing
         if self.set_file.suffix in (".pt", ".pth"):
-            sets = import_pt(self.set_file, preprocessing=space, classes=data.classes)
-            return replace(sets[0], recipe=setup.recipe)
+            found = import_pt(
+                self.set_file, preprocessing=space, classes=data.classes, number=self.set_number
+            )
+            self.labels = list(found.warnings)
+            for text in found.warnings:
+                warn(f"{self.set_file}: {text}")
+            return replace(found.distilled, recipe=setup.recipe)
+        if self.set_number:
+            raise RequestError(f"{self.set_file} holds one set: there is no set {self.set_number}")
         return load_set(self.set_file)
 
 
@@ -68,6 +87,29 @@ def check_fit(path: Path, distilled: DistilledSet, setup: Setup) -> None:
             f"{path}: {distilled.image_shape} images of {len(distilled.classes)} classes don't fit "
             f"{data.name}: {data.image_shape}, {len(data.classes)} classes"
         )
+
+
+def in_set_order(path: Path, distilled: DistilledSet, setup: Setup) -> Setup:
+    """``setup`` with the data's classes in the order of the set in ``path``, matched by name.
+
+    The data's labels change and not the set's: a set may hold weights that training starts from,
+    and their outputs have its order.
+    Errors: ``RequestError`` where the names contradict each other.
+    """
+    theirs, data = distilled.classes, setup.data
+    try:
+        numbers = match_classes(theirs, data.classes)
+    except RequestError as error:
+        raise RequestError(f"{path} and {data.name}: {error}") from error
+    if not same_names(theirs, [data.classes[number] for number in numbers]):
+        warn(
+            f"{path}: its classes are called {some(theirs)}, those of {data.name} "
+            f"{some(data.classes)}: they are matched by number"
+        )
+    if numbers == sorted(numbers):
+        return setup
+    warn(f"{path}: its classes have another order than those of {data.name}: matched by name")
+    return replace(setup, data=data.in_order(numbers))
 
 
 def fingerprint(what: object, files: Iterable[Path | None]) -> str:
@@ -87,6 +129,7 @@ def trigger_case(path: Path | None, setup: Setup, record: Record) -> TestCase | 
         return None
     tensors, info = load_trigger(path)
     data, test = setup.data, setup.data.test
+    info = _with_class_numbers(path, info, data.classes)
     moved = {name: tensor.to(test.images.device) for name, tensor in tensors.items()}
     try:
         trigger, goal = trigger_from(info, moved), goal_from(info, len(data.classes))
@@ -97,6 +140,32 @@ def trigger_case(path: Path | None, setup: Setup, record: Record) -> TestCase | 
     record.trigger = {**trigger.describe(), **goal.describe(data.classes)}
     record.labels += trigger.labels
     return make_test_case(trigger, goal, test.images, test.labels)
+
+
+def _with_class_numbers(
+    path: Path, info: Mapping[str, Any], classes: Sequence[str]
+) -> dict[str, Any]:
+    """A trigger's description with the numbers that its target and source have among ``classes``.
+
+    Errors: ``RequestError`` where several classes have the name.
+    """
+    found = dict(info)
+    for role in ("target", "source"):
+        name, number = info.get(f"{role}_class"), info.get(role)
+        if not isinstance(name, str) or not isinstance(number, int):
+            continue
+        try:
+            found[role] = named_number(name, number, classes)
+        except RequestError as error:
+            raise RequestError(f"{path}: the trigger's {role}: {error}") from error
+        if found[role] != number:
+            warn(f"{path}: the trigger's {role} {name!r} is class {found[role]} here, not {number}")
+        elif 0 <= number < len(classes) and not same_names([name], [classes[number]]):
+            warn(
+                f"{path}: no class is called {name!r}: the trigger's {role} is class {number}, "
+                f"{classes[number]!r}"
+            )
+    return found
 
 
 def _check_source(path: Path, record: Record) -> None:

@@ -233,3 +233,9 @@ def test_diverging_stops_the_run_and_keeps_the_last_good_checkpoint(
     assert not (tmp_path / "run" / "distilled.safetensors").exists()
     kept, _ = read_tensors(tmp_path / "run" / "checkpoint" / "state.safetensors")
     assert kept["leaf"].isfinite().all()
+
+
+def test_what_saving_would_refuse_is_refused_before_any_work(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"recipe.epochs: .* 1000000, not 1000001"):
+        run_cell(tiny(victim_epochs=1_000_001), tmp_path / "out", reporter=QUIET)
+    assert not (tmp_path / "out").exists()

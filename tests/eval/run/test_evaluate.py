@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +242,100 @@ def test_sources_without_a_finished_run_are_refused(
     with pytest.raises(RequestError, match="no such run folder or file"):
         evaluate(tmp_path / "absent", tiny(), tmp_path / "out", reporter=QUIET)
     assert not (tmp_path / "out").exists()
+
+
+# Class names and sets of others -------------------------------------------------------------------
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> Callable[[Sequence[str]], Path]:
+    """A factory: the digits as an npz file whose classes have these names, in this order."""
+
+    def make(names: Sequence[str]) -> Path:
+        data, place = load_dataset("digits"), {name: i for i, name in enumerate(names)}
+        renumbered = np.array([place.get(name, i) for i, name in enumerate(NAMES)])
+        path = tmp_path / f"{names[0]}.npz"
+        np.savez(
+            path,
+            x_train=data.train.images.numpy(),
+            y_train=renumbered[data.train.labels],
+            x_test=data.test.images.numpy(),
+            y_test=renumbered[data.test.labels],
+            classes=np.array(names),
+        )
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_classes_in_another_order_are_matched_by_name(
+    named: Callable[[Sequence[str]], Path],
+    finished: Path,
+    tiny: Tiny,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    attached: bool,
+) -> None:
+    """The same images under other numbers give the same figures, the trigger's target too."""
+    file, trigger = tmp_path / "set.safetensors", tmp_path / "trigger.safetensors"
+    save_set(file, dataclasses.replace(load_set(finished / "distilled.safetensors"), classes=NAMES))
+    tensors = {"pattern": torch.ones(1, 8, 8), "mask": torch.ones(1, 8, 8)}
+    number = {"target": 2 if attached else sorted(NAMES).index("two")}
+    save_trigger(
+        trigger, tensors, {"kind": "patch", "range": "pixel", "target_class": "two", **number}
+    )
+    found = []
+    for names in (NAMES, sorted(NAMES)):
+        config = tiny(dataset=f"npz:{named(names)}", attack=None, poison_rate=None)
+        record = evaluate(file, config, tmp_path / names[0], trigger=trigger, reporter=QUIET)
+        assert record.trigger is not None and record.trigger["target"] == 2
+        found.append(record.metrics)
+    assert found[0] == found[1]
+    assert "another order" in caplog.text
+    assert ("is class 2 here, not 8" in caplog.text) == (not attached)
+
+
+def test_names_that_differ_are_pointed_out_or_refused(
+    named: Callable[[Sequence[str]], Path],
+    finished: Path,
+    tiny: Tiny,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = finished / "distilled.safetensors"
+    config = tiny(dataset=f"npz:{named(NAMES)}", attack=None, poison_rate=None, victims=1)
+    evaluate(file, config, tmp_path / "out", reporter=QUIET)
+    assert "are matched by number" in caplog.text
+    contradicting = ("1", "0", *NAMES[2:])
+    config = tiny(dataset=f"npz:{named(contradicting)}", attack=None, poison_rate=None)
+    with pytest.raises(RequestError, match="class '0' is number 0 there and 1 here"):
+        evaluate(file, config, tmp_path / "other", reporter=QUIET)
+    assert not (tmp_path / "other").exists()
+
+
+def test_one_of_several_sets_in_a_file_is_chosen(
+    cli: Callable[..., Result], tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, generator = tmp_path / "res.pt", torch.Generator().manual_seed(0)
+    sets = [[torch.randn(10, 1, 8, 8, generator=generator), torch.arange(10)] for _ in range(2)]
+    torch.save({"data": sets}, path)
+    config = tiny(attack=None, poison_rate=None, victims=1)
+    first = evaluate(path, config, tmp_path / "first", reporter=QUIET)
+    second = evaluate(path, config, tmp_path / "second", set_number=1, reporter=QUIET)
+    assert first.labels[0] == "set 0 of the 2 in the file: --set-number N chooses another"
+    assert first.labels[0] in caplog.text
+    assert [label.split(" run")[0] for label in second.labels] == ["its pixels"]
+    assert first.metrics != second.metrics
+    with pytest.raises(RequestError, match="another set, trigger or recipe"):
+        evaluate(path, config, tmp_path / "second", resume=True, reporter=QUIET)
+    words = ["evaluate", path, "--dataset", "digits", "--out", tmp_path / "third"]
+    refused = cli(*words, "--set-number", 2)
+    assert refused.exit_code == 2 and "there is no set 2" in refused.stderr
+
+
+def test_a_file_of_one_set_has_no_other(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="holds one set: there is no set 1"):
+        evaluate(finished, tiny(), tmp_path / "out", set_number=1, reporter=QUIET)
