@@ -93,7 +93,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "seed": ({"seed": -1}, ("seed", "got -1")),
     "seeds": ({"seeds": 0}, ("'--seeds'", "x>=1")),
     "threads": ({"threads": 100_000}, ("threads", "1024")),
-    "device": ({"device": "tpu"}, ("'tpu'", "auto, cpu, cuda or cuda:N")),
+    "device": ({"device": "tpu"}, ("'tpu'", "auto, cpu, cuda, cuda:N or mps")),
     "no such gpu": ({"device": "cuda:99"}, ("cuda:99", "CUDA devices were found")),
     "no module": ({"attack": "nowhere.at_all:Mine"}, ("nowhere.at_all:Mine", "no module nowhere")),
     "no class": ({"attack": "json:Mine"}, ("json:Mine", "has no Mine")),
@@ -108,8 +108,8 @@ OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no path": ({"dataset": "folder:"}, ("lacks the path", "folder:PATH")),
     "a twin and seeds": ({"control_run": "x", "seeds": 2}, ("--control-run", "--seeds")),
     "no twin there": ({"control_run": "nowhere"}, ("nowhere/record.json: no such file",)),
-    "config": ({"config": "nowhere.yaml"}, ("nowhere.yaml: No such file",)),
-    "config, a folder": ({"config": "."}, (".: Is a directory",)),
+    "config": ({"config": "nowhere.yaml"}, ("nowhere.yaml: no such file",)),
+    "config, a folder": ({"config": "."}, (".: is a folder, expected a file",)),
 }
 
 
@@ -166,7 +166,7 @@ def test_commands(words: list[str], expected: tuple[str, ...], cli: Cli) -> None
         (b"", "expected a mapping"),
         (b"ipc: [1", "not YAML"),
         (b"\xff\xfe\x00", "not YAML"),
-        (b"ipc: 1\n" * 200_000, "larger than 1048576 bytes"),
+        (b"ipc: 1\n" * 200_000, "at most 1048576 are read"),
         (b"ipc: !!python/object/apply:os.mkdir [ran]", "not YAML"),
     ],
 )

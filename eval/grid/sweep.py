@@ -13,7 +13,7 @@ from pydantic import Field
 from ...defenses.base import Budget, Defense
 from ...distill.types import RequestError
 from ..bench.options import BenchOptions, choose_defenses
-from ..config.layers import as_key, for_clean, gather, read_yaml
+from ..config.layers import as_key, for_clean, gather, read_yaml, with_keys
 from ..config.schema import Config, Section, build_options, configure
 from .jobs import DistillationJob, Job, defense_job, share_experts
 
@@ -47,8 +47,13 @@ class Sweep(Section):
     def points(self) -> tuple[SweepPoint, ...]:
         """All points, in the order of the file.
 
-        Errors: ``RequestError`` for an empty axis, or axes of ``zip`` of different lengths.
+        Errors: ``RequestError`` for an empty axis, one that is there twice, or axes of ``zip`` of
+        different lengths.
         """
+        for entry in self.list or ({},):
+            axes = itertools.chain(entry.items(), self.zip.items(), self.grid.items())
+            with_keys(axes, "the axes of list, zip and grid")
+        with_keys(self.each.items(), "the axes of each")
         for axis, values in {**self.grid, **self.zip, **self.each}.items():
             if not values:
                 raise RequestError(f"axis {axis} has no values")
@@ -75,7 +80,7 @@ class Sweep(Section):
 
     def config(self, point: SweepPoint, seed: int) -> Config:
         """The configuration of one cell; threads: 1, unless the sweep sets it."""
-        base = {as_key(str(key)): value for key, value in self.base.items()}
+        base = with_keys(self.base.items(), "base")
         keys = {"threads": 1, **base, **point.keys, "seed": seed}
         preset = keys.pop("preset", None)
         gathered = gather(preset=preset, options=keys)
@@ -111,7 +116,7 @@ class SweepPoint:
         for name, value in pairs:
             key = as_key(name)
             if isinstance(value, Mapping):
-                keys = {as_key(str(inner)): each for inner, each in value.items()}
+                keys = with_keys(value.items(), key)
                 shown = keys.get(key, ", ".join(f"{k} {v}" for k, v in keys.items()))
                 settings += list(keys.items())
             else:
