@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from ..results.columns import UNDEFENDED_COLUMNS
+from ..results.formatting import markdown_text
 from .compare import COMPARED, Change, Comparison
 from .model import Experiment, ResultRow
 from .tables import ReportTable, change_table, defended_table, summary_table
@@ -36,6 +37,9 @@ _LATEX: Final = {
 }
 
 
+_FORMULA_SIGNS: Final = ("=", "+", "-", "@")
+
+
 def as_csv(experiments: Sequence[Experiment], comparisons: Sequence[Comparison] = ()) -> str:
     """A line for every row; each figure's mean, std, interval and n in columns of their own.
 
@@ -59,10 +63,13 @@ def as_csv(experiments: Sequence[Experiment], comparisons: Sequence[Comparison] 
             line |= _figures(row, name)
         for name in COMPARED if comparisons else ():
             line |= _compared(name, changes.get((id(row), name)))
-        lines.append({key: _safe(value) for key, value in line.items()})
+        lines.append({_in_cell(key): _in_cell(value) for key, value in line.items()})
     buffer = io.StringIO()
     heads = list(dict.fromkeys(key for line in lines for key in line))
-    writer = csv.DictWriter(buffer, heads or ["source"], lineterminator="\n")
+    # Quotes around all text: a spreadsheet that splits at semicolons leaves quoted ones alone.
+    writer = csv.DictWriter(
+        buffer, heads or ["source"], lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
+    )
     writer.writeheader()
     writer.writerows(lines)
     return buffer.getvalue()
@@ -105,32 +112,34 @@ def _compared(name: str, change: Change | None) -> dict[str, Any]:
     }
 
 
-def _safe(value: Any) -> Any:
-    """Marks as text what a spreadsheet would take for a formula."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
-    return value
+def _in_cell(value: Any) -> Any:
+    """Text on one line, marked as text where a spreadsheet would take it for a formula.
+
+    Spreadsheets skip spaces before a formula, and some take full-width signs too.
+    """
+    if not isinstance(value, str):
+        return value
+    plain = " ".join(value.split())
+    return f"'{plain}" if unicodedata.normalize("NFKC", plain[:1]) in _FORMULA_SIGNS else plain
 
 
 def as_markdown(experiments: Sequence[Experiment], comparisons: Sequence[Comparison] = ()) -> str:
     """For each experiment a heading, its tables, and its comparison."""
     lines: list[str] = []
     for experiment, tables, notes in _parts(experiments, comparisons):
-        lines += [f"# {_in_line(experiment.title)}", "", *(f"{_in_line(text)}\n" for text in notes)]
+        lines += [
+            f"# {markdown_text(experiment.title)}",
+            "",
+            *(f"{markdown_text(text)}\n" for text in notes),
+        ]
         for table in tables:
-            heads = [_in_line(column.title) for column in table.columns]
+            heads = [markdown_text(column.title) for column in table.columns]
             rules = ["---:" if column.kind == "figure" else "---" for column in table.columns]
-            lines += [f"## {_in_line(table.caption)}", "", f"| {' | '.join(heads)} |"]
+            lines += [f"## {markdown_text(table.caption)}", "", f"| {' | '.join(heads)} |"]
             lines.append(f"| {' | '.join(rules)} |")
-            lines += [f"| {' | '.join(_in_line(str(c)) for c in row)} |" for row in table.rows]
+            lines += [f"| {' | '.join(markdown_text(str(c)) for c in row)} |" for row in table.rows]
             lines.append("")
     return "\n".join(lines)
-
-
-def _in_line(text: str) -> str:
-    """Text in a cell: no line break, no bar and no HTML."""
-    plain = " ".join(text.split())
-    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", plain) if re.search(r"[\\|`<>*]", plain) else plain
 
 
 def as_latex(experiments: Sequence[Experiment], comparisons: Sequence[Comparison] = ()) -> str:

@@ -8,7 +8,13 @@ from typing import Any, Literal, final
 from pydantic import BaseModel, ConfigDict, Field
 
 from .columns import UNDEFENDED_COLUMNS
-from .formatting import markdown_head, markdown_row, mean_and_interval
+from .formatting import (
+    markdown_failures,
+    markdown_head,
+    markdown_row,
+    markdown_text,
+    mean_and_interval,
+)
 from .record import Failure, Metrics
 
 ABLATION_VERSION = 1
@@ -70,16 +76,14 @@ class Ablation(BaseModel):
 def ablation_markdown(table: Ablation) -> str:
     """One table of the points, and one of the defenses where there are any."""
     lines = [
-        f"# {table.sweep['description'] or 'Ablation'}",
+        f"# {markdown_text(table.sweep['description'] or 'Ablation')}",
         "",
         "Figures: mean over distillation seeds [95 % interval]; each seed is the mean over its "
         "victims.",
         "",
     ]
     lines += _undefended(table) + _defended(table)
-    if table.failures:
-        lines += ["", "## Failures", ""]
-        lines += [f"- `{failure.place}`: {failure.reason}" for failure in table.failures]
+    lines += markdown_failures(table.failures)
     return "\n".join(lines) + "\n"
 
 
@@ -92,7 +96,7 @@ def _undefended(table: Ablation) -> list[str]:
     for row in table.rows:
         place = [*_place(table, row), *([row.network] if several else [])]
         figures = [mean_and_interval(row.metrics, key) for key in columns]
-        note = "; ".join([*row.labels, *([row.reason] if row.reason else [])])
+        note = markdown_text("; ".join([*row.labels, *([row.reason] if row.reason else [])]))
         seeds = f"{len(row.seeds)}/{len(row.wanted)}"
         lines.append(markdown_row([*place, *figures, seeds, note]))
     return lines
@@ -117,10 +121,10 @@ def _defense_figures(metrics: Metrics) -> list[str]:
 
 
 def _place_titles(table: Ablation) -> Sequence[str]:
-    return ("axis", "value") if table.one_at_a_time else table.axes
+    return ("axis", "value") if table.one_at_a_time else [*map(markdown_text, table.axes)]
 
 
 def _place(table: Ablation, row: AblationRow) -> list[str]:
     if table.one_at_a_time:
-        return [str(row.axis), *map(str, row.values.values())]
-    return [str(row.values.get(axis, "")) for axis in table.axes]
+        return [markdown_text(str(each)) for each in (row.axis, *row.values.values())]
+    return [markdown_text(str(row.values.get(axis, ""))) for axis in table.axes]

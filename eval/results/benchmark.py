@@ -9,7 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...defenses.base import Budget, Family
 from .columns import FAMILY_COLUMNS, SEED_COLUMNS, budget_label, twin_pair
-from .formatting import markdown_head, markdown_row, mean_and_interval
+from .formatting import (
+    markdown_failures,
+    markdown_head,
+    markdown_row,
+    markdown_text,
+    mean_and_interval,
+)
 from .judgement import FEWEST_JUDGED, detection_figure
 from .record import Failure, Metrics
 
@@ -69,7 +75,8 @@ class Benchmark(BaseModel):
 
 def benchmark_markdown(table: Benchmark) -> str:
     """A section for every setting and attack, with a table for every family."""
-    lines = [f"# {table.suite['description'] or 'Benchmark'}", "", _legend(table.suite["budget"])]
+    title = markdown_text(table.suite["description"] or "Benchmark")
+    lines = [f"# {title}", "", _legend(table.suite["budget"])]
     places = dict.fromkeys((row.setting, row.attack, row.network) for row in table.rows)
     for setting, attack, network in places:
         rows = table.select(setting=setting, attack=attack, network=network)
@@ -79,9 +86,7 @@ def benchmark_markdown(table: Benchmark) -> str:
         missing = [row.defense for row in rows[1:] if row.family is None]
         if missing:
             lines += ["", f"Not run yet: {', '.join(missing)}."]
-    if table.failures:
-        lines += ["", "## Failures", ""]
-        lines += [f"- `{failure.place}`: {failure.reason}" for failure in table.failures]
+    lines += markdown_failures(table.failures)
     return "\n".join(lines) + "\n"
 
 
@@ -127,7 +132,7 @@ def _section(family: Family, rows: Sequence[BenchmarkRow]) -> list[str]:
 
 
 def _note(row: BenchmarkRow) -> str:
-    note = row.reason or row.caution or ""
+    note = markdown_text(row.reason or row.caution or "")
     if row.cells.get("not applicable"):
         note = f"not applicable: {note}"
     return f"failed: {note}" if row.cells.get("error") else note

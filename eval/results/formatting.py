@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Final
 
-from .record import Metrics
+from .record import Failure, Metrics
+
+# Brackets only where they make a link, since intervals have them too.
+_MARKUP: Final = re.compile(r"([\\|`*<>]|!(?=\[)|\](?=[(\[:])|\b_|_\b)")
+_ADDRESS: Final = re.compile(r"(?<![A-Za-z0-9])(https?|ftp|www)([:.])", re.IGNORECASE)
 
 
 def duration(seconds: float) -> str:
@@ -43,3 +49,20 @@ def markdown_head(titles: Sequence[str]) -> list[str]:
 def markdown_row(cells: Sequence[str]) -> str:
     """One line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
+
+
+def markdown_failures(failures: Sequence[Failure]) -> list[str]:
+    """The section of failures below a table; no lines where there are none."""
+    if not failures:
+        return []
+    listed = [f"- `{each.place}`: {markdown_text(each.reason)}" for each in failures]
+    return ["", "## Failures", "", *listed]
+
+
+def markdown_text(text: str) -> str:
+    """Text on one line that Markdown shows as it is: no table, HTML, link, image or address.
+
+    Records come from others, and an image or an address in a table would be loaded or followed.
+    """
+    plain = _MARKUP.sub(r"\\\1", " ".join(text.split()))
+    return _ADDRESS.sub(r"\1\\\2", plain)

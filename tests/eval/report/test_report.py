@@ -29,6 +29,7 @@ from distillsec.eval.report.load import load_experiment
 from distillsec.eval.report.page import PAGE_CAP
 from distillsec.eval.report.pictures import Picture, fit
 from distillsec.eval.results.ablation import Ablation, ablation_markdown
+from distillsec.eval.results.metrics import collect
 from distillsec.eval.results.record import read_record
 
 Make = Callable[..., Path]
@@ -362,6 +363,32 @@ def test_csv_has_no_formulas_and_has_the_comparison(
     assert (row["source"], row["labels"]) == ("'=1+1", "'=cmd()")
     assert row["attack_success_rate_verdict"] == "too few seeds"
     assert float(row["attack_success_rate_difference"]) == 0.0
+
+
+@pytest.mark.parametrize("label", ["=1+1", " \n@SUM(A1)", "\t-1", "＝1", "+1"])
+def test_csv_marks_what_a_spreadsheet_would_run(
+    cli: Cli, make_sweep: Make, tmp_path: Path, label: str
+) -> None:
+    sweep = make_sweep(tmp_path / "s", {(("a", f"x;{label}"),): {0: 0.5}}, labels=[label])
+    text = cli("report", sweep, "--format", "csv").stdout
+    assert len(text.splitlines()) == 2
+    (row,) = csv.DictReader(io.StringIO(text))
+    assert row["labels"] == f"'{label.strip()}"
+    assert f'"{" ".join(f"x;{label}".split())}"' in text  # quoted as a whole
+
+
+def test_csv_heads_are_no_formulas(cli: Cli, make_run: Make, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", metrics=collect([{"=cmd()": 0.5}], None))
+    text = cli("report", run, "--format", "csv").stdout
+    assert {head[:6] for head in next(csv.reader(io.StringIO(text))) if "cmd" in head} == {"'=cmd("}
+
+
+def test_markdown_from_a_record_is_text(cli: Cli, make_sweep: Make, tmp_path: Path) -> None:
+    labels = ["![x](http://a.example/x.png)", "[a](https://b.example)", "www.c.example"]
+    sweep = make_sweep(tmp_path / "s", {(("a", "<img src=x>"),): {0: 0.5}}, labels=labels)
+    text = cli("report", sweep, "--format", "md").stdout
+    for live in ("](", "http:", "https:", "www.", "<img"):
+        assert not re.search(rf"(?<!\\){re.escape(live)}", text), live
 
 
 def test_markdown_and_latex(cli: Cli, make_sweep: Make, tmp_path: Path) -> None:
