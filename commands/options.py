@@ -86,7 +86,7 @@ CONTROL = _group(
 )
 MACHINE = _group(
     click.option("--seed", type=int, help="The distillation seed."),
-    click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N."),
+    click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."),
     click.option("--threads", type=int, help="CPU threads; another count gives other bits."),
 )
 SEEDS = _group(
@@ -98,6 +98,12 @@ OUTPUT = _group(
     click.option("--resume", is_flag=True, help="Resume the run in --out."),
     click.option("--json", "as_json", is_flag=True, help="Print the record, and nothing else."),
     click.option("--quiet", is_flag=True, help="No progress."),
+)
+SET_NUMBER = click.option(
+    "--set-number",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Which of the sets in a .pt file, from 0 (default: the first).",
 )
 DEFENSES = _group(
     click.option("--trigger", type=PATH, help="A trigger file (default: the run's own)."),

@@ -10,11 +10,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import torch
+from joblib import cpu_count
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
 from ...attacks import ATTACKS, Attack, AttackOptions
@@ -86,7 +86,7 @@ class RunSection(Section):
     seed: int = Field(
         0, ge=0, description="the distillation seed; all random streams derive from it"
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads; another count gives other bits (0: all cores)"
     )
@@ -275,14 +275,14 @@ def _resolve_machine(run: RunSection) -> RunSection:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     _check_device(device)
-    threads = run.threads or len(os.sched_getaffinity(0))
+    threads = run.threads or cpu_count()
     return run.model_copy(update={"device": device, "threads": threads})
 
 
 def _check_device(device: str) -> None:
     kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise RequestError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
+    if device != "mps" and (kind not in ("cpu", "cuda") or (number and not number.isdigit())):
+        raise RequestError(f"device must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
 
 
 def _hash(value: Mapping[str, Any]) -> str:

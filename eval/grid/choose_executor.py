@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
+from joblib import cpu_count
 
 from ...distill.types import RequestError
 from ..config.schema import RunSection
@@ -44,11 +43,7 @@ def choose_executor(
     if gpus is not None or memory is not None:
         raise RequestError("--gpus and --memory are a cell's resources on a Ray cluster: --ray")
     count = torch.cuda.device_count() if on_gpu else 0
-    jobs = jobs or (max(1, count) if on_gpu else max(1, _cores() // run.threads))
+    jobs = jobs or (max(1, count) if on_gpu else max(1, cpu_count() // run.threads))
     if jobs == 1:
         return SerialExecutor()
     return ProcessExecutor(jobs, gpus=count if run.device == "cuda" else 0)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ...distill.files.safe import read_json
 from ...distill.types import RequestError
@@ -21,17 +21,11 @@ def locked(folder: Path, *, timeout: float = 0.0) -> Iterator[None]:
 
     timeout: seconds to wait for the lock. Errors: ``RequestError`` where another process holds it.
     """
-    until = time.monotonic() + timeout
-    with (folder / _LOCK).open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    raise RequestError(f"another process is using {folder}") from None
-                time.sleep(0.2)
-        yield
+    try:
+        with FileLock(folder / _LOCK).acquire(timeout, poll_interval=0.2):
+            yield
+    except Timeout:
+        raise RequestError(f"another process is using {folder}") from None
 
 
 @contextmanager

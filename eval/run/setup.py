@@ -159,7 +159,9 @@ def _identity(config: Config) -> dict[str, Any]:
 
 
 def _check_device(device: str) -> None:
-    """Refuse a CUDA device that this machine does not have."""
+    """Refuse a device that this machine does not have."""
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise RequestError("there is no mps here: torch finds no Apple GPU")
     kind, _, number = device.partition(":")
     count = torch.cuda.device_count() if kind == "cuda" else 0
     if kind == "cuda" and int(number or 0) >= count:

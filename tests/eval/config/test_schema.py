@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import joblib
 import pytest
+import torch
 from pydantic import BaseModel, ValidationError
 
 from distillsec.attacks import ATTACKS
@@ -128,9 +129,9 @@ def test_an_impossible_value_is_refused_in_one_line(key: str, value: Any, allowe
     refused(keys, f"^{key}: .*{re.escape(allowed)}.*, got {re.escape(repr(value))}$")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:0:1", "CPU"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:0:1", "CPU", "mps:0"])
 def test_an_unknown_device_is_refused(device: str) -> None:
-    refused({"device": device}, f"device must be auto, cpu, cuda or cuda:N, got '{device}'")
+    refused({"device": device}, f"device must be auto, cpu, cuda, cuda:N or mps, got '{device}'")
 
 
 def test_a_missing_device_is_refused_on_the_machine_that_runs() -> None:
@@ -139,13 +140,20 @@ def test_a_missing_device_is_refused_on_the_machine_that_runs() -> None:
         prepare(config)
 
 
+def test_mps_is_a_device_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert configure(device="mps").run.device == "mps"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(RequestError, match="there is no mps here"):
+        prepare(configure(device="mps"))
+
+
 # Resolving -------------------------------------------------------------------------------------
 
 
 def test_device_and_threads_are_resolved() -> None:
     run = configure().run
     assert run.device in ("cpu", "cuda")
-    assert run.threads == len(os.sched_getaffinity(0))
+    assert run.threads == joblib.cpu_count()
     assert configure(threads=3).run.threads == 3
 
 

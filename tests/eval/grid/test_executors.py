@@ -200,7 +200,7 @@ def test_the_number_of_processes_follows_threads_cores_and_gpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = RunSection(device="cpu", threads=1)
-    monkeypatch.setattr("distillsec.eval.grid.choose_executor._cores", lambda: 6)
+    monkeypatch.setattr("distillsec.eval.grid.choose_executor.cpu_count", lambda: 6)
     assert choose_executor(run).slots == 6
     assert choose_executor(run.model_copy(update={"threads": 3})).slots == 2
     assert isinstance(choose_executor(run.model_copy(update={"threads": 6})), SerialExecutor)
