@@ -108,7 +108,7 @@ def test_charts_are_written_as_files(cli: Cli, small_sweep: Path, tmp_path: Path
     assert b"<svg" in first
     assert not list(Path.cwd().glob("report.html"))
     done = cli("report", small_sweep, "--charts", folder, "--format", "csv")
-    assert done.stdout.startswith("source,kind,") and "2 charts" in done.stderr
+    assert done.stdout.startswith('"source","kind",') and "2 charts" in done.stderr
     assert (folder / names[0]).read_bytes() == first
     (tmp_path / "file").write_text("")
     refused = cli("report", small_sweep, "--charts", tmp_path / "file")

@@ -26,7 +26,9 @@ MOVING = {"attack": "doorping", "objective": "target-logit"}
 
 
 def settings(*more: str) -> list[str]:
-    return [word for setting in (*MTT, *more) for word in ("--set", setting)]
+    """``MTT`` with ``more`` in place of the settings of the same keys."""
+    chosen = {setting.partition("=")[0]: setting for setting in (*MTT, *more)}
+    return [word for setting in chosen.values() for word in ("--set", setting)]
 
 
 def words(options: Options, *more: str, **changes: Any) -> list[str]:
