@@ -28,14 +28,14 @@ class StripOptions(DefenseOptions):
 
 @final
 class Strip(InputScorer):
-    """STRIP: the prediction for a triggered input stays whatever image is added to it (Gao, Xu,
-    Wang, Chen, Ranasinghe, Nepal, "STRIP: A Defence Against Trojan Attacks on Deep Neural
+    """STRIP: the prediction for a triggered input stays the same when images are added to it (Gao,
+    Xu, Wang, Chen, Ranasinghe, Nepal, "STRIP: A Defence Against Trojan Attacks on Deep Neural
     Networks", ACSAC 2019).
 
     In words: add 100 held-out images to the input, one at a time, and compute the mean entropy of
-    the victim's predictions. A trigger determines the prediction whatever is added, so a low
-    entropy is suspicious. The threshold is the 1 % quantile of a normal distribution fitted to the
-    entropies of clean images.
+    the victim's predictions. A trigger determines the prediction for any added image, so a
+    low entropy is suspicious. The threshold is the 1 % quantile of a normal distribution fitted to
+    the entropies of clean images.
 
     Needs held-out images: they are added to inputs, and set the threshold. The score is the
     negative entropy, in bits.

@@ -12,14 +12,15 @@ from torch.nn import functional
 
 from ...distill.training import augmenter
 from ...distill.types import Batch, Recipe
-from ..base import DefenderView, DefenseOptions, Repairer
-from ..common.channels import batch_norm_needed, channels, forward_with, low_masks, prune
-from ..common.held_out import few_images_caution, images_needed
+from ..base import DefenderView
+from ..common.channels import channels, forward_with
+from ..common.held_out import few_images_caution
+from ..common.mask_pruning import MaskOptions, MaskPruning
 from ..common.sgd import backward_step
 
 
 @final
-class AnpOptions(DefenseOptions):
+class AnpOptions(MaskOptions):
     """The official code's (``optimize_mask_cifar.py``); the threshold is the paper's."""
 
     budget: float = Field(0.4, ge=0, description="perturbation, relative to the weights")
@@ -33,7 +34,7 @@ class AnpOptions(DefenseOptions):
 
 
 @final
-class Anp(Repairer):
+class Anp(MaskPruning):
     """ANP: prune the channels that are sensitive to small perturbations of their weights (Wu, Wang,
     "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021).
 
@@ -60,27 +61,15 @@ class Anp(Repairer):
     name = "anp"
     Options = AnpOptions
     options: AnpOptions
-    needs = "held-out images; batch norm (or no norm at all)"
     quick: ClassVar[Mapping[str, Any]] = {"iterations": 300, "batch": 64}
     grid: ClassVar[Sequence[Mapping[str, Any]]] = tuple(
         {"threshold": value} for value in (0.0, 0.2, 0.35, 0.5, 0.7, 0.9)
     )
 
-    def not_applicable_because(self, view: DefenderView) -> str | None:
-        return images_needed(view, 2) or batch_norm_needed(view.victim)
-
     def caution(self, view: DefenderView) -> str | None:
         return few_images_caution(view, 100, "its masks are learned on")
 
-    def repair(self, view: DefenderView) -> nn.Module:
-        # The masks do not depend on the threshold: the tuned budget learns them once.
-        options = self.options.model_dump_json(exclude={"threshold"})
-        masks = view.once((self.name, options), lambda: self._masks(view))
-        network = view.trainable_victim().requires_grad_(False)
-        prune(network, low_masks(masks, self.options.threshold))
-        return network
-
-    def _masks(self, view: DefenderView) -> dict[str, Tensor]:
+    def masks(self, view: DefenderView) -> dict[str, Tensor]:
         generator, recipe = view.generator(self.name), view.distilled.recipe
         return learn_masks(view.trainable_victim(), view.holdout, recipe, self.options, generator)
 

@@ -13,14 +13,15 @@ from torch.nn import functional
 
 from ...distill.training import augmenter
 from ...distill.types import Batch, Recipe
-from ..base import DefenderView, DefenseOptions, Repairer
-from ..common.channels import batch_norm_needed, channels, forward_with, low_masks, prune
-from ..common.held_out import few_images_caution, images_needed
+from ..base import DefenderView
+from ..common.channels import channels, forward_with
+from ..common.held_out import few_images_caution
+from ..common.mask_pruning import MaskOptions, MaskPruning
 from ..common.sgd import backward_step, mini_batches_for_steps
 
 
 @final
-class RnpOptions(DefenseOptions):
+class RnpOptions(MaskOptions):
     """The official code's (``main.py``); the threshold is BackdoorBench's."""
 
     steps: int = Field(
@@ -44,7 +45,7 @@ class RnpOptions(DefenseOptions):
 
 
 @final
-class Rnp(Repairer):
+class Rnp(MaskPruning):
     """RNP: unlearn clean images, then prune the channels that their recovery does not use (Li, Lyu,
     Ma, Koren, Lyu, Li, Jiang, "Reconstructive Neuron Pruning for Backdoor Defense", ICML 2023).
 
@@ -71,27 +72,15 @@ class Rnp(Repairer):
     name = "rnp"
     Options = RnpOptions
     options: RnpOptions
-    needs = "held-out images; batch norm (or no norm at all)"
     quick: ClassVar[Mapping[str, Any]] = {"batch": 64}
     grid: ClassVar[Sequence[Mapping[str, Any]]] = tuple(
         {"threshold": value} for value in (0.0, 0.15, 0.3, 0.4, 0.55, 0.7)
     )
 
-    def not_applicable_because(self, view: DefenderView) -> str | None:
-        return images_needed(view, 2) or batch_norm_needed(view.victim)
-
     def caution(self, view: DefenderView) -> str | None:
         return few_images_caution(view, 100, "unlearns and recovers on")
 
-    def repair(self, view: DefenderView) -> nn.Module:
-        # The masks do not depend on the threshold: the tuned budget learns them once.
-        options = self.options.model_dump_json(exclude={"threshold"})
-        masks = view.once((self.name, options), lambda: self._masks(view))
-        network = view.trainable_victim().requires_grad_(False)
-        prune(network, low_masks(masks, self.options.threshold))
-        return network
-
-    def _masks(self, view: DefenderView) -> dict[str, Tensor]:
+    def masks(self, view: DefenderView) -> dict[str, Tensor]:
         options, generator, recipe = self.options, view.generator(self.name), view.distilled.recipe
         unlearned = unlearn_clean(view.trainable_victim(), view.holdout, recipe, options, generator)
         return recover(unlearned, view.holdout, recipe, options, generator)

@@ -65,7 +65,7 @@ class TrajectoryMatchingOptions(BackendOptions):
         10, ge=1, description="experts that train in lockstep and lie in one file"
     )
     rounds: int = Field(
-        1, ge=1, description="times that experts are trained anew, with the trigger as it stands"
+        1, ge=1, description="times that experts are trained anew, with the current trigger"
     )
 
 

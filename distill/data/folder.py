@@ -41,7 +41,7 @@ def load_folder(request: DataRequest) -> RawSet:
 
     Raises RequestError: no such folder, fewer than 2 classes, a class without images, classes that
     all hold the same folders, other classes in test than in train, a folder that can't be read,
-    and whatever ``decode_files`` refuses.
+    and all that ``decode_files`` refuses.
     """
     top = _find(request)
     left_out: Counter[str] = Counter()

@@ -18,7 +18,7 @@ from .raw import check_size, one_line, pixel_bytes
 def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
     """The unsigned bytes of an IDX file (gzipped if it ends in ``.gz``), in the file's shape.
 
-    Not torchvision's reader: it neither opens gzip nor tells a short file from a good one.
+    Not torchvision's reader: it neither opens gzip nor notices a truncated file.
     Raises RequestError for an unreadable or truncated file, a wrong header, surplus bytes.
     """
     try:

@@ -141,18 +141,18 @@ def _pixels(path: Path, images: Tensor, space: Preprocessing) -> Tensor:
 def _pixel_warnings(path: Path, pixels: Tensor) -> list[str]:
     """What is doubtful about the range of the pixels; far outside [0, 1] they are refused."""
     (low, high), mean = pixel_range(pixels), float(pixels.mean())
-    told = f"its pixels run from {low:.3g} to {high:.3g}"
+    span = f"its pixels run from {low:.3g} to {high:.3g}"
     if not -_FARTHEST_MEAN <= mean <= 1 + _FARTHEST_MEAN:
         raise fault(
             path,
-            f"{told}, {mean:.3g} on average, where [0, 1] is expected: the images were not "
+            f"{span}, {mean:.3g} on average, where [0, 1] is expected: the images were not "
             "normalised as the data is (pixels from 0 to 255?)",
         )
     if low >= -_ROUNDING and high <= 1 + _ROUNDING:
         return []
     share = float(((pixels < 0) | (pixels > 1)).float().mean())
     return [
-        f"{told}, {share:.0%} of them outside [0, 1]: were they whitened (--zca), or normalised "
+        f"{span}, {share:.0%} of them outside [0, 1]: were they whitened (--zca), or normalised "
         "by another mean and deviation?"
     ]
 

@@ -145,7 +145,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, 
     """Writes named tensors with a JSON description as one safetensors file, atomically.
 
     tensors: dense, of any shape, dtype and device. info: what JSON can hold, without NaN.
-    Equal content gives equal bytes, in whatever order the two mappings list it.
+    Equal content gives equal bytes, in any order of the two mappings.
     Raises ValueError or TypeError for an ``info`` that JSON cannot hold, RequestError where the
     file cannot be written.
     """
