@@ -13,7 +13,14 @@ from torch import Tensor
 from ..preprocessing import Preprocessing
 from ..types import Batch, DistilledSet, Recipe
 from .artifact import check_set, pixel_range
-from .safe import TENSORS_CAP, fault, read_foreign
+from .pickled import StoredTensor
+from .safe import check_built, fault
+from .torch_file import read_foreign
+
+_SETS_CAP: Final = 1000
+
+_COPIES: Final = 3
+"""Pixels are made from normalised images with two copies in between."""
 
 _FARTHEST_MEAN: Final = 1.0
 """How far the average of all pixels may lie outside [0, 1]."""
@@ -57,9 +64,10 @@ def import_pt(
     sets, from 0; ``None``: the first. Returns a pixel-space set with the default recipe and that
     preprocessing.
 
-    Raises RequestError: "refused unread" where the pickle names anything but tensors and numpy
-    scalars; unreadable, truncated, too large; another structure; no set of that number; a set that
-    is not valid; pixels on another scale; soft labels that are neither probabilities nor logits.
+    Raises RequestError: "refused unread" where the pickle names anything but plain tensors and
+    numpy scalars; unreadable, truncated, too large, also in memory; another structure; no set of
+    that number; a set that is not valid; pixels on another scale; soft labels that are neither
+    probabilities nor logits.
     """
     value = read_foreign(path)
     pairs = _pairs(path, value)
@@ -71,10 +79,13 @@ def import_pt(
     unread = sorted(map(str, _other_keys(value)))
     if unread:
         warnings.append(f"left out of the file: {', '.join(unread):.100}")
-    images, labels = pairs[number or 0]
+    stored_images, stored_labels = pairs[number or 0]
+    _check_images(path, stored_images, preprocessing)
+    check_built(path, _built(stored_images, stored_labels))
+    images, labels = _load(path, stored_images), _load(path, stored_labels)
     batch = Batch(
-        images=_pixels(path, images, preprocessing),
-        labels=(labels.float() if labels.is_floating_point() else labels.long()).contiguous(),
+        images=preprocessing.to("cpu").pixels(images.float()).contiguous(),
+        labels=labels.float() if labels.is_floating_point() else labels.long(),
     )
     recipe = Recipe(preprocessing=preprocessing)
     distilled = DistilledSet(batch=batch, classes=tuple(classes), recipe=recipe)
@@ -90,7 +101,7 @@ def import_pt(
     return ForeignSet(distilled=distilled, warnings=tuple(warnings))
 
 
-def _pairs(path: Path, value: Any) -> list[tuple[Tensor, Tensor]]:
+def _pairs(path: Path, value: Any) -> list[tuple[StoredTensor, StoredTensor]]:
     if isinstance(value, dict) and "data" in value:
         found = value["data"]
     elif isinstance(value, dict) and {"images", "labels"} <= set(value):
@@ -98,11 +109,20 @@ def _pairs(path: Path, value: Any) -> list[tuple[Tensor, Tensor]]:
     else:
         found = [value]
     entries = found if isinstance(found, (list, tuple)) else []
-    pairs = [tuple(entry) for entry in entries if isinstance(entry, (list, tuple))]
-    if not pairs or len(pairs) != len(entries) or not all(map(_is_pair, pairs)):
+    if len(entries) > _SETS_CAP:
+        raise fault(path, f"holds {len(entries)} sets, at most {_SETS_CAP} are read")
+    if not entries or not all(map(_is_pair, entries)):
         forms = "'data': [[images, labels], ...], a pair of tensors, or 'images' and 'labels'"
         raise fault(path, f"holds no distilled set: expected {forms}")
-    return [(images.detach(), labels.detach()) for images, labels in pairs]
+    return [(images, labels) for images, labels in entries]
+
+
+def _is_pair(entry: object) -> bool:
+    return (
+        isinstance(entry, (list, tuple))
+        and len(entry) == 2
+        and all(isinstance(part, StoredTensor) for part in entry)
+    )
 
 
 def _other_keys(value: Any) -> set[Any]:
@@ -112,30 +132,29 @@ def _other_keys(value: Any) -> set[Any]:
     return set(value) - ({"data"} if "data" in value else {"images", "labels"}) - _MEASURED
 
 
-def _is_pair(pair: tuple[Any, ...]) -> bool:
-    """Two dense CPU tensors whose elements all have a place in the file's size cap.
+def _check_images(path: Path, images: StoredTensor, space: Preprocessing) -> None:
+    if not images.dtype.is_floating_point:
+        raise fault(path, f"images are {images.dtype}, expected normalised floats")
+    if len(images.shape) != 4 or {len(space.mean), len(space.std)} != {images.shape[1]}:
+        given = f"{len(space.mean)} means and {len(space.std)} deviations"
+        raise fault(path, f"images have the shape {images.shape}, given {given}")
 
-    A stride of 0 makes a terabyte out of one number: the cap holds for the elements.
-    """
-    return len(pair) == 2 and all(
-        isinstance(part, Tensor)
-        and part.layout == torch.strided
-        and part.device.type == "cpu"
-        and not part.is_quantized
-        and not part.is_complex()
-        and part.numel() * 8 <= TENSORS_CAP
-        for part in pair
+
+def _built(images: StoredTensor, labels: StoredTensor) -> int:
+    """The bytes of memory that a set takes while it is made, all copies together."""
+    read = sum(2 * each.storage.count * each.dtype.itemsize for each in (images, labels))
+    return (
+        read
+        + images.count * (images.dtype.itemsize + _COPIES * torch.float32.itemsize)
+        + labels.count * (labels.dtype.itemsize + torch.int64.itemsize)
     )
 
 
-def _pixels(path: Path, images: Tensor, space: Preprocessing) -> Tensor:
-    """Normalised images in pixel space."""
-    if not images.is_floating_point():
-        raise fault(path, f"images are {images.dtype}, expected normalised floats")
-    if images.ndim != 4 or {len(space.mean), len(space.std)} != {images.shape[1]}:
-        given = f"{len(space.mean)} means and {len(space.std)} deviations"
-        raise fault(path, f"images have the shape {tuple(images.shape)}, given {given}")
-    return space.to("cpu").pixels(images.float()).contiguous()
+def _load(path: Path, stored: StoredTensor) -> Tensor:
+    try:
+        return stored.load()
+    except Exception as error:  # zip, zlib and short files share no base class
+        raise fault(path, f"a tensor cannot be read: {error!s:.150}") from None
 
 
 def _pixel_warnings(path: Path, pixels: Tensor) -> list[str]:

@@ -7,16 +7,14 @@ Every fault of a file (missing, truncated, corrupted, too large, not permitted) 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import pickle
-import re
 import secrets
 import stat
 import sys
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,12 +24,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..types import RequestError
-
-JSON_CAP: Final = 64 * 2**20
-"""The most bytes that :func:`read_json` reads."""
+from .plain_json import JSON_CAP, check_count, parse_json
 
 TENSORS_CAP: Final = 4 * 2**30
 """The most bytes that :func:`read_tensors` reads."""
+
+BUILT_CAP: Final = 16 * 2**30
+"""The most bytes of memory that reading a file may take, all copies together."""
+
+PLAIN_DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The types of tensors that are read, by their names in safetensors. torch computes with all."""
+
+_TENSOR_COUNT_CAP: Final = 100_000
+_CORRUPTED: Final = "not a safetensors file, or a truncated or corrupted one"
 
 INFO_KEY: Final = "distillsec"
 """The one metadata key of a tensor file; its value is one JSON string."""
@@ -59,6 +75,41 @@ def check_file(path: Path, cap: int) -> None:
         raise fault(path, f"is {what}, expected a file")
     if found.st_size > cap:
         raise fault(path, f"too large: {found.st_size} bytes, at most {cap} are read")
+
+
+def check_built(path: Path, size: int) -> None:
+    """Refuses a file that takes ``size`` bytes of memory, all copies together, to read.
+
+    Call it before the first is built. Raises RequestError: more than 16 GiB.
+    """
+    if size > BUILT_CAP:
+        raise fault(path, f"takes {size} bytes of memory to read, at most {BUILT_CAP} are allowed")
+
+
+def read_bytes(path: Path, cap: int) -> bytes:
+    """The content of a regular file of at most ``cap`` bytes.
+
+    Raises RequestError as :func:`check_file`; also where the file holds more than its size says.
+    """
+    check_file(path, cap)
+    try:
+        with path.open("rb") as file:
+            content = file.read(cap + 1)
+    except OSError as error:
+        raise fault(path, f"cannot be read: {_reason(error)}") from None
+    if len(content) > cap:  # files of /proc say that they are empty
+        raise fault(path, f"too large: more than {cap} bytes")
+    return content
+
+
+def file_digest(path: Path) -> str:
+    """32 hexadecimal digits of a file's content. Raises RequestError where it cannot be read."""
+    check_file(path, sys.maxsize)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
+    except OSError as error:
+        raise fault(path, f"cannot be read: {_reason(error)}") from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -99,15 +150,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file of at most 64 MiB.
+    """The value in a JSON file of at most 32 MiB.
 
-    Raises RequestError: missing, too large, truncated, not JSON, NaN or infinity inside.
+    Raises RequestError: missing, too large, truncated, not JSON, nested more than 100 deep, more
+    than 2,000,000 values, NaN or infinity inside.
     """
-    check_file(path, JSON_CAP)
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise fault(path, f"cannot be read: {_reason(error)}") from None
+    text = read_bytes(path, JSON_CAP)
     if not text.strip():
         raise fault(path, "is empty, expected JSON")
     return _parse(path, text, "truncated or not JSON")
@@ -127,13 +175,16 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
     A line that is no JSON object is skipped: a process that is killed while it writes leaves half a
     line, and the next process appends to it.
+    Raises RequestError: not a regular file, more than 32 MiB, more than 2,000,000 values.
     """
     if not path.exists():
         return []
+    content = read_bytes(path, JSON_CAP)
+    _check_count(path, content)
     rows = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in content.splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if isinstance(row, dict):
@@ -171,27 +222,43 @@ def read_tensors(
     """The tensors and the description that :func:`write_tensors` wrote, tensors on ``device``.
 
     only: leave all but the tensors whose names begin so in the file, which may then have any size.
-    Raises RequestError: missing, over 4 GiB, truncated, corrupted, not a safetensors file, or
-    without a JSON object under the metadata key ``distillsec``.
+    Raises RequestError: missing, over 4 GiB, truncated, corrupted, not a safetensors file, a header
+    over 32 MiB, more than 100,000 tensors, a type that is not in ``PLAIN_DTYPES``, or without a
+    JSON object under the metadata key ``distillsec``.
     """
     check_file(path, sys.maxsize if only else TENSORS_CAP)
+    _check_header(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             # The reader's tensors may be views of one map of the file: a clone outlives the file.
             names = [name for name in sorted(file.keys()) if name.startswith(only)]
+            _check_types(path, {name: file.get_slice(name).get_dtype() for name in names})
             tensors = {name: file.get_tensor(name).clone() for name in names}
+    except RequestError:
+        raise
     except OSError as error:
         raise fault(path, f"cannot be read: {_reason(error)}") from None
     except Exception as error:  # a malicious header fails in many ways, none of them a bug of ours
-        what = f"not a safetensors file, or a truncated or corrupted one ({_reason(error)})"
-        raise fault(path, what) from None
+        raise fault(path, f"{_CORRUPTED} ({_reason(error)})") from None
     if INFO_KEY not in metadata:
         raise fault(path, f"no metadata under the key {INFO_KEY!r}: not a file of this suite")
     info = _parse(path, metadata[INFO_KEY].encode("utf-8", "replace"), "metadata is not JSON")
     if not isinstance(info, dict):
         raise fault(path, f"metadata is a JSON {type(info).__name__}, expected an object")
     return {name: tensor.to(device) for name, tensor in tensors.items()}, info
+
+
+def read_shape(path: Path, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Type and shape of tensor ``name``, from the header alone; errors as :func:`read_slice`."""
+    check_file(path, sys.maxsize)
+    _check_header(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            found = file.get_slice(name)
+            return PLAIN_DTYPES[found.get_dtype()], tuple(found.get_shape())
+    except Exception as error:  # as in read_tensors
+        raise fault(path, f"{_CORRUPTED} ({_reason(error)})") from None
 
 
 def read_slice(path: Path, name: str, *index: int) -> Tensor:
@@ -206,78 +273,42 @@ def read_slice(path: Path, name: str, *index: int) -> Tensor:
             part: Tensor = file.get_slice(name)[index]
             return part.clone()
     except Exception as error:  # as in read_tensors
-        what = f"not a safetensors file, or a truncated or corrupted one ({_reason(error)})"
-        raise fault(path, what) from None
+        raise fault(path, f"{_CORRUPTED} ({_reason(error)})") from None
 
 
-class _Discarded:
-    """Stands in for the numpy scalars of a foreign file: takes their bytes and keeps nothing.
-
-    Only the accuracies beside the images are such scalars, and they are not needed: no code of
-    numpy runs on untrusted bytes.
-    """
-
-    def __init__(self, *_args: object) -> None: ...
-
-    def __setstate__(self, _state: object) -> None: ...
-
-
-_Allowed = Callable[..., Any] | tuple[Callable[..., Any], str]
-_ALLOWED: Final[list[_Allowed]] = [  # numpy 1's and numpy 2's names of the same two
-    (_Discarded, "numpy.dtype"),
-    (_Discarded, "numpy.core.multiarray.scalar"),
-    (_Discarded, "numpy._core.multiarray.scalar"),
-]
-
-
-def read_foreign(path: Path) -> Any:
-    """What a ``torch.save`` file of another project holds, tensors on the CPU, no code of it run.
-
-    Raises RequestError: "refused unread" where it names anything but tensors, containers and numpy
-    scalars (whose values are dropped); missing, too large, truncated, not of ``torch.save``.
-    """
-    check_file(path, TENSORS_CAP)
+def _check_header(path: Path) -> None:
+    """Refuses a safetensors header that takes much memory to read, before it is read."""
     try:
-        if zipfile.is_zipfile(path):  # a zip of 1 MB may unpack to a thousand times that
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > TENSORS_CAP:
-                raise fault(path, f"unpacks to {unpacked} bytes, at most {TENSORS_CAP} are read")
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_ALLOWED):
-            warnings.simplefilter("ignore")  # of the file's age: nothing the receiver can change
-            # Explicit weights_only: the environment variable that lifts it has no effect then.
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except RequestError:
-        raise
-    except pickle.UnpicklingError as error:
-        what = f"refused unread: the file holds more than tensors ({_what(error)})"
-        raise fault(path, what) from None
-    except Exception as error:  # a hostile or broken archive fails in many ways
-        text = (str(error) or type(error).__name__).split(". ")[0]
-        what = f"not a PyTorch file, or a truncated or corrupted one ({text:.150})"
-        if "TorchScript" in text:
-            what = "refused unread: the file holds more than tensors (a TorchScript program)"
-        raise fault(path, what) from None
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > JSON_CAP:
+                raise fault(path, f"{_CORRUPTED} (a header of {length} bytes)")
+            header = file.read(length)
+    except OSError as error:
+        raise fault(path, f"cannot be read: {_reason(error)}") from None
+    _check_count(path, header)
 
 
-def _what(error: Exception) -> str:
-    """What a refused pickle asked for, from torch's long message."""
-    named = re.search(r"GLOBAL\s+([\w.]+)|(Unsupported operand \d+)", str(error))
-    if named is None:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return (lines[1] if len(lines) > 1 else lines[0])[:150]
-    return f"it names {named[1]}" if named[1] else named[2].lower()
+def _check_count(path: Path, text: bytes) -> None:
+    try:
+        check_count(text)
+    except ValueError as error:
+        raise fault(path, f"holds {error}") from None
+
+
+def _check_types(path: Path, types: Mapping[str, str]) -> None:
+    if len(types) > _TENSOR_COUNT_CAP:
+        raise fault(path, f"holds {len(types)} tensors, at most {_TENSOR_COUNT_CAP} are read")
+    for name, found in types.items():
+        if found not in PLAIN_DTYPES:
+            known = ", ".join(PLAIN_DTYPES)
+            raise fault(path, f"{name:.50} is of the type {found}; {known} are read")
 
 
 def _parse(path: Path, text: bytes, trouble: str) -> Any:
-    def constant(name: str) -> None:
-        raise ValueError(f"{name} is no JSON number")
-
     try:
-        return json.loads(text, parse_constant=constant)
-    except RecursionError:
-        raise fault(path, f"{trouble}: nested too deeply") from None
-    except ValueError as error:  # the decoder's errors, and those of the text encoding
+        return parse_json(text)
+    except ValueError as error:
         raise fault(path, f"{trouble}: {error}") from None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import resource
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from distillsec.distill.files import safe as files
 from distillsec.distill.files.artifact import save_set
 from distillsec.distill.files.foreign import ForeignSet, import_pt
 from distillsec.distill.preprocessing import Preprocessing, fit_zca
@@ -92,7 +95,7 @@ def test_a_file_with_code_is_refused_unread(
         path.write_bytes(pickle.dumps(Malicious(marker)))
     else:
         torch.save(value, path, _use_new_zipfile_serialization=form == "zip")
-    with refused(path, "refused unread: the file holds more than tensors"):
+    with refused(path, "refused unread: the file holds more than plain tensors"):
         import_pt(path, preprocessing=Preprocessing((0, 0), (1, 1)), classes="abcd")
     assert not marker.exists()
     Malicious(marker).__reduce__()[0](marker)
@@ -129,9 +132,10 @@ def test_broken_pt_files_are_refused(refused: Refused, tmp_path: Path, modern: b
         ({"data": [[IMAGES]]}, "holds no distilled set"),
         ({"data": 3}, "holds no distilled set"),
         (IMAGES, "holds no distilled set"),
-        ([IMAGES.to_sparse(), LABELS], "holds no distilled set"),
-        ([torch.zeros(1, device="meta"), LABELS], "holds no distilled set"),
-        ([torch.zeros(1).expand(10**6, 1, 1000, 1000), LABELS], "holds no distilled set"),
+        ([IMAGES, [LABELS]], "holds no distilled set"),
+        ([IMAGES, 3], "holds no distilled set"),
+        ({"data": [[IMAGES, LABELS]] * 1001}, "1001 sets, at most 1000"),
+        ([torch.zeros(1).expand(10**6, 1, 1000, 1000), LABELS], "are stored as 1"),
         ([IMAGES.byte(), LABELS], "expected normalised floats"),
         ([IMAGES[0], LABELS], "given 1 means"),
         ([torch.zeros(2, 3, 2, 2), LABELS], "given 1 means"),
@@ -146,6 +150,94 @@ def test_other_structures_are_refused(
     torch.save(value, path)
     with refused(path, fault):
         import_pt(path, preprocessing=Preprocessing((0,), (1,)), classes=["a", "b"])
+
+
+BYTES = torch.zeros(2, 1, 2, 2, dtype=torch.uint8)
+EXOTIC: dict[str, Callable[[], torch.Tensor]] = {
+    "sparse": IMAGES.to_sparse,
+    "meta": lambda: IMAGES.to("meta"),
+    "nested": lambda: torch.nested.nested_tensor([IMAGES[0], IMAGES[1]]),
+    "complex": lambda: IMAGES.to(torch.complex64),
+    "conjugated": lambda: IMAGES.to(torch.complex64).conj(),
+    "negated": lambda: torch._neg_view(IMAGES),
+    "quantised": lambda: torch.quantize_per_tensor(IMAGES, 0.1, 0, torch.quint8),
+    "float8": lambda: IMAGES.to(torch.float8_e4m3fn),
+    "float4": lambda: BYTES.view(torch.float4_e2m1fn_x2),
+    "bits8": lambda: BYTES.view(torch.bits8),
+    "uint16": lambda: IMAGES.to(torch.uint16),
+}
+
+
+@pytest.mark.parametrize("make", EXOTIC.values(), ids=EXOTIC)
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that torch will not have these for ever
+def test_exotic_tensors_are_refused_unread(
+    refused: Refused, tmp_path: Path, make: Callable[[], torch.Tensor], place: int
+) -> None:
+    path, pair = tmp_path / "x.pt", [IMAGES, LABELS]
+    pair[place] = make()
+    torch.save(pair, path)
+    with refused(path, "refused unread: the file holds more than plain tensors ("):
+        import_pt(path, preprocessing=Preprocessing((0,), (1,)), classes=["a", "b"])
+
+
+BOMBS = {
+    "bytearray": b"cbuiltins\nbytearray\n(J\xff\xff\xff\x7ftR.",
+    "hexadecimal": b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x06\x00\x00\x00latin1tR."
+    + b"c_codecs\nencode\n(hX\x03\x00\x00\x00hextR." * 40,
+    "a deep key": b"})" + b"\x85" * 300_000 + b"Ns.",
+    "many lists": b"(" + b"]" * 1_100_000 + b"l.",
+    "a list of itself": b"]q\x00h\x00a.",
+    "a large memo": b"]r\xff\xff\xff\xff.",
+    "an attribute": b"ccollections\nOrderedDict\n}X\x04\x00\x00\x00callNsb.",
+}
+
+
+@pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS)
+def test_small_pickles_stay_small(refused: Refused, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"\x80\x02" + content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with refused(path, ": "):
+        import_pt(path, preprocessing=Preprocessing((0,), (1,)), classes=["a", "b"])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+def test_what_would_be_built_is_bounded_before(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, images = tmp_path / "x.pt", torch.zeros(200, 3, 32, 32).half()
+    torch.save({"data": [[images, torch.arange(200) % 2]] * 500}, path)
+    space = Preprocessing((0,) * 3, (1,) * 3)
+    assert len(import_pt(path, preprocessing=space, classes="ab").distilled.batch) == 200
+    size = images.numel() * (2 + 2 + 2 + 3 * 4) + 200 * (8 + 8 + 8 + 8)  # two readings, copies
+    monkeypatch.setattr(files, "BUILT_CAP", size)
+    import_pt(path, preprocessing=space, classes="ab")
+    monkeypatch.setattr(files, "BUILT_CAP", size - 1)
+    with refused(path, f"takes {size} bytes of memory to read, at most {size - 1}"):
+        import_pt(path, preprocessing=space, classes="ab")
+
+
+def test_a_packed_archive_is_refused(refused: Refused, tmp_path: Path) -> None:
+    path, packed = tmp_path / "x.pt", tmp_path / "packed.pt"
+    torch.save([torch.zeros(2, 1, 500, 500), LABELS], path)
+    with zipfile.ZipFile(path) as good, zipfile.ZipFile(packed, "w") as bad:
+        for record in good.infolist():
+            bad.writestr(record.filename, good.read(record), zipfile.ZIP_DEFLATED)
+    with refused(packed, "torch writes no such file"):
+        import_pt(packed, preprocessing=Preprocessing((0,), (1,)), classes=["a", "b"])
+
+
+def test_parts_of_larger_tensors_and_other_types_are_read(tmp_path: Path) -> None:
+    path, whole = tmp_path / "x.pt", torch.randn(6, 1, 4, 4)
+    labels = torch.arange(12)[::4].to(torch.int16) % 2
+    for modern in (True, False):
+        for images in (whole[1:4], whole.half()[::2], whole.bfloat16().transpose(2, 3)[:3]):
+            torch.save([images, labels], path, _use_new_zipfile_serialization=modern)
+            space = Preprocessing((0,), (1,))
+            found = import_pt(path, preprocessing=space, classes=["a", "b"]).distilled.batch
+            assert torch.equal(found.images, images.float())
+            assert torch.equal(found.labels, labels.long())
 
 
 def test_a_whitened_file_comes_back_to_pixels(tmp_path: Path) -> None:
