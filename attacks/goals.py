@@ -81,7 +81,7 @@ class OneToOne(Goal):
         if source is None:
             raise RequestError(f"goal {cls.name} needs a source class, 0 to {classes - 1}")
         if source == target:
-            raise RequestError(f"goal {cls.name}: source and target are both {target}")
+            raise RequestError(f"goal {cls.name}: source and target are both {target!r:.60}")
         return cls(
             source=_class_number("source", source, classes),
             target=_class_number("target", target, classes),
@@ -136,18 +136,21 @@ def goal_from(info: Mapping[str, Any], classes: int) -> Goal:
     info: ``goal`` (all-to-one where it is missing), ``target`` and ``source``.
     Errors: ``RequestError`` for a goal that there isn't, and for class numbers that do not suit it.
     """
-    goal = look_up(str(info.get("goal", AllToOne.name)), GOALS, "goal")
+    goal = look_up(f"{info.get('goal', AllToOne.name)!s:.60}", GOALS, "goal")
     return goal.choose(classes, info.get("target"), info.get("source"))
 
 
 def _class_number(what: str, number: object, classes: int) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < classes:
         raise RequestError(
-            f"{what} {number} is no class: there are {classes}, numbered from 0 to {classes - 1}"
+            f"{what} {number!r:.60} is no class: there are {classes}, numbered from 0 to "
+            f"{classes - 1}"
         )
     return number
 
 
 def _refuse_source(name: GoalName, source: object) -> None:
     if source is not None:
-        raise RequestError(f"source {source} is for goal {OneToOne.name} only, the goal is {name}")
+        raise RequestError(
+            f"source {source!r:.60} is for goal {OneToOne.name} only, the goal is {name}"
+        )

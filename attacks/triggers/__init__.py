@@ -28,7 +28,7 @@ def trigger_from(info: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trig
     """
     ranges = get_args(TriggerRange)
     if info["range"] not in ranges:
-        raise RequestError(f"the trigger's range is {info['range']!r}, expected {ranges}")
+        raise RequestError(f"the trigger's range is {info['range']!r:.60}, expected {ranges}")
     kind = look_up(str(info["kind"]), TRIGGERS, "kind of trigger")
     return kind.from_tensors(tensors, info["range"])
 

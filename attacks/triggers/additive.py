@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...distill.types import RequestError
-from .base import Trigger, TriggerPicture, TriggerRange, caption, needed, short
+from .base import Trigger, TriggerPicture, TriggerRange, caption, check_within, needed, short
 
 Norm = Literal["linf", "l2"]
 
@@ -58,6 +58,8 @@ class AdditiveTrigger(Trigger):
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], range: TriggerRange) -> Self:
         (perturbation,) = needed(tensors, "perturbation")
+        if range == "pixel":
+            check_within("perturbation (its range is pixel)", perturbation, -1, 1)
         bounds = {norm: tensors[f"{norm}_bound"] for norm in _LENGTHS if f"{norm}_bound" in tensors}
         if len(bounds) != 1 or any(bound.numel() != 1 for bound in bounds.values()):
             raise RequestError("an additive trigger has one bound, linf_bound or l2_bound")

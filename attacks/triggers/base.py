@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, final
 
+import torch
 from torch import Tensor
 
 from ...distill.types import RequestError
 
 TriggerRange = Literal["pixel", "unbounded"]
+
+_ROUNDING = 1e-6
+_LARGEST = 1e6  # the widest published unbounded triggers reach ±200
 
 UNBOUNDED = "unbounded trigger: no camera or file can carry it"
 """The label beside every figure of a trigger whose values may leave [0, 1]."""
@@ -90,11 +94,33 @@ def labels_of(range: object) -> list[str]:
 
 
 def needed(tensors: Mapping[str, Tensor], *names: str) -> list[Tensor]:
-    """The tensors with these names, as ``float32``; ``RequestError`` where one is missing."""
+    """The tensors with these names, each ``float32`` of the shape (channels, H, W).
+
+    Errors: ``RequestError`` where one is missing, of another type or rank, empty, or holds values
+    beyond ±1,000,000.
+    """
     missing = [name for name in names if name not in tensors]
     if missing:
         raise RequestError(f"the trigger lacks its {' and its '.join(missing)}")
-    return [tensors[name].float() for name in names]
+    for name in names:
+        found = tensors[name]
+        if found.dtype != torch.float32 or found.ndim != 3 or not found.numel():
+            raise RequestError(
+                f"the trigger's {name} is {found.dtype} {tuple(found.shape)}, expected "
+                "torch.float32 (channels, H, W), none 0"
+            )
+        check_within(name, found, -_LARGEST, _LARGEST)
+    return [tensors[name] for name in names]
+
+
+def check_within(name: str, values: Tensor, least: float, most: float) -> None:
+    """Refuse values outside of [least, most], but for rounding; NaN too."""
+    low, high = values.min().item(), values.max().item()
+    if not (low >= least - _ROUNDING and high <= most + _ROUNDING):
+        raise RequestError(
+            f"the trigger's {name} holds values from {low:.3g} to {high:.3g}, "
+            f"allowed are {least:g} to {most:g}"
+        )
 
 
 def caption(described: Mapping[str, Any], *more: str) -> str:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from ...distill.types import RequestError
-from .base import Region, Trigger, TriggerPicture, TriggerRange, caption, needed
+from .base import Region, Trigger, TriggerPicture, TriggerRange, caption, check_within, needed
 
-_ROUNDING = 1e-6
 _ALWAYS_ENLARGED = 6  # a covered area of up to 6×6 pixels is enlarged on the smallest images too
 
 
@@ -44,12 +43,8 @@ class MaskedTrigger(Trigger, ABC):
                 f"the trigger's mask holds values from {mask.min().item():.3g} to "
                 f"{mask.max().item():.3g}, expected opacities in [0, 1]"
             )
-        low, high = pattern.min().item(), pattern.max().item()
-        if range == "pixel" and not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
-            raise RequestError(
-                f"the trigger's range is pixel, and its pattern holds values from {low:.3g} to "
-                f"{high:.3g}"
-            )
+        if range == "pixel":
+            check_within("pattern (its range is pixel)", pattern, 0, 1)
         return cls(pattern=pattern, mask=mask, range=range)
 
     def fits(self, image_shape: tuple[int, int, int]) -> bool:

@@ -8,6 +8,7 @@ keys is fixed, so that the file can carry nothing of an attack.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ..class_names import MAX_CLASSES, check_class_names
+from ..augment import parse_strategy
+from ..class_names import MAX_CLASSES, MAX_NAME, check_class_names
 from ..preprocessing import Preprocessing, Zca
 from ..types import Batch, DistilledSet, Recipe, RequestError, Step, hard_labels
 from .prefixes import add_prefix, select_prefix
@@ -26,7 +28,16 @@ from .safe import fault, read_tensors, write_atomically, write_tensors
 
 FORMAT_VERSION: Final = 1
 _LARGEST_SIDE: Final = 4096
-_PositiveInt = Annotated[int, Field(ge=1)]
+_LARGEST_VALUE: Final = 1e6  # of pixels, labels, weights: far above those of published sets
+_LARGEST_MOMENT: Final = 1e4  # of the pixels' mean and deviation: 0 to 255 is the widest scale
+# The longest published training: 1,000 epochs; 300 epochs of 200,000 images in 470,000 steps.
+_LARGEST_EPOCHS: Final = 10_000
+_LARGEST_VISITS: Final = 100_000_000
+_LARGEST_STEPS: Final = 1_000_000
+_Side = Annotated[int, Field(ge=1, le=_LARGEST_SIDE)]
+_Rate = Annotated[float, Field(gt=0, le=1000)]
+_Mean = Annotated[float, Field(ge=-_LARGEST_MOMENT, le=_LARGEST_MOMENT)]
+_Deviation = Annotated[float, Field(ge=1 / _LARGEST_MOMENT, le=_LARGEST_MOMENT)]
 
 
 class _Info(BaseModel):
@@ -35,19 +46,19 @@ class _Info(BaseModel):
 
 class _StepInfo(_Info):
     rows: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1_000_000)]
-    rate: PositiveFloat
+    rate: _Rate
 
 
 class _RecipeInfo(_Info):
     """A :class:`Recipe` as metadata; the upper bounds keep a hostile file from endless training."""
 
-    mean: Annotated[list[float], Field(min_length=1)]
-    std: Annotated[list[PositiveFloat], Field(min_length=1)]
-    epochs: Annotated[int, Field(ge=1, le=1_000_000)]
-    lr: PositiveFloat
+    mean: Annotated[list[_Mean], Field(min_length=1, max_length=_LARGEST_SIDE)]
+    std: Annotated[list[_Deviation], Field(min_length=1, max_length=_LARGEST_SIDE)]
+    epochs: Annotated[int, Field(ge=1, le=_LARGEST_EPOCHS)]
+    lr: _Rate
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    batch_size: _PositiveInt
+    weight_decay: Annotated[float, Field(ge=0, le=10)]
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
     augment: Annotated[str, Field(max_length=200, pattern=r"^([a-z]+(_[a-z]+)*)?$")]
     steps: Annotated[list[_StepInfo], Field(max_length=100_000)] = []
 
@@ -57,7 +68,7 @@ class _SetInfo(_Info):
 
     format_version: int
     classes: Annotated[list[str], Field(min_length=1, max_length=MAX_CLASSES)]
-    image_shape: Annotated[list[_PositiveInt], Field(min_length=3, max_length=3)]
+    image_shape: Annotated[list[_Side], Field(min_length=3, max_length=3)]
     recipe: _RecipeInfo
 
 
@@ -160,9 +171,31 @@ def _check_recipe(path: Path, recipe: _RecipeInfo, images: Tensor) -> None:
         if len(value) != images.shape[1]:
             have = f"{len(value)} numbers for {images.shape[1]} channels"
             raise fault(path, f"the recipe's {key} has {have}")
+    try:
+        parse_strategy(recipe.augment)
+    except RequestError as error:
+        raise fault(path, f"the recipe's augment: {error}") from None
+    _check_work(path, recipe, len(images))
     highest = max((max(step.rows) for step in recipe.steps), default=0)
     if highest >= len(images):
         raise fault(path, f"the recipe's steps train on row {highest} of {len(images)} images")
+
+
+def _check_work(path: Path, recipe: _RecipeInfo, count: int) -> None:
+    """How long training by the recipe may take; a step sees no image twice."""
+    longest = max((len(step.rows) for step in recipe.steps), default=0)
+    if longest > count:
+        raise fault(path, f"a step of the recipe trains on {longest} rows of {count} images")
+    visits = recipe.epochs * count
+    if visits > _LARGEST_VISITS:
+        have = f"{recipe.epochs} epochs of {count} images"
+        raise fault(
+            path, f"the recipe's {have} are {visits}, at most {_LARGEST_VISITS} are allowed"
+        )
+    steps = recipe.epochs * -(-count // recipe.batch_size)
+    if steps > _LARGEST_STEPS:
+        have = f"{recipe.epochs} epochs in batches of {recipe.batch_size}"
+        raise fault(path, f"the recipe's {have} are {steps} steps, at most {_LARGEST_STEPS}")
 
 
 def _check_extras(path: Path, tensors: Mapping[str, Tensor], dimensions: int) -> None:
@@ -172,12 +205,22 @@ def _check_extras(path: Path, tensors: Mapping[str, Tensor], dimensions: int) ->
     for name, tensor in tensors.items():
         if name in ("images", "labels"):
             continue
-        wanted = shapes.get(name, (tensor.numel(),))
+        wanted = shapes.get(name, (max(1, tensor.numel()),))
         if tensor.dtype != torch.float32 or tensor.shape != wanted:
             have = f"{tensor.dtype} {tuple(tensor.shape)}"
             raise fault(path, f"{name} is {have}, expected torch.float32 {wanted}")
-        if not tensor.isfinite().all():
-            raise fault(path, f"{name} holds NaN or infinite values")
+        _check_values(path, f"{name} holds", tensor)
+
+
+def _check_values(path: Path, what: str, values: Tensor) -> None:
+    """Refuses NaN, infinity, and numbers beyond ``_LARGEST_VALUE`` on either side."""
+    low, high = pixel_range(values)
+    largest = max(abs(low), abs(high))
+    if not math.isfinite(largest):
+        raise fault(path, f"{what} NaN or infinite values")
+    if largest > _LARGEST_VALUE:
+        limit = f"at most {_LARGEST_VALUE:g} is allowed on either side"
+        raise fault(path, f"{what} values from {low:.3g} to {high:.3g}, {limit}")
 
 
 def _check_images(path: Path, images: Tensor) -> None:
@@ -186,8 +229,7 @@ def _check_images(path: Path, images: Tensor) -> None:
     if images.ndim != 4 or not images.numel() or max(images.shape[1:]) > _LARGEST_SIDE:
         limits = f"expected (N, C, H, W), none 0, sides up to {_LARGEST_SIDE}"
         raise fault(path, f"images have the shape {tuple(images.shape)}, {limits}")
-    if not images.isfinite().all():
-        raise fault(path, "images hold NaN or infinite values")
+    _check_values(path, "images hold", images)
 
 
 def _check_labels(path: Path, labels: Tensor, count: int, classes: int) -> None:
@@ -198,8 +240,7 @@ def _check_labels(path: Path, labels: Tensor, count: int, classes: int) -> None:
         have = f"{labels.dtype} labels have the shape {tuple(labels.shape)}"
         raise fault(path, f"{have}, expected {expected}")
     if labels.dtype == torch.float32:
-        if not labels.isfinite().all():
-            raise fault(path, "labels hold NaN or infinite values")
+        _check_values(path, "labels hold", labels)
     elif labels.min() < 0 or labels.max() >= classes:
         low, high = int(labels.min()), int(labels.max())
         raise fault(path, f"labels run from {low} to {high}, expected 0 to {classes - 1}")
@@ -230,6 +271,11 @@ def _check_trigger(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str,
     missing = [key for key in ("kind", "target", "range") if key not in info]
     if missing:
         raise fault(path, f"no trigger: its metadata lacks {', '.join(missing)}")
+    kind, target = info["kind"], info["target"]
+    if not isinstance(kind, str) or not kind.isprintable() or len(kind) > MAX_NAME:
+        raise fault(path, f"the trigger's kind is {kind!r:.60}, expected a name")
+    if target is not None and (type(target) is not int or target < 0):
+        raise fault(path, f"the trigger's target is {target!r:.60}, expected a class number")
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise fault(path, f"the trigger's {name} holds NaN or infinite values")

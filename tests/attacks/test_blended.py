@@ -172,7 +172,7 @@ def test_its_trigger_file_gives_the_same_stamp(blended: Make, tmp_path: Path) ->
     [
         (torch.full((1, 8, 8), 1.5), "from 1.5 to 1.5, expected opacities in"),
         (torch.full((1, 8, 8), -0.1), "from -0.1"),
-        (torch.ones(8, 8), r"shape \(8, 8\), expected"),
+        (torch.ones(8, 8), r"\(8, 8\), expected"),
         (torch.ones(1, 8, 7), r"shape \(1, 8, 7\), expected"),
         (None, "lacks its mask"),
     ],
