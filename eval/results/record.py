@@ -122,13 +122,15 @@ def read_record(path: Path | str) -> Record:
     found = read_json(Path(path))
     version = found.get("schema_version") if isinstance(found, dict) else None
     if version != SCHEMA_VERSION:
-        raise RequestError(f"{path} is no record of schema {SCHEMA_VERSION} (found {version!r})")
+        raise RequestError(
+            f"{path} is no record of schema {SCHEMA_VERSION} (found {version!r:.60})"
+        )
     try:
         return Record.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise RequestError(f"{path} is damaged: {place}: {first['msg']}") from error
+        raise RequestError(f"{path} is damaged: {place:.200}: {first['msg']:.200}") from error
 
 
 def environment(device: str) -> dict[str, Any]:
