@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..distill.core.hooks import Moment
-from ..distill.types import Batch
+from ..distill.types import Batch, RequestError
 from .base import AttackOptions, DataInfo, PatchOptions, PoisoningAttack, ThreatModel
 from .search import OBJECTIVES, Carriers, ObjectiveName, SearchOptions
 from .triggers import PatchTrigger
@@ -146,7 +146,10 @@ class Doorping(PoisoningAttack):
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._pattern = state["pattern"].to(self.data.device)
+        pattern = state["pattern"]
+        if pattern.shape != self.data.image_shape or not pattern.isfinite().all():
+            raise RequestError(f"a pattern {tuple(pattern.shape)} that fits no image")
+        self._pattern = pattern.to(self.data.device)
         counts = [int(count) for count in state["counts"]]
         self._moves, self._updates, self._idle_updates, seen = counts
         self._experts_seen = bool(seen)

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..types import Batch, Distillate, RunError
+from ..types import Batch, Distillate, RequestError, RunError
 from .backend import Backend
 from .hooks import Hook, announce, extra_loss, fold, listeners
 from .resume import LoopState
@@ -49,13 +49,18 @@ def distil(
 
     An iteration's last network is advanced only where a hook listens: nothing else reads it. The
     streams are stateless, so this extra work changes no other random number.
-    Errors: ``RunError`` when the loss or the images are no longer finite, or a hook fails.
+    Errors: ``RunError`` when the loss or the images are no longer finite, or a hook fails;
+    ``RequestError`` for a state that is not of this task, backend and hooks.
     """
     run = start_run(task, backend, hooks, observer)
     position, synthetic = run.position, run.synthetic
     optimiser = backend.optimiser(synthetic.leaf, synthetic.learned)
     rates = [group["lr"] for group in optimiser.param_groups]
     if state:
+        if state.iteration > task.iterations:
+            raise RequestError(
+                f"the kept state is of {state.iteration} iterations, the run has {task.iterations}"
+            )
         state.restore(synthetic, optimiser, hooks)
     for iteration in range(state.iteration if state else 0, task.iterations):
         position.enter(iteration)
