@@ -1,10 +1,11 @@
 """Experts: networks trained on the real data, whose weights after every epoch are kept in a buffer.
 
-A buffer is a folder. ``manifest.json`` says what its experts depend on; ``experts-NNN.safetensors``
-hold the weights ``(experts, epochs + 1, P)``, read through a memory map, and the hooks' state after
-their training; ``partial.safetensors`` is the checkpoint of an unfinished training. The experts of
-one file train in lockstep, epoch by epoch, so that a trigger that moves with them moves with all of
-them.
+A buffer is a folder. ``manifest.json`` says what its experts depend on, and the digest of each
+finished file, which is checked before the file is used; older buffers have none.
+``experts-NNN.safetensors`` hold the weights ``(experts, epochs + 1, P)``, read through a memory
+map, and the hooks' state after their training; ``partial.safetensors`` is the checkpoint of an
+unfinished training. The experts of one file train in lockstep, epoch by epoch, so that a trigger
+that moves with them moves with all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,17 @@ from ..core.resume import (
 )
 from ..core.run import Run
 from ..files.prefixes import add_prefix, select_prefix
-from ..files.safe import fault, read_json, read_slice, read_tensors, write_json, write_tensors
+from ..files.safe import (
+    fault,
+    file_digest,
+    read_json,
+    read_shape,
+    read_slice,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from ..notices import warn
 from ..preprocessing import digest
 from ..randomness import Streams
 from ..training import drop_epoch, sgd, train_on
@@ -67,7 +78,11 @@ class Buffer:
     def weights(self, expert: int, epoch: int) -> Tensor:
         """``float32 (P,)``, on the CPU: the weights of ``expert`` after ``epoch`` epochs."""
         file, place = divmod(expert, self._plan.per_file)
-        return read_slice(_shard(self._folder, file), "weights", place, epoch)
+        path = _shard(self._folder, file)
+        found = read_slice(path, "weights", place, epoch)
+        if not bool(found.isfinite().all()):
+            raise fault(path, f"the weights of expert {expert} are not finite")
+        return found
 
 
 def open_buffer(run: Run, plan: ExpertPlan, round_: int, *, fresh: bool) -> Buffer:
@@ -93,6 +108,7 @@ class _ExpertTraining:
         self._streams = Streams(plan.seed)
         self._manifest = folder / "manifest.json"
         self._partial = folder / "partial.safetensors"
+        self._digests: dict[str, str] = {}
         self._saved_at, self._saving = time.monotonic(), 0.0
 
     def open(self, fresh: bool) -> Buffer:
@@ -168,11 +184,36 @@ class _ExpertTraining:
             raise RequestError(
                 f"{self._folder} holds experts trained from another state of the attack"
             )
+        self._digests = _known_digests(self._manifest, known)
         if not known.get("finished"):
             return False
         for file in range(self._files):
-            read_slice(_shard(self._folder, file), "weights", 0, 0)
+            self._check_shard(file)
+        if len(self._digests) < self._files:
+            warn(
+                f"{self._folder} holds experts without digests, made by an older version: whether "
+                "they are as they were trained cannot be checked"
+            )
         return True
+
+    def _check_shard(self, file: int) -> None:
+        """Refuse a file of experts that is damaged, changed, or of another shape."""
+        path = _shard(self._folder, file)
+        found, wanted = read_shape(path, "weights"), (torch.float32, self._shape(file))
+        if found != wanted:
+            raise fault(path, f"its weights are {found[0]} {found[1]}, expected {wanted[1]}")
+        wanted_digest = self._digests.get(path.name)
+        if wanted_digest is not None and file_digest(path) != wanted_digest:
+            raise fault(
+                path,
+                "is not the file that was trained: its digest is not the one in manifest.json",
+            )
+
+    def _shape(self, file: int) -> tuple[int, int, int]:
+        """(experts, epochs + 1, weights) of ``file``."""
+        plan, weights = self._plan, flat.count(self._run.task.network(0))
+        count = min(plan.per_file, plan.experts - file * plan.per_file)
+        return count, plan.epochs + 1, weights
 
     # Training ------------------------------------------------------------------------------------
 
@@ -182,14 +223,17 @@ class _ExpertTraining:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RequestError(f"cannot use {self._folder}: {error.strerror}") from error
-        write_json(self._manifest, {**manifest, "finished": False})
         for file in range(self._files):
-            if _shard(self._folder, file).exists():
-                self._restore_hooks(_shard(self._folder, file))
+            write_json(self._manifest, {**manifest, "finished": False, "digests": self._digests})
+            path = _shard(self._folder, file)
+            if path.exists():
+                self._check_shard(file)
+                self._restore_hooks(path)
             else:
                 self._train_file(file)
+            self._digests.setdefault(path.name, file_digest(path))
         self._partial.unlink(missing_ok=True)
-        write_json(self._manifest, {**manifest, "finished": True})
+        write_json(self._manifest, {**manifest, "finished": True, "digests": self._digests})
 
     def _train_file(self, file: int) -> None:
         """Train the experts of one file in lockstep, from the checkpoint if there is one."""
@@ -226,9 +270,18 @@ class _ExpertTraining:
         tensors, info = read_tensors(self._partial, device=self._run.task.real.images.device)
         if info.get("file") != file:  # the checkpoint is older than the end of the file before
             return 0
-        group.restore(tensors)
+        epochs = info.get("epochs")
+        if type(epochs) is not int or not 0 <= epochs <= self._plan.epochs:
+            raise fault(self._partial, f"is of {epochs!r:.60} epochs, expected a number")
+        try:
+            group.restore(tensors)
+        except Exception as error:  # of any tensor's shape, type or name
+            text = str(error) or type(error).__name__
+            raise fault(
+                self._partial, f"is no checkpoint of these experts ({text:.150})"
+            ) from error
         restore_hooks(self._run.hooks, tensors)
-        return int(info["epochs"])
+        return epochs
 
     def _save(self, file: int, epochs: int, group: _ExpertGroup) -> None:
         """Write a checkpoint, unless the last one is recent."""
@@ -278,8 +331,11 @@ class _ExpertGroup:
         return found
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what ``state`` gave."""
-        self.path = tensors["path"].cpu()
+        """Put back what ``state`` gave. Errors: many, where ``tensors`` are of other experts."""
+        path = tensors["path"].cpu()
+        if (path.dtype, path.shape) != (self.path.dtype, self.path.shape):
+            raise ValueError(f"path is {path.dtype} {tuple(path.shape)}")
+        self.path = path
         for place, network in enumerate(self.networks):
             network.load_state_dict(select_prefix(f"network.{place}", tensors))
             kept = select_prefix(f"optimiser.{place}", tensors)
@@ -288,6 +344,14 @@ class _ExpertGroup:
 
 def _shard(folder: Path, file: int) -> Path:
     return folder / f"experts-{file:03d}.safetensors"
+
+
+def _known_digests(manifest: Path, known: dict[str, Any]) -> dict[str, str]:
+    """The digests of finished files by their names."""
+    found = known.get("digests", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise fault(manifest, "its digests are no mapping of names to digests")
+    return found
 
 
 def _differences(theirs: Any, ours: dict[str, Any]) -> str:

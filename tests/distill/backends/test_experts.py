@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from distillsec.distill.core.hooks import Hook
 from distillsec.distill.core.run import Run
 from distillsec.distill.core.start import start_run
 from distillsec.distill.core.task import Task
+from distillsec.distill.files.safe import write_tensors
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.randomness import Streams
 from distillsec.distill.types import RequestError, RunError
@@ -282,3 +284,56 @@ def test_a_damaged_manifest_is_named(toy_task: Tasks, content: str) -> None:
     assert str(refused.value).startswith(f"{manifest}: ") and "\n" not in str(refused.value)
     shutil.rmtree(folder_of(task))
     opened(task)
+
+
+# Digests -----------------------------------------------------------------------------------------
+
+
+def manifest_of(task: Task) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder_of(task) / "manifest.json").read_text())
+    return found
+
+
+def test_a_changed_weight_is_found_by_its_digest(toy_task: Tasks) -> None:
+    task = toy_task()
+    opened(task)
+    assert manifest_of(task)["digests"] == {
+        path.name: hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        for path in sorted(folder_of(task).glob("experts-*"))
+    }
+    path = folder_of(task) / "experts-001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RequestError, match=r"experts-001\.safetensors: is not the file that was"):
+        opened(task)
+
+
+def test_experts_of_another_shape_or_not_finite_are_refused(toy_task: Tasks) -> None:
+    task = toy_task()
+    buffer = opened(task)
+    manifest, path = manifest_of(task), folder_of(task) / "experts-000.safetensors"
+    weights = load_file(path)["weights"]
+    (folder_of(task) / "manifest.json").write_text(json.dumps({**manifest, "digests": {}}))
+    write_tensors(path, {"weights": weights[:1]}, {})
+    with pytest.raises(RequestError, match=r"experts-000\.safetensors: its weights are .* \(1, 4,"):
+        opened(task)
+    write_tensors(path, {"weights": weights / 0}, {})
+    opened(task)
+    with pytest.raises(RequestError, match=r"experts-000\.safetensors: .* expert 1 are not finite"):
+        buffer.weights(1, 2)
+
+
+def test_experts_of_an_older_version_are_used_with_a_warning(
+    toy_task: Tasks, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = toy_task()
+    opened(task)
+    manifest = manifest_of(task)
+    opened(task)
+    assert caplog.messages == []
+    del manifest["digests"]
+    (folder_of(task) / "manifest.json").write_text(json.dumps(manifest))
+    opened(task)
+    (text,) = caplog.messages
+    assert f"{folder_of(task)} holds experts without digests" in text
