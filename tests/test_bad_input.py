@@ -166,7 +166,7 @@ def test_commands(words: list[str], expected: tuple[str, ...], cli: Cli) -> None
         (b"", "expected a mapping"),
         (b"ipc: [1", "not YAML"),
         (b"\xff\xfe\x00", "not YAML"),
-        (b"ipc: 1\n" * 200_000, "at most 1048576 are read"),
+        (b"ipc: 1\n" * 200_000, "too large: 1400000 bytes, at most 262144"),
         (b"ipc: !!python/object/apply:os.mkdir [ran]", "not YAML"),
     ],
 )

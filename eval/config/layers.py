@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-import yaml
-from yaml.nodes import MappingNode, ScalarNode
-
 from ...attacks import ATTACKS
-from ...distill.files.safe import check_file
+from ...distill.files.safe import fault, read_bytes
 from ...distill.types import RequestError
+from .plain_yaml import YAML_CAP, parse_yaml
 from .presets import load_preset
 from .schema import Config, configure, find_attack
-
-_YAML_CAP = 1 << 20
 
 
 def gather(
@@ -31,6 +28,8 @@ def gather(
     preset's others only. Keys of a preset that only other attacks than the chosen one have (a
     trigger's size, where the trigger has none) are left out.
     """
+    if not isinstance(preset, (str, NoneType)):
+        raise RequestError(f"preset is {preset!r:.60}, expected a name")
     found = load_preset(preset) if preset is not None else {}
     keys: dict[str, Any] = {}
     if file is not None:
@@ -38,6 +37,9 @@ def gather(
     keys.update(key_values(settings))
     keys.update({key: value for key, value in (options or {}).items() if value is not None})
     own = found.get("config", {})
+    for key in ("attack", "backend"):
+        if not isinstance(keys.get(key), (str, NoneType)):
+            raise RequestError(f"{key} is {keys[key]!r:.60}, expected a name")
     attack = {**own, **keys}.get("attack")
     if own and attack:
         own = _without_foreign_options({**own, **found.get("attack_config", {})}, attack)
@@ -54,46 +56,16 @@ def _without_foreign_options(keys: Mapping[str, Any], attack: str) -> dict[str, 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A flat mapping from a YAML file.
 
-    Errors: ``RequestError`` naming the file where it is missing, too large, or no mapping, and
-    where a mapping in it has a key twice.
+    Errors: ``RequestError`` naming the file where it is missing, no regular file, larger than 256
+    KiB, not YAML as ``parse_yaml`` reads it, or no mapping.
     """
-    check_file(path, _YAML_CAP)
     try:
-        found = load_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RequestError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    except RequestError as error:
-        raise RequestError(f"{path}: {error}") from error
+        found = parse_yaml(read_bytes(path, YAML_CAP).decode())
+    except ValueError as error:
+        raise fault(path, f"not YAML: {error}") from error
     if not isinstance(found, dict):
-        raise RequestError(f"{path}: expected a mapping of keys to values")
+        raise fault(path, "expected a mapping of keys to values")
     return with_keys(found.items(), str(path))
-
-
-def load_yaml(text: str) -> Any:
-    """The value of a YAML text.
-
-    Errors: ``RequestError`` where a mapping has a key twice, which YAML's own loader allows.
-    """
-    return yaml.load(text, _UniqueKeysLoader)
-
-
-class _UniqueKeysLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key that stands twice in a mapping is an error."""
-
-    def compose_mapping_node(self, anchor: Any) -> MappingNode:
-        """The node of one mapping, its keys compared before aliases and merges are resolved."""
-        node = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, str], int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, ScalarNode)):
-            line = key.start_mark.line + 1
-            first = lines.get((key.tag, key.value))
-            if first is not None:
-                where = f"lines {first} and {line}" if first != line else f"line {line}"
-                raise RequestError(f"the key {key.value} is there twice, on {where}")
-            lines[key.tag, key.value] = line
-        return node
 
 
 def with_keys(pairs: Iterable[tuple[Any, Any]], owner: str) -> dict[str, Any]:
@@ -147,8 +119,6 @@ def as_key(text: str) -> str:
 
 def _value(text: str, setting: str) -> Any:
     try:
-        return load_yaml(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RequestError(f"{setting}: the value is not YAML") from error
-    except RequestError as error:
-        raise RequestError(f"{setting}: {error}") from error
+        return parse_yaml(text)
+    except ValueError as error:
+        raise RequestError(f"{setting}: the value is not YAML: {error}") from error
