@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 from ...defenses.base import Defense
 from ...distill.core.hooks import Hook
@@ -20,6 +20,9 @@ from ..config.schema import Config, configure
 from ..results.record import Record, read_record
 from ..run.cell import run_cell
 from ..run.progress import Reporter
+
+MOST_RUNS: Final = 5_000
+"""The most distillations of a sweep or a suite."""
 
 _EXPERTS = "experts"
 _VICTIMS = "victims"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 from ...distill.files.safe import append_json_line, read_json_lines
 
 Event = Literal["done", "failed", "again", "lost"]
+
+_LONGEST = 1e9  # seconds: 30 years
 
 
 @final
@@ -34,8 +37,8 @@ class Ledger:
         append_json_line(self._path, row)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All complete lines."""
-        return read_json_lines(self._path)
+        """All complete lines; one without an event, a place and the seconds is skipped."""
+        return [row for row in read_json_lines(self._path) if _is_row(row)]
 
     def seconds(self) -> dict[str, float]:
         """The total time of each finished place, with that of failed attempts."""
@@ -46,3 +49,14 @@ class Ledger:
             if row["event"] == "done":
                 finished.add(row["place"])
         return {place: spent[place] for place in finished}
+
+
+def _is_row(row: Mapping[str, Any]) -> bool:
+    place, seconds = row.get("place"), row.get("seconds")
+    return (
+        row.get("event") in get_args(Event)
+        and isinstance(place, str)
+        and isinstance(seconds, (int, float))
+        and 0 <= seconds < _LONGEST
+        and isinstance(row.get("reason", ""), str)
+    )

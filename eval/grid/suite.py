@@ -15,7 +15,7 @@ from ...distill.types import RequestError
 from ..bench.options import VICTIMS, BenchOptions, choose_defenses
 from ..config.layers import for_clean, gather, read_yaml
 from ..config.schema import Config, Section, build_options, configure
-from .jobs import DistillationJob, Job, defense_job, share_experts
+from .jobs import MOST_RUNS, DistillationJob, Job, defense_job, share_experts
 
 _CLEAN = "clean"
 _CALIBRATION = 1000  # the distance of the calibration seeds from the first seed
@@ -153,6 +153,9 @@ def read_suite(path: Path) -> Suite:
     """
     suite: Suite = build_options(Suite, read_yaml(path), str(path))
     try:
+        runs = _count_runs(suite)
+        if runs > MOST_RUNS:
+            raise RequestError(f"plans {runs} runs, at most {MOST_RUNS} are allowed")
         chosen = {name for setting in suite.settings for name in suite.defenses_of(setting)}
         unused = [name for name in suite.options if name not in chosen]
         if unused:
@@ -164,6 +167,16 @@ def read_suite(path: Path) -> Suite:
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from error
     return suite
+
+
+def _count_runs(suite: Suite) -> int:
+    """Attacked and clean distillations of all settings, before any is planned."""
+    total = 0
+    for name in suite.settings:
+        seeds, clean = suite.seeds_of(name), suite.calibration_seeds_of(name)
+        total += (seeds.stop - seeds.start) * (1 + len(suite.attacks_of(name)))
+        total += clean.stop - clean.start
+    return total
 
 
 def groups(suite: Suite) -> list[TwinGroup]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from ...distill.types import RequestError
 from ..bench.options import BenchOptions, choose_defenses
 from ..config.layers import as_key, for_clean, gather, read_yaml, with_keys
 from ..config.schema import Config, Section, build_options, configure
-from .jobs import DistillationJob, Job, defense_job, share_experts
+from .jobs import MOST_RUNS, DistillationJob, Job, defense_job, share_experts
 
 _CELLS = "cells"
 
@@ -47,8 +48,8 @@ class Sweep(Section):
     def points(self) -> tuple[SweepPoint, ...]:
         """All points, in the order of the file.
 
-        Errors: ``RequestError`` for an empty axis, one that is there twice, or axes of ``zip`` of
-        different lengths.
+        Errors: ``RequestError`` for an empty axis, one that is there twice, axes of ``zip`` of
+        different lengths, or too many runs with the seeds.
         """
         for entry in self.list or ({},):
             axes = itertools.chain(entry.items(), self.zip.items(), self.grid.items())
@@ -63,6 +64,13 @@ class Sweep(Section):
             raise RequestError(f"the axes of zip need equally many values, got {text}")
         listed = [SweepPoint.of(entry.items()) for entry in self.list] or [SweepPoint()]
         zipped = [SweepPoint.of(step) for step in _steps(self.zip)] or [SweepPoint()]
+        count = len(listed) * len(zipped) * math.prod(map(len, self.grid.values()))
+        count += sum(map(len, self.each.values()))
+        if count * self.seeds > MOST_RUNS:
+            raise RequestError(
+                f"{count} points with {self.seeds} seeds are {count * self.seeds} runs, at most "
+                f"{MOST_RUNS} are allowed"
+            )
         crossed = [SweepPoint.of(values) for values in _combinations(self.grid)]
         points = [a.joined(b).joined(c) for a, b, c in itertools.product(listed, zipped, crossed)]
         if self.each and not (self.grid or self.zip or self.list):
