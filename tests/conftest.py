@@ -42,6 +42,13 @@ settings.register_profile("distillsec", derandomize=True, deadline=None, databas
 settings.load_profile("distillsec")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    fuzz = parser.getgroup("fuzz", "random changes to files, in tests/fuzz")
+    fuzz.addoption("--fuzz-seconds", type=float, default=5.0, help="for all kinds together")
+    fuzz.addoption("--fuzz-samples", type=int, default=0, help="this many, in any time")
+    fuzz.addoption("--fuzz-seed", type=int, default=0, help="another one gives other samples")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     stale = _stale()
     if stale:
