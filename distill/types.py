@@ -7,6 +7,7 @@ Labels are ``int64 (N,)`` or, where a set carries soft labels, ``float32 (N, cla
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -16,6 +17,11 @@ from torch import Tensor
 from .preprocessing import Preprocessing, digest
 
 _LONGEST_MESSAGE = 2000
+
+LARGEST_WIDTH = 4096
+"""The most channels or units of a layer; published networks have up to 4096."""
+LARGEST_DEPTH = 100
+"""The most blocks of a network."""
 
 
 class DistillsecError(Exception):
@@ -93,6 +99,8 @@ class Recipe:
     steps: where there are any, training is these steps of plain gradient descent instead.
     initial: ``float32 (P,)``, the weights that training starts from, laid end to end; a network
     with another number of weights starts from its own.
+    network: what the set was distilled with: the fields of a ``NetworkSpec`` that are not ``None``;
+    ``None`` where it is not known.
     """
 
     preprocessing: Preprocessing
@@ -104,6 +112,7 @@ class Recipe:
     augment: str = ""
     steps: tuple[Step, ...] = ()
     initial: Tensor | None = None
+    network: Mapping[str, str | int] | None = None
 
     def to(self, device: torch.device | str) -> Recipe:
         """The same with its tensors on ``device``."""
@@ -120,6 +129,8 @@ class Recipe:
         """The recipe as values that JSON can hold; tensors by their digest."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del values["preprocessing"]
+        if self.network is None:  # as in sets from before there was this field
+            del values["network"]
         values["steps"] = [{"rows": list(step.rows), "rate": step.rate} for step in self.steps]
         values["initial"] = None if self.initial is None else digest(self.initial)
         return self.preprocessing.describe() | values

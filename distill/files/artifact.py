@@ -22,7 +22,16 @@ from torch import Tensor
 from ..augment import parse_strategy
 from ..class_names import MAX_CLASSES, MAX_NAME, check_class_names
 from ..preprocessing import Preprocessing, Zca
-from ..types import Batch, DistilledSet, Recipe, RequestError, Step, hard_labels
+from ..types import (
+    LARGEST_DEPTH,
+    LARGEST_WIDTH,
+    Batch,
+    DistilledSet,
+    Recipe,
+    RequestError,
+    Step,
+    hard_labels,
+)
 from .prefixes import add_prefix, select_prefix
 from .safe import fault, read_tensors, write_atomically, write_tensors
 
@@ -38,6 +47,7 @@ _Side = Annotated[int, Field(ge=1, le=_LARGEST_SIDE)]
 _Rate = Annotated[float, Field(gt=0, le=1000)]
 _Mean = Annotated[float, Field(ge=-_LARGEST_MOMENT, le=_LARGEST_MOMENT)]
 _Deviation = Annotated[float, Field(ge=1 / _LARGEST_MOMENT, le=_LARGEST_MOMENT)]
+_Word = Annotated[str, Field(max_length=200, pattern=r"^[a-z-]+$")]
 
 
 class _Info(BaseModel):
@@ -47,6 +57,18 @@ class _Info(BaseModel):
 class _StepInfo(_Info):
     rows: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1_000_000)]
     rate: _Rate
+
+
+class _NetworkInfo(_Info):
+    """The network of a recipe, as ``NetworkSpec`` has it."""
+
+    network: Annotated[str, Field(max_length=200, pattern=r"^[\w.:-]+$")]
+    width: Annotated[int, Field(ge=1, le=LARGEST_WIDTH)] | None = None
+    depth: Annotated[int, Field(ge=1, le=LARGEST_DEPTH)] | None = None
+    norm: _Word | None = None
+    activation: _Word | None = None
+    pooling: _Word | None = None
+    head: Annotated[int, Field(ge=0, le=LARGEST_WIDTH)] | None = None
 
 
 class _RecipeInfo(_Info):
@@ -61,6 +83,7 @@ class _RecipeInfo(_Info):
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
     augment: Annotated[str, Field(max_length=200, pattern=r"^([a-z]+(_[a-z]+)*)?$")]
     steps: Annotated[list[_StepInfo], Field(max_length=100_000)] = []
+    network: _NetworkInfo | None = None
 
 
 class _SetInfo(_Info):
@@ -100,6 +123,8 @@ def load_set(path: Path | str) -> DistilledSet:
     values: dict[str, Any] = valid.recipe.model_dump()
     mean, std = (tuple(values.pop(key)) for key in ("mean", "std"))
     values["steps"] = tuple(Step(rows=tuple(s.rows), rate=s.rate) for s in valid.recipe.steps)
+    network = valid.recipe.network
+    values["network"] = None if network is None else network.model_dump(exclude_none=True)
     zca = select_prefix("zca", tensors)
     space = Preprocessing(mean, std, Zca(**zca) if zca else None)
     recipe = Recipe(**values, preprocessing=space, initial=tensors.get("initial"))
@@ -126,7 +151,7 @@ def _describe(distilled: DistilledSet) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "classes": list(distilled.classes),
         "image_shape": list(distilled.batch.images.shape[1:]),
-        "recipe": {key: recipe[key] for key in _RecipeInfo.model_fields},
+        "recipe": {key: recipe[key] for key in _RecipeInfo.model_fields if key in recipe},
     }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..plugins import is_reference, load_object, look_up
 from ..preprocessing import Preprocessing
 from ..randomness import seeded_weights
-from ..types import RequestError
+from ..types import LARGEST_DEPTH, LARGEST_WIDTH, RequestError
 from .architectures import NETWORKS
 from .layers import Normalise, Parameters, Shape, Stack
 
@@ -32,13 +32,20 @@ class NetworkSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     network: str = Field(default="convnet", description="a name, or package.module:Class")
-    width: int | None = Field(default=None, ge=1, description="channels or units of a layer")
-    depth: int | None = Field(default=None, ge=1, description="how many blocks or hidden layers")
+    width: int | None = Field(
+        default=None, ge=1, le=LARGEST_WIDTH, description="channels or units of a layer"
+    )
+    depth: int | None = Field(
+        default=None, ge=1, le=LARGEST_DEPTH, description="how many blocks or hidden layers"
+    )
     norm: Norm | None = Field(default=None, description="normalisation after each convolution")
     activation: Activation | None = Field(default=None, description="activation function")
     pooling: Pooling | None = Field(default=None, description="pooling after each block")
     head: int | None = Field(
-        default=None, ge=0, description="hidden units before the last linear layer; 0 for none"
+        default=None,
+        ge=0,
+        le=LARGEST_WIDTH,
+        description="hidden units before the last linear layer; 0 for none",
     )
 
 
@@ -115,6 +122,18 @@ def build_network(
         else:
             network = _build(spec, normalise, image_shape, classes)
     return network.to(device)
+
+
+def count_parameters(spec: NetworkSpec, image_shape: Shape, classes: int) -> int:
+    """The number of parameters of a network of ``NETWORKS``, without allocating them.
+
+    Errors: as for ``build_network``.
+    """
+    channels = image_shape[0]
+    plain = Preprocessing((0.0,) * channels, (1.0,) * channels)
+    with torch.device("meta"):
+        network = _build(spec, Normalise(plain), image_shape, classes)
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _build(spec: NetworkSpec, normalise: Normalise, image_shape: Shape, classes: int) -> Network:

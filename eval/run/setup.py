@@ -88,8 +88,10 @@ class Setup:
             raise RequestError(f"attack {self.config.attack}: {error}") from error
 
     def distilled_set(self, made: Distillate) -> DistilledSet:
-        """``made`` with the class names, and the recipe with the configuration's overrides."""
-        recipe = override(made.recipe, self.config.victims)
+        """``made`` with the class names, and the recipe with the configuration's overrides and
+        its network."""
+        network = self.config.network.model_dump(exclude_none=True)
+        recipe = replace(override(made.recipe, self.config.victims), network=network)
         return DistilledSet(batch=made.batch, classes=self.data.classes, recipe=recipe)
 
 
