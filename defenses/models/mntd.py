@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...distill.files.safe import TENSORS_CAP, check_file
 from ...distill.randomness import seeded_weights
 from ...distill.training import shuffled
 from ..base import DefenderView, DefenseOptions, Inspection, Inspector
@@ -28,6 +29,14 @@ class MntdOptions(DefenseOptions):
     """The official code's."""
 
     zoo: str | None = Field(None, description="file of `distillsec shadows` (default: trains one)")
+
+    @field_validator("zoo")
+    @classmethod
+    def _is_a_file(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_file(Path(value), TENSORS_CAP)
+        return value
+
     pairs: int = Field(PAIRS, ge=2, description="pairs of shadows, if it trains them")
     shadow_epochs: int = Field(100, ge=1, description="training epochs of a shadow")
     shadow_batch: int = Field(100, ge=2, description="images in a shadow's mini-batch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,13 +39,13 @@ def make_zoo(
     reporter = reporter or Reporter()
     if out.exists() and not resume:
         raise RequestError(f"{out} exists: choose another --out, or continue with --resume")
-    out.parent.mkdir(parents=True, exist_ok=True)
     setup = prepare(config, data_dir, bars=reporter.bars)
     network = setup.primary_network
     clean = _images(setup, images)
     zoo = load_zoo(out, network) if out.exists() else None
     if zoo is not None:
         _check_same(zoo, describe_zoo(network, clean, options), out)
+    _check_writable(out)
     total = 2 * options.pairs
     with reporter.phase("shadows", total, len(zoo) if zoo else 0) as phase:
         while zoo is None or len(zoo) < total:
@@ -60,6 +61,16 @@ def make_zoo(
             )
             zoo.save(out)
     return zoo
+
+
+def _check_writable(out: Path) -> None:
+    """Make the folder of ``out``, and refuse one in which no file can be made."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out.parent, prefix="."):
+            pass
+    except OSError as error:
+        raise RequestError(f"cannot write {out}: {error.strerror}") from error
 
 
 def _images(setup: Setup, count: int) -> Batch:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any, final
 
@@ -56,7 +57,9 @@ class SetSection(Section):
 class VictimSection(Section):
     """The networks trained on the set to measure it."""
 
-    victims: int = Field(5, ge=1, description="networks trained on the set, fresh weights each")
+    victims: int = Field(
+        5, ge=1, le=10_000, description="networks trained on the set, fresh weights each"
+    )
     victim_network: tuple[str, ...] = Field(
         (), description="their architectures, the first is primary (default: the distilling one)"
     )
@@ -84,7 +87,10 @@ class RunSection(Section):
     """Seed and machine: another seed, device or thread count gives another result."""
 
     seed: int = Field(
-        0, ge=0, description="the distillation seed; all random streams derive from it"
+        0,
+        ge=0,
+        lt=2**63,
+        description="the distillation seed; all random streams derive from it",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: int = Field(
@@ -205,7 +211,8 @@ def _build(model: type[BaseModel], values: Mapping[str, Any]) -> BaseModel:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "configuration"
-        raise RequestError(f"{key}: {first['msg'].lower()}, got {first.get('input')!r}") from error
+        got = reprlib.repr(first.get("input"))
+        raise RequestError(f"{key}: {first['msg'].lower()}, got {got}") from error
 
 
 def build_options(model: type[BaseModel], values: Mapping[str, Any], owner: str) -> Any:
@@ -281,7 +288,8 @@ def _resolve_machine(run: RunSection) -> RunSection:
 
 def _check_device(device: str) -> None:
     kind, _, number = device.partition(":")
-    if device != "mps" and (kind not in ("cpu", "cuda") or (number and not number.isdigit())):
+    numbered = kind == "cuda" and number.isdecimal()
+    if not (numbered or device in ("cpu", "cuda", "mps")):
         raise RequestError(f"device must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
 
 

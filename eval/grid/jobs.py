@@ -98,9 +98,10 @@ class DistillationJob(Job):
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DefenseJob(Job):
-    """Measure defenses on the set of the run in ``source``."""
+    """Measure defenses on the set of the run in ``source``. control: as in ``DistillationJob``."""
 
     source: str
+    control: str | None
     defenses: Mapping[str, Defense]
     bench: BenchOptions
 
@@ -116,7 +117,8 @@ class DefenseJob(Job):
             place,
             defenses=self.defenses,
             options=self.bench,
-            given=("victims",),
+            given=("network", "victims"),
+            control_run=None if self.control is None else out / self.control,
             data_dir=data_dir,
             resume=place.exists(),
             store=VictimStore(out / _VICTIMS),
@@ -143,6 +145,7 @@ def defense_job(
         place=place,
         config=configure(**keys),
         source=source.place,
+        control=source.control,
         defenses=defenses,
         bench=bench,
     )

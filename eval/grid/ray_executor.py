@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import sys
 from typing import Any, Self, final
 
@@ -11,6 +12,7 @@ from ...distill.types import RequestError
 from .executors import Executor, Work, WorkerDied
 
 LOCAL = "local"
+_CONNECT_SECONDS = 5.0
 
 
 @final
@@ -35,6 +37,7 @@ class RayExecutor(Executor):
         workers: int | None = None,
     ) -> None:
         self._ray = _import_ray()
+        _check_address(address)
         self._address, self._workers = address, workers
         self._cpus, self._gpus, self._memory = cpus, gpus, memory
         self._tickets: dict[Any, int] = {}
@@ -84,6 +87,19 @@ class RayExecutor(Executor):
         for task in self._tickets:
             self._ray.cancel(task, force=True)
         self._ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address where nobody listens: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address in (LOCAL, "auto"):
+        return
+    if not (colon and host and port.isdecimal() and int(port) < 2**16):
+        raise RequestError(f"--ray {address}: expected auto, local, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, UnicodeError) as error:
+        raise RequestError(f"no Ray cluster at {address}: {error}") from error
 
 
 def _own_paths() -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -21,6 +23,12 @@ def load_preset(name: str) -> dict[str, Any]:
 
     Errors: ``RequestError`` for an unknown name.
     """
+    return copy.deepcopy(_read(name))
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    """Read once: each cell of a sweep starts from its preset."""
     look_up(name, dict.fromkeys(preset_names()), "preset")
     text = resources.files(__name__).joinpath(f"{name}.yaml").read_text()
     found: dict[str, Any] = yaml.safe_load(text)

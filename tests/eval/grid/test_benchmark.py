@@ -283,3 +283,14 @@ def test_a_cell_of_the_heat_map_rates_a_defense() -> None:
     assert cell(**rates, defense_effectiveness_rating=0.75) == (0.75, "0.75\n0.10 / 0.90")
     assert cell(**rates) == (None, "0.10 / 0.90")  # no defense
     assert cell() == (None, "not applicable")
+
+
+@pytest.mark.parametrize("key", ["calibration: 1000000000", "seeds: 1000000000", "seeds: 1000"])
+def test_runs_are_counted_before_they_are_made(key: str, tmp_path: Path) -> None:
+    attacks = ", ".join(f"a{number}: {{attack: naive}}" for number in range(20))
+    path = tmp_path / "suite.yaml"
+    path.write_text(f"settings: {{d: {{preset: digits-naive}}}}\nattacks: {{{attacks}}}\n{key}\n")
+    with pytest.raises(
+        RequestError, match=r"at most 5000 are|less than or equal to 1000"
+    ):
+        read_suite(path)

@@ -240,3 +240,18 @@ def test_two_hundred_empty_jobs_take_less_than_20_seconds(
     assert time.monotonic() - began < 20
     assert [each.reason for each in finished] == [None] * 200
     assert len(Ledger(tmp_path).rows()) == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("localhost:1", "no Ray cluster at localhost:1"),
+        ("ray://127.0.0.1:1", "no Ray cluster at ray://127.0.0.1:1"),
+        ("nowhere", "expected auto, local, HOST:PORT"),
+        ("localhost:99999", "expected auto, local, HOST:PORT"),
+    ],
+)
+def test_an_address_without_a_cluster_is_refused_at_once(address: str, expected: str) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(RequestError, match=expected):
+        RayExecutor(address)

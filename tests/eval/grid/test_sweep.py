@@ -392,3 +392,15 @@ def holder(out: Path) -> int | None:
             if words[5].rpartition(":")[2] == str(lock):
                 return int(words[4])
     return None
+
+
+def test_points_are_counted_before_they_are_made(tmp_path: Path) -> None:
+    """Nine axes of ten values; and a million seeds."""
+    axes = "\n".join(f"  a{number}: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]" for number in range(9))
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"grid:\n{axes}\n")
+    with pytest.raises(RequestError, match="1000000000 points with 5 seeds are 5000000000 runs"):
+        read_sweep(path)
+    path.write_text("grid: {ipc: [1, 2]}\nseeds: 1000000\n")
+    with pytest.raises(RequestError, match="2 points with 1000000 seeds are 2000000 runs"):
+        read_sweep(path)
