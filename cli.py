@@ -10,6 +10,7 @@ from typing import Any, final
 import click
 
 from .commands.exits import explain, leave
+from .eval.results.version import installed_version
 
 
 @final
@@ -65,12 +66,12 @@ class _Deferred(click.Command):
 
 
 @click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="distillsec", prog_name="distillsec")
+@click.version_option(installed_version(), prog_name="distillsec")
 def main() -> None:
     """Security evaluation of distilled datasets.
 
     \b
-    A first example, about a minute, no data to download:
+    A first example, two minutes on two cores, no data to download:
         distillsec attack --preset digits-naive
     What can be chosen:
         distillsec list presets

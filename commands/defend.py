@@ -15,9 +15,11 @@ from ..eval.bench.zoo import make_zoo
 from ..eval.config.layers import by_owner
 from ..eval.config.schema import build_options
 from ..eval.results.defend_table import defend_table
+from ..eval.run.own_network import with_own_network
 from ..eval.run.progress import Reporter
+from ..eval.run.source import SetFiles
 from . import options
-from .exits import leave, stoppable
+from .exits import leave, stoppable, write_out
 from .runs import show
 
 
@@ -28,6 +30,7 @@ from .runs import show
 @options.CONFIGURATION
 @options.DATA
 @options.VICTIMS
+@options.TWIN
 @options.MACHINE
 @options.OUTPUT
 def defend(
@@ -43,7 +46,7 @@ def defend(
 ) -> None:
     """Measure defenses on a finished set.
 
-    SOURCE is a run folder or a file.
+    SOURCE is a run folder or a file; its record is data, as for `evaluate`.
 
     \b
     The whole catalogue on an attack and its clean twin, about 2 minutes on digits:
@@ -58,7 +61,8 @@ def defend(
     `distillsec list defenses` lists them. Of a file without --trigger only the figures that need
     no trigger are measured.
     """
-    config, keys = options.configuration_for(source, given)
+    config, keys = options.configuration(given, source=source)
+    control_run = options.trusted_control(source, given)
     chosen = choose_defenses(list(defense) or ["all"], budget, by_owner(defense_options))
     bench = build_options(
         BenchOptions, {"budget": budget, "holdout": holdout, "images": images}, "defend"
@@ -74,6 +78,7 @@ def defend(
             given=keys,
             set_number=set_number,
             trigger=trigger,
+            control_run=control_run,
             **options.run_arguments(given),
         )
     show(defend_table(record, out), out, given)
@@ -112,7 +117,11 @@ def shadows(
     Add more later:
         distillsec shadows runs/a --pairs 512 --out zoo.safetensors --resume
     """
-    config, _ = options.configuration_for(source, {**given, "resume": False})
+    config, keys = options.configuration({**given, "resume": False}, source=source)
+    config, warnings = with_own_network(config, SetFiles(source), keys)
+    reporter = Reporter(quiet=quiet)
+    for warning in warnings:
+        reporter.say(f"warning: {warning}")
     chosen = build_options(
         ShadowOptions, {"pairs": pairs, "epochs": shadow_epochs, "batch": shadow_batch}, "shadows"
     )
@@ -124,6 +133,6 @@ def shadows(
             images=images,
             data_dir=given["data_dir"],
             resume=resume,
-            reporter=Reporter(quiet=quiet),
+            reporter=reporter,
         )
-    click.echo(f"{len(zoo)} shadows, half of them with backdoors: {out}")
+    write_out(f"{len(zoo)} shadows, half of them with backdoors: {out}")

@@ -21,7 +21,7 @@ from ..eval.results.ablation import ablation_markdown
 from ..eval.results.benchmark import benchmark_markdown
 from ..eval.results.record import Failure
 from . import options
-from .exits import leave, stoppable
+from .exits import leave, printable, stoppable, write_out
 
 
 @click.command()
@@ -57,7 +57,7 @@ def benchmark(file: Path, **given: Any) -> None:
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key of the base.")
 @click.option("--seeds", type=click.IntRange(1), help="Distillation seeds (default: the file's).")
 @click.option("--dry-run", is_flag=True, help="Print the number of cells and an estimate of time.")
-@click.option("--limit", type=click.IntRange(1), help="Run at most so many cells now.")
+@click.option("--limit", type=click.IntRange(1), help="Run at most so many cells now, twins too.")
 @options.GRID
 def ablate(
     file: Path,
@@ -72,7 +72,7 @@ def ablate(
     A cell is one point of the sweep with one distillation seed.
 
     \b
-    A first example on digits, about two minutes on two cores:
+    A first example on digits, a few minutes on two cores:
         distillsec ablate sweeps/digits-quick.yaml --jobs 2 --out runs/quick
     How many cells are there, and how long will they take?
         distillsec ablate sweeps/digits-quick.yaml --out runs/quick --dry-run
@@ -90,7 +90,7 @@ def ablate(
     if dry_run:
         workers = given["jobs"] or (1 if given["ray"] else executor.slots)
         for line in estimate_sweep(sweep, given["out"]).lines(workers):
-            click.echo(line)
+            write_out(line)
         return
     out = options.out_folder(given, f"ablate-{file.stem}")
     with stoppable(out):
@@ -108,7 +108,7 @@ def _arguments(given: options.Given) -> dict[str, Any]:
 
 
 def _show(json: str, text: str, given: options.Given) -> None:
-    click.echo(json if given["as_json"] else text, nl=given["as_json"])
+    write_out(json if given["as_json"] else printable(text), newline=given["as_json"])
 
 
 def _show_files(
@@ -116,7 +116,7 @@ def _show_files(
 ) -> None:
     """The paths of the tables; exit code 1 if cells failed."""
     if not given["as_json"]:
-        click.echo("\n" + "\n".join(str(out / name) for name in names))
+        write_out("\n" + "\n".join(str(out / name) for name in names))
     if failures:
         count = len(failures)
         leave(click.get_current_context(), 1, f"{count} cells failed: see {out}/table.md")

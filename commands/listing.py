@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ..eval.config.catalogue import CATALOGUES, as_json, as_text
+from .exits import write_out
 
 
 @click.command("list")
@@ -19,4 +20,4 @@ def list_(what: str | None, json: bool) -> None:
     """
     kinds = [what] if what else list(CATALOGUES)
     texts = [as_json(kinds)] if json else map(as_text, kinds)
-    click.echo("\n".join(texts))
+    write_out("\n".join(texts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -14,21 +14,35 @@ from ..attacks.triggers import TriggerRange
 from ..defenses.base import Budget
 from ..distill.types import RequestError
 from ..eval.config.layers import for_clean, gather
+from ..eval.config.received import received_keys
 from ..eval.config.schema import Config, configure
-from ..eval.results.record import read_record
+from ..eval.results.record import Record, read_record
 from ..eval.run.folder import RunFolder, fresh_folder
 from ..eval.run.progress import Reporter
 from ..eval.run.source import SetFiles
+from .exits import write_out
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Given = dict[str, Any]
 """A command's options by name, as click parsed them."""
 
-PATH = click.Path(path_type=Path)
+
+class _PathType(click.Path):
+    """A path; an empty one is refused: it would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("expected a path, got an empty one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _PathType(path_type=Path)
 
 # Options that say how a command behaves; all others are keys of the configuration.
 _NO_KEYS = {"preset", "file", "settings", "print_config", "data_dir", "control_run", "seeds"}
-_NO_KEYS |= {"buffer", "out", "resume", "as_json", "quiet"}
+_NO_KEYS |= {"buffer", "out", "resume", "trust", "as_json", "quiet"}
+# What a run folder's record may name, and measuring its set needs.
+_NEEDED = ("dataset", "network", "victim_network")
 
 
 def _group(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
@@ -45,6 +59,11 @@ CONFIGURATION = _group(
     click.option("--config", "file", type=PATH, help="YAML file of keys; options win over it."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key."),
     click.option("--print-config", is_flag=True, help="Print the resolved configuration and stop."),
+    click.option(
+        "--trust",
+        is_flag=True,
+        help="Use the classes, paths, device and threads in a run folder's record: a run of yours.",
+    ),
 )
 DATA = _group(
     click.option("--dataset", metavar="NAME", help="A name, folder:PATH or npz:PATH."),
@@ -83,6 +102,11 @@ VICTIMS = _group(
 CONTROL = _group(
     click.option("--control/--no-control", default=None, help="Distil the clean twin too."),
     click.option("--control-run", type=PATH, help="Reuse a finished clean twin's folder."),
+)
+TWIN = _group(
+    click.option(
+        "--control-run", type=PATH, help="The clean twin's folder (default: in the run's own)."
+    ),
 )
 MACHINE = _group(
     click.option("--seed", type=int, help="The distillation seed."),
@@ -186,38 +210,93 @@ GRID = _group(
 
 
 def configuration(
-    given: Given, *, clean: bool = False, below: dict[str, Any] | None = None
+    given: Given, *, clean: bool = False, source: Path | None = None
 ) -> tuple[Config, list[str]]:
     """The configuration that ``given`` asks for, and the keys that were given.
 
-    clean: leave out the attack. below: keys that the options win over. With --print-config the
-    configuration is printed and the program ends.
+    clean: leave out the attack. source: a run folder or file; the options win over what its record
+    says. With --print-config the configuration is printed and the program ends.
     """
     keys = {k: v for k, v in given.items() if k not in _NO_KEYS and v not in (None, ())}
     layers = {name: given[name] for name in ("preset", "file", "settings")}
     own = gather(**layers, options=keys)
-    resolved = {**(below or {}), **_resumed(given, own), **own}
+    recorded = {} if source is None else _of_source(source, own, given)
+    resolved = {**recorded, **_of_resumed(own, given), **own}
     config = for_clean(resolved) if clean else configure(**resolved)
     if given["print_config"]:
-        click.echo(yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True), nl=False)
+        text = yaml.safe_dump(config.flat(), sort_keys=False, allow_unicode=True)
+        write_out(text, newline=False)
         click.get_current_context().exit()
     return config, sorted(own)
 
 
-def configuration_for(source: Path, given: Given) -> tuple[Config, list[str]]:
-    """As ``configuration``, above the one that the set in ``source`` was made with."""
-    found = SetFiles(source).config
-    if not found and not (given["dataset"] or given["preset"] or given["file"]):
+def _of_source(source: Path, own: Given, given: Given) -> Given:
+    """What the record of the run folder ``source`` says of its configuration."""
+    record = SetFiles(source).record
+    if record is not None:
+        chosen = {"network", "victim_network"} & own.keys()
+        needed = ("dataset",) if chosen else _NEEDED
+        return _of_record(record, source, own, given, needed)
+    if not (given["dataset"] or given["preset"] or given["file"]):
         raise RequestError(f"{source} is a file: name the data to test it on, --dataset NAME")
-    return configuration(given, below=found)
+    return {}
 
 
-def _resumed(given: Given, own: dict[str, Any]) -> dict[str, Any]:
+def _of_resumed(own: Given, given: Given) -> Given:
     """The configuration of the run to be resumed, from which options may be left out."""
     if not given["resume"]:
         return {}
-    record = RunFolder(out_folder(given, "")).record
-    return {} if own and not record.exists() else read_record(record).config
+    path = RunFolder(out_folder(given, "")).record
+    if own and not path.exists():
+        return {}
+    record = read_record(path)
+    return _of_record(record, path.parent, own, given, tuple(record.config))
+
+
+def _of_record(
+    record: Record, place: Path, own: Given, given: Given, needed: Collection[str]
+) -> Given:
+    """The keys of ``record`` that are values; with --trust, all of them.
+
+    Errors: ``RequestError`` where one of the ``needed`` names a class or a path, and is neither
+    ``own`` nor trusted.
+    """
+    if given["trust"]:
+        return record.config
+    received = received_keys(record.config, own)
+    for key, value in received.refused.items():
+        if key in needed and key not in own:
+            named = " ".join(value) if isinstance(value, list) else value
+            name = "name the data with --dataset" if key == "dataset" else f"name its {key} again"
+            raise RequestError(
+                f"{place} was made with {key} {named}, which a record is not trusted to name: "
+                f"{name}, or use --trust for a run of your own"
+            )
+    return dict(received.keys)
+
+
+def only_resumes(given: Given) -> bool:
+    """Whether ``given`` asks for the run in --out as it is, and for nothing else."""
+    asked = {key for key, value in given.items() if value not in (None, (), False)}
+    return given["resume"] and asked <= {"out", "resume", "trust", "data_dir", "as_json", "quiet"}
+
+
+def trusted_control(source: Path, given: Given) -> Path | None:
+    """The clean twin's folder: the one given, or with --trust the one in the record."""
+    control: Path | None = given["control_run"]
+    record = SetFiles(source).record if given["trust"] and control is None else None
+    return source / record.control["folder"] if record and record.control else control
+
+
+def trusted_buffer(given: Given) -> Path | None:
+    """The folder for experts: the one given, or with --trust that of the run to be resumed."""
+    buffer: Path | None = given["buffer"]
+    path = RunFolder(out_folder(given, "")).record if given["resume"] else None
+    if buffer is None and given["trust"] and path is not None and path.exists():
+        record = read_record(path)
+        buffer = None if record.buffer is None else Path(record.buffer)
+        return buffer.parent if buffer and record.kind == "seeds" else buffer
+    return buffer
 
 
 def out_folder(given: Given, name: str) -> Path:

@@ -16,6 +16,7 @@ from ..eval.report.page import page
 from ..eval.results.record import command_line
 from ..eval.run.progress import Reporter
 from . import options
+from .exits import write_out
 
 _PAGE = "html"
 _OUT = Path("report.html")
@@ -57,7 +58,7 @@ def report(
     Several runs side by side:
         distillsec report runs/a runs/b runs/classic -o report.html
     What changed, and whether it is more than noise, paired by distillation seed:
-        distillsec report runs/new --baseline runs/old -o changes.html
+        distillsec report runs/b --baseline runs/a -o changes.html
     Tables for a paper or a program:
         distillsec report runs/quick --format latex -o table.tex
         distillsec report runs/quick --format csv > table.csv
@@ -76,7 +77,11 @@ def report(
     comparisons = [] if baseline is None else compare(experiments, load_experiment(baseline))
     if charts is not None:
         count = len(write_charts(experiments, charts))
-        click.echo(f"{charts}: {count} charts", err=not charts_only)  # a table may be on stdout
+        line = f"{charts}: {count} charts"
+        if charts_only:
+            write_out(line)
+        else:  # a table may be on stdout
+            Reporter().say(line)
     if charts_only:
         return
     if kind != _PAGE:
@@ -86,10 +91,10 @@ def report(
             experiments, comparisons, command=command_line(), reporter=Reporter(quiet=quiet)
         )
     if out is None:
-        click.echo(text, nl=False)
+        write_out(text, newline=False)
         return
     write_text(out, text)
-    click.echo(f"{out} ({len(text.encode()) / 1e6:.1f} MB)" if kind == _PAGE else str(out))
+    write_out(f"{out} ({len(text.encode()) / 1e6:.1f} MB)" if kind == _PAGE else str(out))
 
 
 def _check(out: Path) -> None:

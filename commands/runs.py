@@ -10,13 +10,14 @@ import click
 
 from ..distill.types import RequestError
 from ..eval.config.schema import Config
+from ..eval.results.record import RecordKind
 from ..eval.results.run_table import run_table
 from ..eval.run.cell import run_cell
 from ..eval.run.evaluate import evaluate as evaluate_set
 from ..eval.run.folder import RunFolder
 from ..eval.run.seeds import run_seeds
 from . import options
-from .exits import stoppable
+from .exits import printable, stoppable, write_out
 
 
 @click.command()
@@ -34,7 +35,7 @@ def attack(**given: Any) -> None:
 
     \b
     A first example on digits, 2 minutes on two cores:
-        distillsec attack --preset digits-naive
+        distillsec attack --preset digits-naive --out runs/a
     The same attack with a larger patch, five distillation seeds:
         distillsec attack --preset digits-naive --trigger-size 4 --seeds 5
     Your own images (folders train/CLASS and test/CLASS) and your own attack:
@@ -44,6 +45,8 @@ def attack(**given: Any) -> None:
 
     Without a preset the published settings hold; they need a GPU.
     """
+    if _show_finished(given, "attack"):
+        return
     config, keys = options.configuration(given)
     if config.attack is None:
         raise RequestError("no attack was chosen: --attack NAME, see `distillsec list attacks`")
@@ -66,6 +69,8 @@ def distill(**given: Any) -> None:
         distillsec distill --preset digits-mtt --buffer experts   # keeps the experts for later runs
         distillsec distill --dataset fashion-mnist --backend dsa --ipc 10 --device cuda
     """
+    if _show_finished(given, "distill"):
+        return
     config, keys = options.configuration(given, clean=True)
     _run(config, keys, given)
 
@@ -78,6 +83,7 @@ def distill(**given: Any) -> None:
 @options.CONFIGURATION
 @options.DATA
 @options.VICTIMS
+@options.TWIN
 @options.MACHINE
 @options.OUTPUT
 def evaluate(
@@ -85,15 +91,19 @@ def evaluate(
 ) -> None:
     """Train fresh victims on a finished set.
 
-    SOURCE is a run folder or a file.
+    SOURCE is a run folder or a file. Its record is data: no class that it names is imported, and no
+    path in it is followed, unless --trust says that the run is your own.
 
     \b
     Other architectures than the one that distilled:
         distillsec evaluate runs/a --victim-network mlp --victim-network convnet-baadd
     A file from somebody else, on the data it was distilled from:
         distillsec evaluate received.safetensors --dataset fashion-mnist
+    A run of your own with your own network or data:
+        distillsec evaluate runs/mine --trust
     """
-    config, keys = options.configuration_for(source, given)
+    config, keys = options.configuration(given, source=source)
+    control_run = options.trusted_control(source, given)
     out = options.out_folder(given, f"evaluate-{source.stem or 'set'}")
     arguments = options.run_arguments(given)
     with stoppable(out):
@@ -104,10 +114,26 @@ def evaluate(
             given=keys,
             set_number=set_number,
             trigger=trigger,
+            control_run=control_run,
             png=png,
             **arguments,
         )
     show(run_table(record, out), out, given)
+
+
+def _show_finished(given: options.Given, kind: RecordKind) -> bool:
+    """Show the run that is to be resumed, if it is finished and nothing else is asked for.
+
+    Returns whether it was shown. Nothing has to be known then of its classes, data or machine.
+    """
+    if not options.only_resumes(given):
+        return False
+    out = options.out_folder(given, "")
+    record = RunFolder(out).look(resume=True)
+    if record is None or (record.kind, record.status) != (kind, "done"):
+        return False
+    show(run_table(record, out), out, given)
+    return True
 
 
 def _run(config: Config, keys: Sequence[str], given: options.Given) -> None:
@@ -117,7 +143,8 @@ def _run(config: Config, keys: Sequence[str], given: options.Given) -> None:
         raise RequestError("--control-run is the twin of one seed: leave it out with --seeds")
     name = given["preset"] or f"{config.set.backend}-{config.attack or 'clean'}"
     out = options.out_folder(given, name)
-    arguments = {"given": keys, "buffer": given["buffer"], **options.run_arguments(given)}
+    buffer = options.trusted_buffer(given)
+    arguments = {"given": keys, "buffer": buffer, **options.run_arguments(given)}
     with stoppable(out):
         if seeds is None:
             record = run_cell(config, out, control_run=control_run, **arguments)
@@ -129,6 +156,6 @@ def _run(config: Config, keys: Sequence[str], given: options.Given) -> None:
 def show(text: str, out: Path, given: options.Given) -> None:
     """``text``, or with --json the record in ``out`` and nothing else."""
     if given["as_json"]:
-        click.echo(RunFolder(out).record.read_text(), nl=False)
+        write_out(RunFolder(out).record.read_text(), newline=False)
     else:
-        click.echo(text)
+        write_out(printable(text))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,7 @@ from click.testing import Result
 from distillsec import cli as module
 from distillsec.attacks import ATTACKS
 from distillsec.commands import runs
+from distillsec.commands.exits import printable
 from distillsec.defenses import DEFENSES
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.data.datasets import DATASETS
@@ -24,6 +30,7 @@ from distillsec.distill.types import RunError
 from distillsec.eval.config.catalogue import CATALOGUES
 from distillsec.eval.config.presets import load_preset, preset_names
 from distillsec.eval.results.record import read_record
+from distillsec.eval.run.progress import Reporter
 
 Cli = Callable[..., Result]
 Options = Callable[..., list[str]]
@@ -210,7 +217,8 @@ def test_version(cli: Cli) -> None:
         (KeyboardInterrupt(), 1, "distillsec: stopped\n"),
         (MemoryError(), 1, "distillsec: out of memory: a smaller --width"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "distillsec: out of mem"),
-        (OSError(28, "No space left on device"), 2, "No space left on device\n"),
+        (OSError(28, "No space left on device"), 1, "No space left on device\n"),
+        (OSError(13, "Permission denied"), 2, "Permission denied\n"),
     ],
 )
 def test_failures_are_one_line(
@@ -237,3 +245,47 @@ def test_a_fault_of_the_suite_itself_keeps_its_traceback(
     monkeypatch.setattr(runs, "run_cell", lambda *_, **__: 1 / 0)
     done = cli("attack", *tiny_options(), "--out", tmp_path / "run")
     assert isinstance(done.exception, ZeroDivisionError)
+
+
+def test_a_closed_stdout_is_no_fault() -> None:
+    """As after ``distillsec list | head -1``."""
+    code = "from distillsec.cli import main; main(['list'])"
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as done:
+        assert done.stdout is not None and done.stderr is not None
+        done.stdout.close()
+        assert done.stderr.read() == b""
+    assert done.returncode == 0
+
+
+class Full(io.StringIO):
+    def write(self, text: str, /) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_progress_that_cannot_be_written_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    for stream in (Full(), closed, None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Reporter().phase("phase", 2) as phase:
+            phase.side("side", 1, 1)
+            phase.reach(2)
+        Reporter().say("a line")
+
+
+def test_the_disk_is_full(
+    cli: Cli, tiny_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = cli("attack", *tiny_options(), "--out", tmp_path / "run", "--quiet")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("distillsec: the disk is full: cannot write ")
+
+
+def test_what_could_control_a_terminal_is_escaped() -> None:
+    assert printable("a\x1b[2J\tb\n\u202e–") == "a\\x1b[2J\tb\n\\u202e–"

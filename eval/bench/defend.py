@@ -31,6 +31,7 @@ def defend(
     given: Sequence[str] = (),
     set_number: int | None = None,
     trigger: Path | str | None = None,
+    control_run: Path | str | None = None,
     data_dir: Path | str | None = None,
     resume: bool = False,
     store: VictimStore | None = None,
@@ -41,7 +42,7 @@ def defend(
     Only victims of the primary network are defended. If the source is a run with a clean twin, all
     is measured on the twin too. store: the cache of victims, by default in ``out``. With
     ``resume``, finished defenses are not run again; failed ones are, and new ones may be added.
-    given, set_number, trigger, data_dir: as for ``evaluate``.
+    given, set_number, trigger, control_run, data_dir: as for ``evaluate``.
     Errors: ``RequestError`` where the set does not fit the test data. The outcome of a defense that
     fails or is not applicable says why; the others run all the same.
     """
@@ -58,20 +59,21 @@ def defend(
         given=given,
         set_number=set_number,
         trigger=trigger,
+        control_run=control_run,
         data_dir=data_dir,
         bars=reporter.bars,
     )
     check_holdout(options, opened.setup)
     record, folder = opened.record, RunFolder(Path(out))
     record.bench = settings
-    earlier = folder.enter(record, resume=resume)
-    if earlier is not None:
-        record.defenses = reusable_outcomes(earlier, defenses)
-    with folder.keeping(record):
-        tested = _set_under_test(opened)
-        store = store or VictimStore(folder.path / "victims")
-        _run_defenses(record, folder, tested, defenses, options, store, reporter)
-        defenses_picture(folder.path / "defenses.png", record)
+    with folder.entered(record, resume=resume) as earlier:
+        if earlier is not None:
+            record.defenses = reusable_outcomes(earlier, defenses)
+        with folder.keeping(record):
+            tested = _set_under_test(opened)
+            store = store or VictimStore(folder.path / "victims")
+            _run_defenses(record, folder, tested, defenses, options, store, reporter)
+            defenses_picture(folder.path / "defenses.png", record)
     return record
 
 

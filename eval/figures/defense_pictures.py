@@ -29,9 +29,9 @@ def defenses_picture(path: Path, record: Record) -> None:
     rows = max(len(detectors), len(others), 3)
     figure = new_figure(12.5, 1.5 + _ROW_HEIGHT * rows, wspace=0.04)
     config, bench = record.config, record.bench
+    made = ", ".join(config[key] for key in ("backend", "attack") if key in config) or "not known"
     figure.suptitle(
-        f"Defenses of {config['dataset']}, {config['backend']}, "
-        f"{config.get('attack') or 'no attack known'}: "
+        f"Defenses of {config['dataset']}, {made}: "
         f"{bench['holdout']} held-out images, {config['victims']} victims\n"
         f"{budget_label(bench['budget'])}",
         fontsize=11,

@@ -43,10 +43,11 @@ def benchmark(
         write_text(out / "table.md", benchmark_markdown(table))
         heatmap_picture(out / "heatmap.png", table)
 
+    key = suite.key()
     with opened(out, _SUITE, "suite", resume=resume) as earlier:
-        if earlier is not None and earlier.get("key") != suite.key():
+        if earlier is not None and (not isinstance(earlier, dict) or earlier.get("key") != key):
             raise RequestError(f"{out} holds another suite: choose another --out")
-        write_json(out / _SUITE, {"key": suite.key(), "suite": suite.model_dump(mode="json")})
+        write_json(out / _SUITE, {"key": key, "suite": suite.model_dump(mode="json")})
         run_jobs(
             suite_jobs(suite),
             out,

@@ -1,4 +1,4 @@
-"""Folders of sweeps, suites and jobs: opened by one process at a time."""
+"""The folders of sweeps and suites: opened by one process at a time."""
 
 from __future__ import annotations
 
@@ -7,25 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ...distill.files.safe import read_json
 from ...distill.types import RequestError
-
-_LOCK = ".lock"
-
-
-@contextmanager
-def locked(folder: Path, *, timeout: float = 0.0) -> Iterator[None]:
-    """Lock ``folder``, which exists, against other processes; the lock ends with the process.
-
-    timeout: seconds to wait for the lock. Errors: ``RequestError`` where another process holds it.
-    """
-    try:
-        with FileLock(folder / _LOCK).acquire(timeout, poll_interval=0.2):
-            yield
-    except Timeout:
-        raise RequestError(f"another process is using {folder}") from None
+from ..run.lock import locked
 
 
 @contextmanager

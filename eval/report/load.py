@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,26 +15,38 @@ from ...distill.types import RequestError
 from ..grid.suite import TwinGroup
 from ..results.ablation import ABLATION_VERSION, Ablation, AblationRow
 from ..results.benchmark import BENCHMARK_VERSION, Benchmark, BenchmarkRow
-from ..results.record import Metrics, Outcome, Record, read_record
+from ..results.record import Metrics, Outcome, Record, RecordKind, read_record, record_from
+from ..results.record_parts import first_fault
+from ..results.subject import subject
+from ..run.folder import last_active, path_inside
 from .model import Experiment, PicturedRun, ResultRow
 
 _NOTHING_FINISHED: Final = "No run has finished yet."
 _RECORD, _TABLE = "record.json", "table.json"
 _PLANS: Final = ("sweep.json", "suite.json")
+# What benchmarks/collect.py adds to a record.
+_COLLECTED: Final = {"by_seed", "curve"}
 _TableModel = TypeVar("_TableModel", bound=BaseModel)
 
 
 def load_experiment(path: Path) -> Experiment:
     """The run, sweep or suite in the folder ``path``, complete or not; or a table's JSON file.
 
-    A table under another name than ``table.json`` is read without the runs' records and pictures.
+    A table or record under another name than its own is read without the runs' other files.
+    The status of one that is not finished says when it was last active.
     Errors: ``RequestError`` of one line, where there is none or where its record is damaged.
     """
+    found = _load(path)
+    active = last_active(found.path) if found.status == "running" else ""
+    return replace(found, status=f"running, last active {active}") if active else found
+
+
+def _load(path: Path) -> Experiment:
     try:
         if path.name in (_RECORD, _TABLE) and path.is_file():
             path = path.parent
         if path.suffix == ".json" and path.is_file():
-            return replace(_from_table(path, path.with_suffix("").absolute()), pictured=())
+            return replace(_from_json(path, path.with_suffix("").absolute()), pictured=())
         if not path.is_dir():
             raise fault(path, "is a file, expected a folder" if path.exists() else "no such folder")
         present = {name for name in (_RECORD, _TABLE, *_PLANS) if (path / name).is_file()}
@@ -43,14 +55,15 @@ def load_experiment(path: Path) -> Experiment:
         raise fault(path, f"cannot be read: {error.strerror}") from None
     path = path.absolute()
     if _TABLE in present:
-        return _from_table(path / _TABLE, path)
+        return _from_json(path / _TABLE, path)
     if _RECORD in present:
-        return _from_record(path)
+        return _from_record(path, read_record(path / _RECORD))
     if present:  # no run of the sweep or suite has finished
         return _from_plan(path / min(present, key=_PLANS.index))
     if seeds:  # the first of several seeds is still running
         note = f"the first of several seeds ({seeds[0].parent.name}): there is no summary yet"
-        return replace(_from_record(seeds[0].parent), notes=[note])
+        first = _from_record(seeds[0].parent, read_record(seeds[0]))
+        return replace(first, notes=[note, *first.notes])
     raise fault(path, f"holds neither {_RECORD} nor {_TABLE}: no run, sweep or suite")
 
 
@@ -80,14 +93,17 @@ def _title(plan: Mapping[str, Any], path: Path) -> str:
     return str(plan.get("description") or path.name)
 
 
-def _from_table(file: Path, folder: Path) -> Experiment:
+def _from_json(file: Path, folder: Path) -> Experiment:
     found = read_json(file)
     kind = found.get("kind") if isinstance(found, dict) else None
     if kind == "ablation":
         return _from_sweep(folder, _validated(Ablation, file, found, ABLATION_VERSION))
     if kind == "benchmark":
         return _from_suite(folder, _validated(Benchmark, file, found, BENCHMARK_VERSION))
-    raise fault(file, f"is no table of a sweep or a suite (kind {kind!r:.40})")
+    if kind in get_args(RecordKind):
+        parts = {key: value for key, value in found.items() if key not in _COLLECTED}
+        return _from_record(folder, record_from(file, parts))
+    raise fault(file, f"is no table of a sweep or a suite, and no record (kind {kind!r:.40})")
 
 
 def _validated(
@@ -99,35 +115,28 @@ def _validated(
     try:
         return model.model_validate(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise fault(file, f"is damaged: {place}: {first['msg']}") from None
+        raise fault(file, f"is damaged: {first_fault(error)}") from None
 
 
-def _path_inside(root: Path, place: str) -> Path:
+def _run_in(root: Path, place: str) -> Path:
     """``root / place``; where that leads out of ``root``, a path that does not exist."""
-    found = root / place
-    within = found.resolve().is_relative_to(root.resolve())
-    return found if within else root / ".outside"
+    return path_inside(root, root / place) or root / ".outside"
 
 
-def _pictured(title: str, folder: Path) -> PicturedRun:
+def _pictured(title: str, folder: Path, root: Path) -> PicturedRun:
     """A run to show pictures of, with its record where that can be read."""
     try:
-        return PicturedRun(title=title, folder=folder, record=read_record(folder / _RECORD))
+        record, problem = read_record(folder / _RECORD), ""
     except RequestError as error:
-        return PicturedRun(title=title, folder=folder, record=None, problem=str(error))
+        record, problem = None, str(error)
+    return PicturedRun(title=title, folder=folder, root=root, record=record, problem=problem)
 
 
 # Runs ---------------------------------------------------------------------------------------------
 
 
-def _from_record(path: Path) -> Experiment:
-    record = read_record(path / _RECORD)
-    config = record.config
-    parts = [config.get(key) for key in ("dataset", "backend")]
-    parts += [f"IPC {config['ipc']}" if "ipc" in config else None, config.get("network")]
-    what = " · ".join(str(part) for part in [*parts, config.get("attack") or "clean"] if part)
+def _from_record(path: Path, record: Record) -> Experiment:
+    what = subject(record)
     folders = [path]
     if record.kind == "seeds":
         folders = [path / f"seed-{seed}" for seed in record.seeds or ()]
@@ -139,12 +148,12 @@ def _from_record(path: Path) -> Experiment:
         title=f"{record.kind}: {what}",
         error=record.error or "",
         rows=_rows_of_record(record, folders),
-        pictured=[_pictured(what, folder) for folder in folders[:1]],
+        pictured=[_pictured(what, folder, path) for folder in folders[:1]],
         runs=len(folders),
         budget=str(record.bench.get("budget") or ""),
         command=record.command,
         environment=record.environment,
-        config=config,
+        config=record.config,
     )
 
 
@@ -207,7 +216,9 @@ def _from_sweep(path: Path, table: Ablation) -> Experiment:
         axes=table.axes,
         one_at_a_time=table.one_at_a_time,
         rows=[*rows, *defended],
-        pictured=[_pictured(row.point or "the base", row.folders[0]) for row in points.values()],
+        pictured=[
+            _pictured(row.point or "the base", row.folders[0], path) for row in points.values()
+        ],
         runs=len({folder for row in rows for folder in row.folders}),
         budget=str(table.sweep.get("budget") or ""),
         failures=table.failures,
@@ -229,7 +240,7 @@ def _row_of_point(path: Path, row: AblationRow) -> ResultRow:
         seeds_wanted=len(row.wanted),
         labels=row.labels,
         note=row.reason or "",
-        folders=[_path_inside(path, place) for place in row.folders],
+        folders=[_run_in(path, place) for place in row.folders],
         metrics=row.metrics,
     )
 
@@ -267,9 +278,11 @@ def _from_suite(path: Path, table: Benchmark) -> Experiment:
     for row in table.rows:
         if row.defense == "none" and row.seeds:
             places = [TwinGroup(row.setting, seed).place(row.attack) for seed in row.seeds]
-            found = [_path_inside(path, place) for place in places]
+            found = [_run_in(path, place) for place in places]
             folders.setdefault((row.setting, row.attack), found)
-    pictured = {point: _pictured(", ".join(point), runs[0]) for point, runs in folders.items()}
+    pictured = {
+        point: _pictured(", ".join(point), runs[0], path) for point, runs in folders.items()
+    }
     labels = {
         point: _labels(table.suite, point, pictured.get(point))
         for point in dict.fromkeys((row.setting, row.attack) for row in table.rows)
@@ -325,9 +338,19 @@ def _labels(suite: Mapping[str, Any], point: _Point, run: PicturedRun | None) ->
     if run is not None and run.record is not None:
         return run.record.labels
     setting, attack = point
-    own = (suite.get("settings") or {}).get(setting) or {}
-    named = ((suite.get("attacks") or {}).get(attack), (own.get("attacks") or {}).get(attack))
+    own = _mapping(suite, "settings", setting)
     keys: dict[str, Any] = {}
-    for layer in (own.get("keys"), *named):
-        keys |= layer if isinstance(layer, dict) else {}
+    for layer in (
+        _mapping(own, "keys"),
+        _mapping(suite, "attacks", attack),
+        _mapping(own, "attacks", attack),
+    ):
+        keys |= layer
     return labels_of(keys.get("trigger_range"))
+
+
+def _mapping(found: object, *keys: str) -> Mapping[str, Any]:
+    """The mapping under ``keys``, one inside the other; empty where there is none."""
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}

@@ -57,10 +57,15 @@ class ResultRow:
 @final
 @dataclass(frozen=True, kw_only=True)
 class PicturedRun:
-    """A run whose pictures are shown. record: ``None`` where it cannot be read, see ``problem``."""
+    """A run whose pictures are shown.
+
+    root: the folder of the run, or of its sweep or suite; nothing outside of it is read. record:
+    ``None`` where it cannot be read, see ``problem``.
+    """
 
     title: str
     folder: Path
+    root: Path
     record: Record | None
     problem: str = ""
 

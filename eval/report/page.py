@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from ..figures.style import as_png
 from ..figures.sweep_chart import draw_chart
-from ..results.record import metadata_version
+from ..results.version import installed_version
 from ..run.progress import Reporter
 from .charts import axis_charts, chart_text
 from .compare import Comparison
@@ -181,7 +181,7 @@ def _render(
         baseline=comparisons[0].baseline if comparisons else None,
         many_runs=_many_runs(experiments),
         command=command,
-        version=metadata_version(),
+        version=installed_version(),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 

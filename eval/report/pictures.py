@@ -19,6 +19,8 @@ from ...distill.types import DistilledSet, RequestError
 from ..figures.twin_picture import MOST_COLUMNS, TILE, twin_picture
 from ..results.formatting import duration
 from ..results.record import Record
+from ..results.subject import subject
+from ..run.folder import path_inside
 from .model import PicturedRun
 
 _FILE_CAP: Final = 32 * 2**20
@@ -80,16 +82,17 @@ def pictures_of(run: PicturedRun, *, share: int, few: bool = False) -> list[Pict
 
 def _set(run: PicturedRun, record: Record, share: int) -> Picture:
     """The set beside its clean twin and the difference; alone where it has no twin."""
-    folder, config = run.folder, record.config
-    what = f"{config.get('dataset')}, {config.get('backend')}, {config.get('ipc')} per class"
-    what = f"{what}, {config.get('attack') or 'clean'}"
+    folder, what = run.folder, subject(record).replace(" · ", ", ")
     if not record.control:
         text = f"The distilled images, a row for each class: {what}."
         return _file(folder / "distilled.png", "distilled set", text)
     title = "distilled set beside its clean twin"
     try:
         attacked = load_set(folder / "distilled.safetensors")
-        twin = load_set(folder / str(record.control.get("folder")) / "distilled.safetensors")
+        control = path_inside(run.root, folder / record.control["folder"])
+        if control is None:
+            raise RequestError("the clean twin lies outside of this folder")
+        twin = load_set(control / "distilled.safetensors")
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "twin.png"
             columns, tile = _layout(attacked, share)

@@ -9,17 +9,18 @@ from ...defenses.base import FAMILIES, Family
 from .columns import FAMILY_COLUMNS, budget_label, twin_pair
 from .formatting import duration
 from .record import Outcome, Record
+from .subject import subject, victims_text
 
 
 def defend_table(record: Record, folder: Path) -> str:
     """The figures of each defense, a table for every family."""
     bench, config = record.bench, record.config
-    lines = ["", f"defend: {config['dataset']} · {record.distilled.get('source')}"]
+    lines = ["", f"defend: {subject(record)}"]
     lines += [f"  ! {label}" for label in record.labels]
     lines += [
         f"  {budget_label(bench['budget'])}",
         f"  holdout {bench['holdout']} clean images · "
-        f"{config['victims']} victims · figures: attacked set (clean twin)",
+        f"{config['victims']} victims: {victims_text(config)} · figures: attacked set (clean twin)",
         "",
         f"  no defense: CTA {twin_pair(record.metrics, 'clean_test_accuracy')}, "
         f"ASR {twin_pair(record.metrics, 'attack_success_rate')}",

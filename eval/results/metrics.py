@@ -79,6 +79,20 @@ def _interval(mean: float, std: float, count: int, kind: MetricKind) -> tuple[fl
 
 
 Scores = Mapping[str, float | None]
+"""The rates of one victim by name, as ``rates_of`` gives them."""
+
+_CLEAN_SCORES = {"clean_test_accuracy"}
+_TRIGGERED_SCORES = {"attack_success_rate", "attack_success_rate_all", "robust_accuracy"}
+
+
+def is_scores(found: object) -> bool:
+    """Whether ``found``, from a file, is a victim's ``Scores``, with or without a test case."""
+    if not isinstance(found, dict) or found.keys() - _TRIGGERED_SCORES != _CLEAN_SCORES:
+        return False
+    values = [value for value in found.values() if value is not None]
+    return len(found) in (1, 4) and all(
+        isinstance(value, int | float) and 0 <= value <= 1 for value in values
+    )
 
 
 def rates(network: nn.Module, test: Batch, case: TestCase | None) -> Scores:

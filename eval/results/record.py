@@ -19,6 +19,15 @@ from ...defenses.tuned import Tuning
 from ...distill.files.safe import read_json, write_json
 from ...distill.types import RequestError
 from .metrics import Summary
+from .record_parts import (
+    BenchMapping,
+    ConfigMapping,
+    ControlMapping,
+    SetMapping,
+    TriggerMapping,
+    first_fault,
+)
+from .version import installed_version
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("torch", "torchvision", "kornia", "numpy", "scikit-learn", "scipy", "safetensors")
@@ -81,7 +90,7 @@ class Record(BaseModel):
     kind: RecordKind
     status: RunStatus = "running"
     error: str | None = None
-    config: dict[str, Any]
+    config: ConfigMapping
     config_given: list[str] = Field(default_factory=list)
     config_key: str
     control_key: str
@@ -90,10 +99,10 @@ class Record(BaseModel):
     dataset: dict[str, Any] = Field(default_factory=dict)
     recipe: dict[str, Any] = Field(default_factory=dict)
     hooks: list[dict[str, str]] = Field(default_factory=list)
-    trigger: dict[str, Any] | None = None
+    trigger: TriggerMapping = None
     attack_counters: dict[str, Any] = Field(default_factory=dict)
-    distilled: dict[str, Any] = Field(default_factory=dict)
-    control: dict[str, Any] | None = None
+    distilled: SetMapping = Field(default_factory=dict)
+    control: ControlMapping = None
     buffer: str | None = None
     labels: list[str] = Field(default_factory=list)
     timings: dict[str, float] = Field(default_factory=dict)
@@ -101,7 +110,7 @@ class Record(BaseModel):
     metrics: Metrics = Field(default_factory=dict)
     metrics_by_network: dict[str, Metrics] = Field(default_factory=dict)
     seeds: list[int] | None = None
-    bench: dict[str, Any] = Field(default_factory=dict)
+    bench: BenchMapping = Field(default_factory=dict)
     defenses: dict[str, Outcome] = Field(default_factory=dict)
 
     def write(self, path: Path) -> None:
@@ -119,18 +128,19 @@ def read_record(path: Path | str) -> Record:
 
     Errors: ``RequestError`` naming the file where it is missing, damaged or of another schema.
     """
-    found = read_json(Path(path))
+    return record_from(Path(path), read_json(Path(path)))
+
+
+def record_from(path: Path, found: object) -> Record:
+    """The record that JSON of the file ``path`` holds. Errors: as for ``read_record``."""
     version = found.get("schema_version") if isinstance(found, dict) else None
     if version != SCHEMA_VERSION:
-        raise RequestError(
-            f"{path} is no record of schema {SCHEMA_VERSION} (found {version!r:.60})"
-        )
+        have = f"found {version!r:.40}"
+        raise RequestError(f"{path} is no record of schema {SCHEMA_VERSION} ({have})")
     try:
         return Record.model_validate(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise RequestError(f"{path} is damaged: {place:.200}: {first['msg']:.200}") from error
+        raise RequestError(f"{path} is damaged: {first_fault(error)}") from error
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -139,7 +149,7 @@ def environment(device: str) -> dict[str, Any]:
     kind = torch.device(device).type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else platform.processor()
     return {
-        "distillsec": metadata_version(),
+        "distillsec": installed_version(),
         **commit(),
         "python": platform.python_version(),
         "versions": versions,
@@ -148,14 +158,6 @@ def environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def metadata_version() -> str:
-    """The installed version of the suite, ``unknown`` in a bare checkout."""
-    try:
-        return metadata.version("distillsec")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def commit() -> dict[str, Any]:

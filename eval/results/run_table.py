@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .formatting import duration
 from .record import Metrics, Record
+from .subject import subject, victims_text
 
 _ROWS = (
     ("CTA", "clean_test_accuracy", "clean test accuracy"),
@@ -20,9 +21,9 @@ _PICTURES = ("distilled.png", "trigger.png", "triggered.png", "curves.png")
 
 def run_table(record: Record, folder: Path) -> str:
     """The metrics of a run with intervals, its times and labels, and the paths of its pictures."""
-    config = record.config
-    what = f"{config['dataset']} · {config['backend']} · IPC {config['ipc']} · {config['network']}"
-    lines = ["", f"{record.kind}: {what} · {config.get('attack') or 'clean'}"]
+    lines = ["", f"{record.kind}: {subject(record)}"]
+    if record.kind == "evaluate":
+        lines.append(f"  victims: {victims_text(record.config)}")
     lines += [f"  ! {label}" for label in record.labels]
     lines += ["", *_metrics(record.metrics, record.conditional_on_set)]
     for name, metrics in record.metrics_by_network.items():
@@ -62,7 +63,7 @@ def _details(record: Record) -> list[str]:
         if trigger["target"] is not None:
             target = f"{trigger['target']} ({target})"
         if "source" in trigger:
-            target += f", from class {trigger['source']} ({trigger['source_class']})"
+            target += f", from class {trigger['source']} ({trigger.get('source_class')})"
         lines.append(
             f"  trigger: {trigger['kind']}, values {values} on a 0–1 scale, target {target}"
         )

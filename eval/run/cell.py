@@ -25,7 +25,7 @@ from ..figures.run_pictures import (
 )
 from ..results.metrics import Scores, collect, stealth
 from ..results.record import Metrics, Record
-from .checks import check_control, check_start
+from .checks import check_buffer, check_control, check_same_buffer, check_start
 from .folder import RunFolder
 from .observer import Watcher
 from .progress import Reporter
@@ -62,17 +62,18 @@ def run_cell(
     control_run = None if control_run is None else Path(control_run)
     setup = prepare(config, data_dir, bars=reporter.bars)
     check_start(setup)
+    check_buffer(buffer, config)
     if control_run is not None:
         check_control(control_run, config, setup.data.describe())
     record = new_record(setup, given)
-    earlier = folder.enter(record, resume=resume)
-    if earlier is not None:
-        if earlier.status == "done":
-            return earlier
-        buffer = buffer or earlier.buffer
     record.buffer = None if buffer is None else str(Path(buffer).absolute())
-    with folder.keeping(record):
-        _Cell(setup, folder, record, reporter, train).run(control_run)
+    with folder.entered(record, resume=resume) as earlier:
+        if earlier is not None and earlier.status == "done":
+            return earlier
+        if earlier is not None:
+            check_same_buffer(earlier, record, folder.path)
+        with folder.keeping(record):
+            _Cell(setup, folder, record, reporter, train).run(control_run)
     return record
 
 

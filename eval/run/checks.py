@@ -42,6 +42,21 @@ def _check_saving(setup: Setup) -> None:
     check_set(Path("distilled.safetensors"), made)
 
 
+def check_buffer(buffer: Path | str | None, config: Config) -> None:
+    """Refuse a folder for experts where the backend trains none."""
+    if buffer is not None and not config.backend_class().expert_options:
+        raise RequestError(f"--buffer {buffer}: backend {config.set.backend} trains no experts")
+
+
+def check_same_buffer(earlier: Record, wanted: Record, out: Path) -> None:
+    """Refuse to resume a run without the folder that holds its experts.
+
+    The folder in ``earlier`` is not used by itself: the record may be another person's.
+    """
+    if earlier.buffer is not None and wanted.buffer is None:
+        raise RequestError(f"{out} was run with --buffer {earlier.buffer}: repeat it, or --trust")
+
+
 def check_same_run(earlier: Record, wanted: Record, out: Path) -> None:
     """Refuse to resume a run with another configuration or other data."""
     if earlier.kind != wanted.kind:

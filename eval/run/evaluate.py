@@ -25,6 +25,7 @@ def evaluate(
     given: Sequence[str] = (),
     set_number: int | None = None,
     trigger: Path | str | None = None,
+    control_run: Path | str | None = None,
     png: bool = False,
     data_dir: Path | str | None = None,
     resume: bool = False,
@@ -33,9 +34,10 @@ def evaluate(
     """Train fresh victims on the set in ``source`` and measure them; returns and writes the record.
 
     config: the test data and the victims; the set's own recipe is used, with the overrides that
-    ``given`` names. set_number: which of the sets in a ``.pt`` file, from 0; by default the first.
-    trigger: a trigger file, by default the one beside the set. If the source is a run with a clean
-    twin, the control is measured too. png: write the set as 8-bit PNG files under ``out/png``, and
+    ``given`` names, and its own network unless ``config`` sets one. set_number: which of the sets
+    in a ``.pt`` file, from 0; by default the first. trigger: a trigger file, by default the one
+    beside the set. If the source is a run with a clean twin, in its folder or in ``control_run``,
+    the control is measured too. png: write the set as 8-bit PNG files under ``out/png``, and
     measure the rounded images (of the clean twin too).
     Errors: ``RequestError`` where the set doesn't fit the test data.
     """
@@ -48,19 +50,20 @@ def evaluate(
         given=given,
         set_number=set_number,
         trigger=trigger,
+        control_run=control_run,
         data_dir=data_dir,
         bars=reporter.bars,
         eight_bits=png,
     )
     record = opened.record
-    earlier = folder.enter(record, resume=resume)
-    if earlier is not None and earlier.status == "done":
-        return earlier
-    with folder.keeping(record):
-        _measure(opened, folder, reporter)
-        draw_set(folder, opened.distilled, Path(source).name)
-        if png:
-            export_png(folder.path / "png", opened.distilled)
+    with folder.entered(record, resume=resume) as earlier:
+        if earlier is not None and earlier.status == "done":
+            return earlier
+        with folder.keeping(record):
+            _measure(opened, folder, reporter)
+            draw_set(folder, opened.distilled, Path(source).name)
+            if png:
+                export_png(folder.path / "png", opened.distilled)
     return record
 
 

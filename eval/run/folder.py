@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
@@ -24,11 +24,17 @@ from ...distill.files.safe import (
     write_text,
 )
 from ...distill.types import DistillsecError, RequestError
+from ..results.metrics import Scores, is_scores
 from ..results.record import Record, RunStatus, read_record
 from .checks import check_same_run
+from .lock import locked
 
 # A run that is killed loses about this much work, or one iteration.
 _SECONDS_BETWEEN_CHECKPOINTS = 1.0
+
+# What is written while work goes on, and where the runs of seeds, sweeps and suites are.
+_WRITTEN = ("*.json*", "checkpoint/*.*")
+_RUNS_BELOW = ("", "control/", "seed-*/", "seed-*/control/", "cells/*/", "*/seed-*/*/")
 
 
 def fresh_folder(name: str, base: Path = Path("runs")) -> Path:
@@ -39,6 +45,31 @@ def fresh_folder(name: str, base: Path = Path("runs")) -> Path:
     while path.exists():
         path, count = base / f"{name}-{stamp}-{count}", count + 1
     return path
+
+
+def last_active(path: Path) -> str:
+    """When a run, sweep or suite in ``path`` last wrote one of its files; empty where none is
+    there. A process that was killed leaves the status ``running``."""
+    times = [
+        file.stat().st_mtime
+        for below in _RUNS_BELOW
+        for name in _WRITTEN
+        for file in path.glob(f"{below}{name}")
+    ]
+    if not times:
+        return ""
+    return f"{datetime.fromtimestamp(max(times), UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def path_inside(root: Path, place: Path) -> Path | None:
+    """``place``; ``None`` where it leads out of ``root``, through a link too.
+
+    For places that a record names, which may be another person's.
+    """
+    try:
+        return place if place.resolve().is_relative_to(root.resolve()) else None
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a null byte in a name
+        return None
 
 
 @final
@@ -82,17 +113,28 @@ class RunFolder:
         self._check()
         return earlier
 
-    def enter(self, record: Record, *, resume: bool) -> Record | None:
-        """As ``look``; also check that ``record`` is of the same run, and make the folder."""
+    @contextmanager
+    def entered(self, record: Record, *, resume: bool) -> Iterator[Record | None]:
+        """Make the folder and lock it against other processes; yields what ``look`` returns.
+
+        Errors: also ``RequestError`` where the folder holds another run than that of ``record``, or
+        where another process holds the lock.
+        """
+        self._look_for(record, resume=resume)  # a folder that is refused gets no lock
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(f"cannot use {self.path}: {error.strerror}") from error
+        with locked(self.path):
+            earlier = self._look_for(record, resume=resume)
+            for half_written in self.path.rglob(".*.tmp"):
+                half_written.unlink()
+            yield earlier
+
+    def _look_for(self, record: Record, *, resume: bool) -> Record | None:
         earlier = self.look(resume=resume)
         if earlier is not None:
             check_same_run(earlier, record, self.path)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for half_written in self.path.rglob(".*.tmp"):
-                half_written.unlink()
-        except OSError as error:
-            raise RequestError(f"cannot use {self.path}: {error.strerror}") from error
         return earlier
 
     @contextmanager
@@ -118,12 +160,13 @@ class RunFolder:
     # The log -----------------------------------------------------------------------------------
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one line to progress.jsonl."""
-        append_json_line(self._log, row)
+        """Append one line to progress.jsonl, if it can be written: no result depends on it."""
+        with suppress(OSError):
+            append_json_line(self._log, row)
 
     def logged(self) -> list[dict[str, Any]]:
-        """The complete lines of progress.jsonl."""
-        return read_json_lines(self._log)
+        """The lines of progress.jsonl that are complete: an iteration, and other numbers."""
+        return [row for row in read_json_lines(self._log) if _is_logged(row)]
 
     # The checkpoint ----------------------------------------------------------------------------
 
@@ -175,14 +218,19 @@ class RunFolder:
 
     # Measured victims ---------------------------------------------------------------------------
 
-    def scores(self) -> dict[str, dict[str, float | None]]:
+    def scores(self) -> dict[str, Scores]:
         """The scores of the victims that are measured already, by name."""
         found = read_json(self._scores) if self._scores.exists() else {}
-        if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
+        if not isinstance(found, dict) or not all(map(is_scores, found.values())):
             raise fault(self._scores, "holds no scores of victims")
         return found
 
-    def keep_score(self, name: str, scores: Mapping[str, float | None]) -> None:
+    def keep_score(self, name: str, scores: Scores) -> None:
         """Save one victim's scores."""
         self._scores.parent.mkdir(exist_ok=True)
         write_json(self._scores, {**self.scores(), name: dict(scores)})
+
+
+def _is_logged(row: Mapping[str, Any]) -> bool:
+    numbers = all(value is None or isinstance(value, int | float) for value in row.values())
+    return numbers and isinstance(row.get("iteration"), int)

@@ -12,10 +12,18 @@ from ...distill.files.artifact import load_set, quantised
 from ...distill.types import DistilledSet
 from ..config.schema import Config
 from ..results.record import Record, RecordKind
+from .own_network import with_own_network
 from .recipes import override_given
-from .records import describe_set, new_record
+from .records import count_per_class, describe_set, new_record
 from .setup import Setup, prepare
-from .source import SetFiles, check_fit, fingerprint, in_set_order, trigger_case
+from .source import (
+    SetFiles,
+    check_fit,
+    fingerprint,
+    in_set_order,
+    measured_config,
+    trigger_case,
+)
 
 
 @final
@@ -43,6 +51,7 @@ def open_set(
     given: Sequence[str] = (),
     set_number: int | None = None,
     trigger: Path | str | None = None,
+    control_run: Path | str | None = None,
     data_dir: Path | str | None = None,
     bars: bool = False,
     eight_bits: bool = False,
@@ -50,12 +59,14 @@ def open_set(
     """The set in ``source`` as ``config`` measures it; writes nothing.
 
     kind: of the record. settings: what the measurement depends on beside the configuration and the
-    files. given: keys that override the set's own recipe. set_number: which of the sets in a
-    ``.pt`` file, from 0 (default: the first). trigger: a trigger file (default: the one beside the
-    set). bars: as for ``prepare``. eight_bits: round the images as PNG files do.
+    files. given: the keys that the user chose; they override the set's own recipe. set_number:
+    which of the sets in a ``.pt`` file, from 0 (default: the first). trigger: a trigger file
+    (default: the one beside the set). control_run: as for ``SetFiles``. bars: as for ``prepare``.
+    eight_bits: round the images as PNG files do.
     Errors: ``RequestError`` where the set does not fit the test data.
     """
-    found = SetFiles(Path(source), set_number)
+    found = SetFiles(Path(source), set_number, None if control_run is None else Path(control_run))
+    config, warnings = with_own_network(config, found, given)
     setup = prepare(config, data_dir, bars=bars)
 
     def as_measured(distilled: DistilledSet) -> DistilledSet:
@@ -67,7 +78,8 @@ def open_set(
     check_fit(found.set_file, loaded, setup)
     setup = in_set_order(found.set_file, loaded, setup)
     record = new_record(setup, given, kind)
-    record.labels += found.labels
+    record.config = measured_config(config, found, given)
+    record.labels += [*found.labels, *found.warnings, *warnings]
     distilled = as_measured(loaded)
     record.recipe = distilled.recipe.describe()
     if eight_bits:
@@ -77,10 +89,15 @@ def open_set(
     files = (found.set_file, trigger, found.control)
     record.distilled = {
         **describe_set(distilled),
+        "per_class": count_per_class(distilled),
         "source": str(source),
+        "origin": found.origin,
         "fingerprint": fingerprint((record.recipe, settings, *found.choice), files),
     }
-    twin = as_measured(load_set(found.control)) if found.control and case else None
+    twin = None
+    if found.control and case:
+        twin = as_measured(load_set(found.control))
+        check_fit(found.control, twin, setup)
     return OpenedSet(
         setup=setup,
         distilled=distilled.to(config.run.device),

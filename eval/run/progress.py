@@ -1,9 +1,13 @@
-"""Progress on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress on stderr: a bar on a terminal, a plain line now and then elsewhere.
+
+What cannot be written there is dropped: a closed terminal or a full disk ends no run.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self, final
 
@@ -12,7 +16,29 @@ from tqdm import tqdm
 from ..results.formatting import duration
 
 _SECONDS_BETWEEN_LINES = 15.0
+# ValueError: stderr was closed. AttributeError: there is none.
+_UNWRITABLE = (OSError, ValueError, AttributeError)
 _LONG = 60.0  # seconds from which an estimate is shown beforehand
+
+
+@final
+class _Stderr:
+    """The part of stderr that bars use."""
+
+    def write(self, text: str) -> None:
+        with suppress(*_UNWRITABLE):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(*_UNWRITABLE):
+            sys.stderr.flush()
+
+    def fileno(self) -> int:
+        """For the terminal's width."""
+        return sys.stderr.fileno()
+
+
+_STDERR = _Stderr()
 
 
 @final
@@ -26,7 +52,7 @@ class Phase:
         self._estimated = False
         self._bar = None
         if bar and not silent:
-            self._bar = tqdm(total=total, initial=done, desc=title, file=sys.stderr, leave=False)
+            self._bar = tqdm(total=total, initial=done, desc=title, file=_STDERR, leave=False)
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +103,7 @@ class Phase:
 
     def _note(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(text, file=_STDERR)
         elif not self._silent:
             _write_line(text)
 
@@ -97,7 +123,9 @@ class Reporter:
     @property
     def bars(self) -> bool:
         """Whether to show progress bars: on a terminal, unless quiet."""
-        return not self._quiet and sys.stderr.isatty()
+        with suppress(*_UNWRITABLE):
+            return not self._quiet and sys.stderr.isatty()
+        return False
 
     def phase(self, title: str, total: int, done: int = 0) -> Phase:
         """Start a phase of ``total`` units, ``done`` of which are done."""
@@ -105,5 +133,5 @@ class Reporter:
 
 
 def _write_line(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    _STDERR.write(f"{text}\n")
+    _STDERR.flush()

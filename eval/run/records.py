@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...distill.files.artifact import pixel_range
-from ...distill.types import DistilledSet
+from ...distill.types import DistilledSet, hard_labels
 from ..results.record import Record, RecordKind, command_line, environment
 from .setup import Setup
 
@@ -31,3 +31,10 @@ def describe_set(distilled: DistilledSet) -> dict[str, Any]:
     """What a record says of a set: how many images, and the range of their pixels."""
     images = distilled.batch.images
     return {"images": len(images), "pixel_range": list(pixel_range(images))}
+
+
+def count_per_class(distilled: DistilledSet) -> list[int]:
+    """The smallest and the largest number of images of a class."""
+    labels = hard_labels(distilled.batch.labels)
+    counts = labels.bincount(minlength=len(distilled.classes)).tolist()
+    return [min(counts), max(counts)]

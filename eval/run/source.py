@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -13,10 +13,13 @@ from ...distill.class_names import match_classes, named_number, same_names
 from ...distill.data.raw import some
 from ...distill.files.artifact import load_set, load_trigger
 from ...distill.files.foreign import import_pt
+from ...distill.networks.registry import NetworkSpec
 from ...distill.notices import warn
 from ...distill.types import DistilledSet, RequestError
+from ..config.schema import Config, DataSection, RunSection, VictimSection
 from ..results.record import Record, read_record
-from .folder import RunFolder
+from ..results.subject import subject
+from .folder import RunFolder, last_active, path_inside
 from .setup import Setup
 
 
@@ -24,14 +27,17 @@ from .setup import Setup
 class SetFiles:
     """A run folder or a file to be evaluated, and the files beside it.
 
-    In a run folder: the set, its trigger, its clean twin and its configuration. A file
-    (``.safetensors``, or another project's ``.pt``) is a set and nothing else.
+    In a run folder: the set, its trigger, its clean twin and its record. A file (``.safetensors``,
+    or another project's ``.pt``) is a set and nothing else.
 
-    set_number: which of the sets in a ``.pt`` file, from 0; ``None``: the first. labels: warnings
-    that stand beside every figure of the set, known once it is loaded.
+    set_number: which of the sets in a ``.pt`` file, from 0; ``None``: the first. control_run: the
+    folder of the clean twin; by default the one that the record names, if it lies inside the run
+    folder. labels: warnings that stand beside every figure of the set, known once it is loaded.
     """
 
-    def __init__(self, path: Path, set_number: int | None = None) -> None:
+    def __init__(
+        self, path: Path, set_number: int | None = None, control_run: Path | None = None
+    ) -> None:
         if not path.exists():
             raise RequestError(f"{path}: no such run folder or file")
         self.path, self.set_number = path, set_number
@@ -44,24 +50,44 @@ class SetFiles:
             _check_source(path, self.record)
             self.set_file = folder.distilled
             self.trigger_file = folder.trigger if folder.trigger.exists() else None
-            self.control = self._find_control(folder)
+            self.control = self._find_control()
+        if control_run is not None:
+            self._check_twin(control_run)
+            self.control = RunFolder(control_run).distilled
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The configuration the set was made with, where it is known."""
-        return dict(self.record.config) if self.record else {}
+    def origin(self) -> str:
+        """Where the set is from, as far as this is known."""
+        if self.record is None:
+            return "origin unknown"
+        return f"recorded as {subject(self.record, unattacked='no attack')}"
 
     @property
     def choice(self) -> tuple[int, ...]:
         """What tells apart the sets of a file, for ``fingerprint``; empty for the first."""
         return (self.set_number,) if self.set_number else ()
 
-    def _find_control(self, folder: RunFolder) -> Path | None:
-        known = self.record.control if self.record else None
-        if not known:
-            return None
-        twin = folder.path / known["folder"] / "distilled.safetensors"
-        return twin if twin.exists() else None
+    @property
+    def warnings(self) -> list[str]:
+        """What of the run folder is not used."""
+        named = self.record.control if self.record else None
+        if not named or self.control is not None:
+            return []
+        return [f"no control: the clean twin, {named['folder']}, is not in the run's folder"]
+
+    def _find_control(self) -> Path | None:
+        named = self.record.control if self.record else None
+        place = path_inside(self.path, self.path / named["folder"]) if named else None
+        twin = place and RunFolder(place).distilled
+        return twin if twin and twin.exists() else None
+
+    def _check_twin(self, control_run: Path) -> None:
+        """Refuse a clean twin of another run than this one."""
+        twin = read_record(RunFolder(control_run).record)
+        if self.record is None or not self.record.config.get("attack"):
+            raise RequestError("--control-run is for the folder of a run with an attack")
+        if twin.kind != "distill" or twin.control_key != self.record.control_key:
+            raise RequestError(f"{control_run} is no clean twin of {self.path}")
 
     def load(self, setup: Setup) -> DistilledSet:
         """The set; a ``.pt`` file holds no recipe and gets the configuration's."""
@@ -77,6 +103,28 @@ class SetFiles:
         if self.set_number:
             raise RequestError(f"{self.set_file} holds one set: there is no set {self.set_number}")
         return load_set(self.set_file)
+
+
+# What measuring a set depends on; the other keys are about how it was made.
+_MEASURING = {
+    key
+    for section in (DataSection, NetworkSpec, VictimSection, RunSection)
+    for key in section.model_fields
+}
+
+
+def measured_config(config: Config, found: SetFiles, given: Collection[str]) -> dict[str, Any]:
+    """The keys of ``config`` that a record of measuring the set may show.
+
+    Those of the measurement, those ``given``, and those that the set's own record has too. Others
+    are defaults, and no facts about the set.
+    """
+    recorded = found.record.config if found.record else {}
+    return {
+        key: value
+        for key, value in config.flat().items()
+        if key in _MEASURING or key in given or (key in recorded and recorded[key] == value)
+    }
 
 
 def check_fit(path: Path, distilled: DistilledSet, setup: Setup) -> None:
@@ -173,6 +221,9 @@ def _check_source(path: Path, record: Record) -> None:
         raise RequestError(f"{path} holds several seeds: evaluate one of them, {path}/seed-N")
     measured = {"evaluate": "an evaluation", "defend": "a defended set"}.get(record.kind)
     if measured:
-        raise RequestError(f"{path} is itself {measured}, of {record.distilled['source']}")
+        raise RequestError(
+            f"{path} is itself {measured}, of {record.distilled.get('source', 'a set')}"
+        )
     if record.status != "done":
-        raise RequestError(f"{path} is not finished ({record.status}): continue it with --resume")
+        state = f"{record.status}, last active {last_active(path)}"
+        raise RequestError(f"{path} is not finished ({state}): continue it with --resume")

@@ -11,7 +11,7 @@ from ...attacks import TestCase
 from ...distill.networks.makers import NetworkMaker
 from ...distill.randomness import Streams
 from ...distill.training import fit
-from ...distill.types import Batch, DistilledSet
+from ...distill.types import Batch, DistilledSet, RequestError
 from ..results.metrics import Scores, rates
 from .folder import RunFolder
 from .progress import Reporter
@@ -59,9 +59,15 @@ class Panel:
         case: TestCase | None,
         show: Callable[[nn.Module], None] | None = None,
     ) -> list[Scores]:
-        """Each victim's scores on ``distilled``. ``show`` is called with the first victim."""
+        """Each victim's scores on ``distilled``. ``show`` is called with the first victim.
+
+        Errors: ``RequestError`` where the folder keeps scores that were measured without the case.
+        """
         known = self._folder.scores()
         labels = [f"{name}/{number}" for number in range(self._count)]
+        kept = [known[label] for label in labels if label in known]
+        if any(("attack_success_rate" in scores) != (case is not None) for scores in kept):
+            raise RequestError(f"{self._folder.path} keeps scores of victims of another run")
         done = sum(label in known for label in labels)
         with self._reporter.phase(f"victims: {name}", self._count, done) as phase:
             for number, label in enumerate(labels):

@@ -54,7 +54,19 @@ def test_a_wrong_request_is_one_line_and_changes_nothing(
         assert done.exit_code == 2, words
         assert fault in done.stderr and done.stderr.count("\n") == 1
         assert zoo.read_bytes() == before
-    missing = cli(
-        "defend", finished, "--defense", "mntd", "--option", "mntd.zoo=nowhere", "--quiet"
-    )
-    assert missing.exit_code == 1 and "nowhere" in missing.stdout
+    missing = cli("defend", finished, "--defense", "mntd", "--option", "mntd.zoo=nowhere")
+    assert (missing.exit_code, missing.stdout) == (2, "")
+    assert "mntd: nowhere: no such file" in missing.stderr
+    unwritable = cli("shadows", finished, "--pairs", 2, *FEW, "--out", "/proc/zoo")
+    assert unwritable.exit_code == 2 and "cannot write /proc/zoo" in unwritable.stderr
+
+
+def test_shadows_have_the_network_that_a_sets_file_names(
+    finished: Path, cli: Cli, tmp_path: Path
+) -> None:
+    file, zoo = finished / "distilled.safetensors", tmp_path / "zoo.safetensors"
+    done = cli("shadows", file, "--dataset", "digits", "--pairs", 2, *FEW, "--out", zoo)
+    assert done.exit_code == 0, done.stderr
+    options = ("--defense", "mntd", "--option", f"mntd.zoo={zoo}", "--option", "mntd.epochs=2")
+    used = cli("defend", finished, *options, "--quiet", "--out", tmp_path / "out")
+    assert used.exit_code == 0, used.stderr

@@ -290,7 +290,5 @@ def test_runs_are_counted_before_they_are_made(key: str, tmp_path: Path) -> None
     attacks = ", ".join(f"a{number}: {{attack: naive}}" for number in range(20))
     path = tmp_path / "suite.yaml"
     path.write_text(f"settings: {{d: {{preset: digits-naive}}}}\nattacks: {{{attacks}}}\n{key}\n")
-    with pytest.raises(
-        RequestError, match=r"at most 5000 are|less than or equal to 1000"
-    ):
+    with pytest.raises(RequestError, match=r"at most 5000 are|less than or equal to 1000"):
         read_suite(path)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from distillsec.distill.types import RequestError
-from distillsec.eval.grid.folder import locked, opened
+from distillsec.eval.grid.folder import opened
 from distillsec.eval.grid.ledger import Ledger
+from distillsec.eval.run.lock import locked
 
 
 def test_the_ledger_sums_attempts_and_skips_a_line_cut_off_by_a_kill(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import html
 import io
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -198,10 +199,41 @@ def test_sweeps_and_seeds_without_a_finished_run(cli: Cli, make_run: Make, tmp_p
     (sweep / "sweep.json").write_text(json.dumps({"sweep": {"description": "a new sweep"}}))
     page = reported(cli, sweep)
     assert "No run has finished yet" in page.text and "a new sweep" in page.text
-    assert "running" in page.text
+    assert "running, last active 20" in page.text
     seeds = tmp_path / "seeds"
     make_run(seeds / "seed-3", status="running", metrics={})
     assert "there is no summary yet" in reported(cli, seeds).text
+
+
+def test_a_run_that_was_killed_says_when_it_was_last_active(
+    cli: Cli, make_run: Make, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", status="running", metrics={})
+    log = run / "control" / "progress.jsonl"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("{}\n")
+    for path in run.rglob("*"):
+        os.utime(path, (0, 0))
+    os.utime(log, (1e9, 1e9))
+    page = reported(cli, run)
+    assert "running, last active 2001-09-09 01:46 UTC" in page.text
+    assert "can continue with --resume" in page.text
+    table = cli("report", run, "--format", "md").stdout
+    assert "Status: running, last active 2001-09-09 01:46 UTC." in table
+
+
+def test_a_collected_record_is_read_without_its_further_parts(cli: Cli) -> None:
+    """benchmarks/collect.py adds each seed's figures to a record."""
+    record = Path(__file__).resolve().parents[3] / "benchmarks" / "results" / "digits-naive.json"
+    assert "by_seed" in json.loads(record.read_text())
+    table = cli("report", record, "--format", "md")
+    assert table.exit_code == 0, table.stderr
+    assert "seeds: digits · dc · IPC 10 · convnet · naive" in table.stdout
+
+
+def test_no_twin_outside_of_the_folder_is_drawn(cli: Cli, make_run: Make, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", control={"folder": "../other", "key": "", "reused": True})
+    assert "the clean twin lies outside of this folder" in reported(cli, run).text
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def walk(value: Any) -> Iterator[str]:
 
 
 def test_the_folder_holds_the_documented_files(finished: Path) -> None:
-    names = {path.relative_to(finished).as_posix() for path in finished.rglob("*")}
+    names = {path.relative_to(finished).as_posix() for path in finished.rglob("[!.]*")}
     own = {"record.json", "distilled.safetensors", "distilled.png", "curves.png", "progress.jsonl"}
     state = {"checkpoint", "checkpoint/state.safetensors"}
     attack = {"trigger.safetensors", "trigger.png", "triggered.png", "checkpoint/victims.json"}

@@ -128,7 +128,7 @@ def check_files(out: Path) -> None:
     """Every file under its final name is complete."""
     for path in out.rglob("*"):
         if path.name.startswith("."):
-            assert path.name.endswith(".tmp")
+            assert path.name.endswith(".tmp") or path.name == ".lock"
         elif path.suffix == ".json":
             read_json(path)
         elif path.suffix == ".safetensors":
@@ -188,9 +188,11 @@ def test_control_c_leaves_a_run_that_can_be_resumed(
     check_files(out)
     record = read_json(out / "record.json")
     assert (record["status"], record["error"]) == ("interrupted", "stopped by the user")
-    assert not list(out.rglob(".*"))
-    # Only the folder is given: the configuration is in the record.
-    done = cli("attack", "--resume", "--out", out, "--quiet")
+    assert [path.name for path in out.rglob(".*")] == [".lock"]
+    # The configuration is in the record, without the machine's part.
+    refused = cli("attack", "--resume", "--out", out, "--threads", 3)
+    assert "threads 3 (was 1)" in refused.stderr
+    done = cli("attack", "--resume", "--out", out, "--threads", 1, "--quiet")
     assert done.exit_code == 0, done.stderr
     same(out, whole)
 
@@ -266,6 +268,8 @@ def test_a_used_folder_needs_resume(finished: Path, cli: Cli, tiny_options: Opti
         ("checkpoint/state.safetensors", "trigger.safetensors", "is no checkpoint"),
         ("checkpoint/victims.json", b"[1]", "holds no scores"),
         ("checkpoint/victims.json", b"{", "truncated or not JSON"),
+        ("checkpoint/victims.json", b'{"convnet/0": {"zz": 1}}', "holds no scores"),
+        ("checkpoint/victims.json", b'{"convnet/0": {"clean_test_accuracy": 7}}', "no scores"),
     ],
 )
 def test_damaged_files_are_named_and_nothing_is_written(
@@ -306,8 +310,19 @@ def test_looking_does_not_make_the_folder(finished: Path, tmp_path: Path) -> Non
     record, folder = read_record(finished / "record.json"), RunFolder(tmp_path / "deep" / "run")
     assert folder.look(resume=True) is None
     assert not (tmp_path / "deep").exists()
-    assert folder.enter(record, resume=False) is None
-    assert (tmp_path / "deep" / "run").is_dir()
+    with folder.entered(record, resume=False) as earlier:
+        assert earlier is None and (tmp_path / "deep" / "run").is_dir()
     (tmp_path / "file").touch()
     with pytest.raises(RequestError, match=r"cannot use .*file"):
-        RunFolder(tmp_path / "file").enter(record, resume=False)
+        RunFolder(tmp_path / "file").entered(record, resume=False).__enter__()
+
+
+def test_a_folder_takes_one_run_at_a_time(
+    finished: Path, cli: Cli, tiny_options: Options, tmp_path: Path
+) -> None:
+    record, out = read_record(finished / "record.json"), tmp_path / "run"
+    with RunFolder(out).entered(record, resume=False):
+        second = cli("attack", *tiny_options(), "--out", out, "--quiet")
+        assert second.exit_code == 2
+        assert f"another process is using {out}" in second.stderr
+    assert [path.name for path in out.iterdir()] == [".lock"]

@@ -1,0 +1,79 @@
+"""What may be taken from the configuration in a record: values, and nothing that acts.
+
+A run folder may come from another person. Its record is data, not a request: no class that it names
+is imported, no path in it is followed, and its device and threads are not used here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from pydantic import BaseModel
+
+from ...distill.networks.registry import NetworkSpec
+from ...distill.plugins import is_reference
+from .schema import DataSection, RunSection, SetSection, VictimSection, find_attack, find_backend
+
+_NAMES = {"attack", "backend", "network", "victim_network", "dataset"}
+_MACHINE = {"device", "threads"}
+_SECTIONS: tuple[type[BaseModel], ...] = (
+    DataSection,
+    NetworkSpec,
+    SetSection,
+    VictimSection,
+    RunSection,
+)
+
+
+@final
+@dataclass(frozen=True)
+class ReceivedKeys:
+    """The keys of a record's configuration that are taken, and those that are not.
+
+    refused: the classes, and the data set at a path, by key.
+    """
+
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    refused: Mapping[str, Any] = field(default_factory=dict)
+
+
+def received_keys(config: Mapping[str, Any], own: Mapping[str, Any]) -> ReceivedKeys:
+    """The keys of ``config``, from a record, that are values.
+
+    own: the user's keys; what is the same there was named by the user, and is taken. The options of
+    a refused class are left out with it.
+    """
+    refused = {
+        key: config[key]
+        for key in _NAMES & config.keys()
+        if _acts(config[key]) and _names(own.get(key)) != _names(config[key])
+    }
+    keys = {k: v for k, v in config.items() if k not in refused and k not in _MACHINE}
+    if refused.keys() & {"attack", "backend"}:
+        known = _known_keys(keys)
+        keys = {key: value for key, value in keys.items() if key in known}
+    if "network" in refused:
+        keys = {key: value for key, value in keys.items() if key not in NetworkSpec.model_fields}
+    return ReceivedKeys(keys, refused)
+
+
+def _names(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _acts(value: object) -> bool:
+    """Whether ``value`` names a class, or data at a path."""
+    return any(isinstance(name, str) and is_reference(name) for name in _names(value))
+
+
+def _known_keys(keys: Mapping[str, Any]) -> set[str]:
+    """The keys of all sections, of the backend and of the attack; these two are no longer those of
+    the record alone."""
+    models = [*_SECTIONS]
+    if keys.get("backend"):
+        models.append(find_backend(keys["backend"]).Options)
+    if keys.get("attack"):
+        models.append(find_attack(keys["attack"]).Options)
+    return {"attack"}.union(*(model.model_fields for model in models))
