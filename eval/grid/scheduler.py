@@ -134,7 +134,7 @@ def _attempt(job: Job, out: Path, data_dir: Path | None) -> _Attempt:
         place = out / job.place
         place.mkdir(parents=True, exist_ok=True)
         with locked(place, timeout=_LOCK_TIMEOUT):
-            pass
+            pass  # the run takes the lock again, and does not wait
         job.run(out, data_dir)
     except Exception as error:  # a user's attack runs here too
         text = str(error) if isinstance(error, DistillsecError) else repr(error)

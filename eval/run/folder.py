@@ -31,6 +31,7 @@ from .lock import locked
 
 # A run that is killed loses about this much work, or one iteration.
 _SECONDS_BETWEEN_CHECKPOINTS = 1.0
+_LONGEST_SECONDS = 1e9  # 30 years
 
 # What is written while work goes on, and where the runs of seeds, sweeps and suites are.
 _WRITTEN = ("*.json*", "checkpoint/*.*")
@@ -204,10 +205,13 @@ class RunFolder:
     def _read_state(self, device: str) -> tuple[LoopState, str, float]:
         """The saved state, the key of its configuration, its seconds of work."""
         tensors, info = read_tensors(self._state, device=device)
+        iteration, key, seconds = (info.get(name) for name in ("iteration", "key", "seconds"))
+        timed = isinstance(seconds, int | float) and 0 <= seconds < _LONGEST_SECONDS
+        if type(iteration) is not int or not isinstance(key, str) or not timed:
+            raise fault(self._state, "is no checkpoint of this suite")
         try:
-            state = LoopState.from_tensors(int(info["iteration"]), tensors)
-            return state, str(info["key"]), float(info["seconds"])
-        except (KeyError, TypeError, ValueError) as error:
+            return LoopState.from_tensors(iteration, tensors), key, float(seconds)
+        except (KeyError, ValueError) as error:
             raise fault(self._state, f"is no checkpoint of this suite ({error!r})") from error
 
     def _cut_log(self, iteration: int) -> None:

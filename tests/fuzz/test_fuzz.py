@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -42,7 +43,7 @@ from distillsec.distill.files.artifact import load_set, load_trigger, save_set, 
 from distillsec.distill.files.foreign import import_pt
 from distillsec.distill.files.safe import read_json_lines, read_tensors, write_tensors
 from distillsec.distill.preprocessing import Preprocessing, fit_zca
-from distillsec.distill.types import Batch, DistilledSet, Recipe, RequestError, Step
+from distillsec.distill.types import Batch, DistilledSet, Recipe, RequestError, RunError, Step
 from distillsec.eval.config.layers import by_owner, gather
 from distillsec.eval.config.schema import configure
 from distillsec.eval.grid.ledger import Ledger
@@ -76,6 +77,8 @@ class Tools:
     backend: Callable[..., Backend]
     rewrite: Callable[[Path, Mapping[str, Tensor], Any], None]
     canary: Callable[[str], Any]
+    cli: Callable[..., Result]
+    finished: Path
 
 
 def good_set(**recipe: Any) -> DistilledSet:
@@ -308,9 +311,45 @@ def make_record(path: Path) -> None:
         seeds=[0, 1],
         hooks=[{"name": "naive", "threat_model": "data owner"}],
         control={"folder": "control", "key": "k", "reused": False},
-        trigger={"kind": "patch", "range": "pixel", "target": 0},
+        trigger={
+            **{"kind": "patch", "range": "pixel", "target": 0, "target_class": "0"},
+            **{"min": 1.0, "max": 1.0, "l2": 2.0, "linf": 1.0},
+        },
     ).write(path / "record.json")
     (path / "progress.jsonl").write_text('{"iteration": 1, "loss": 2.0}\n' * 3)
+
+
+def run_changer(tools: Tools) -> Callable[[Path, Any], None]:
+    """Changes to one file of a run folder."""
+
+    def change(path: Path, mutations: Any) -> None:
+        files = [file for file in path.rglob("[!.]*") if file.is_file()]
+        chosen = mutations.rng.choice(sorted(files))
+        by_ending = {
+            ".json": change_json,
+            ".jsonl": change_lines,
+            ".safetensors": tensor_changer(tools),
+        }
+        by_ending.get(chosen.suffix, change_bytes)(chosen, mutations)
+
+    return change
+
+
+def stop(path: Path) -> None:
+    """Make a finished run one that was stopped before its victims were trained."""
+    record = json.loads((path / "record.json").read_text())
+    (path / "record.json").write_text(json.dumps({**record, "status": "running"}))
+    for name in ("distilled.safetensors", "checkpoint/victims.json"):
+        (path / name).unlink()
+
+
+def command(tools: Tools, path: Path, *words: object) -> None:
+    """A command on the run in ``path / "run"``; its error as the exception that it stands for."""
+    done = tools.cli(*words, "--threads", 1, "--quiet")
+    if done.exit_code in (1, 2) and isinstance(done.exception, SystemExit):
+        raise (RunError if done.exit_code == 1 else RequestError)(done.stderr.rstrip("\n"))
+    if done.exception is not None:
+        raise done.exception
 
 
 def make_checkpoint(tools: Tools) -> Callable[[Path], None]:
@@ -452,6 +491,20 @@ def kinds(tools: Tools) -> dict[str, Kind]:
     def imported(path: Path) -> object:
         return import_pt(path / x, preprocessing=SPACE, classes=CLASSES)
 
+    def make_run(path: Path) -> None:
+        shutil.copytree(tools.finished, path / "run")
+
+    def make_stopped(path: Path) -> None:
+        make_run(path)
+        stop(path / "run")
+
+    def evaluate(path: Path) -> None:
+        few = ("--victims", 1, "--victim-epochs", 1, "--device", "cpu")
+        command(tools, path, "evaluate", path / "run", *few, "--out", path / "out")
+
+    def resume(path: Path) -> None:
+        command(tools, path, "attack", "--resume", "--out", path / "run")
+
     return {
         "set": Kind(make_set, at(x, tensors), lambda path: load_set(path / x)),
         "trigger": Kind(make_trigger, at(x, tensors), read_trigger),
@@ -464,6 +517,8 @@ def kinds(tools: Tools) -> dict[str, Kind]:
             lambda path: read_record(path / "record.json"),
         ),
         "report": Kind(make_record, at("record.json", change_json), load_experiment),
+        "run": Kind(make_run, at("run", run_changer(tools)), evaluate),
+        "resume": Kind(make_stopped, at("run", run_changer(tools)), resume),
         "log": Kind(
             make_record,
             at("progress.jsonl", change_lines),
@@ -490,7 +545,7 @@ def read_images(path: Path) -> object:
 
 NAMES = (
     *("set", "trigger", "pt", "npz", "images", "record", "report", "log", "ledger", "checkpoint"),
-    *("experts", "yaml"),
+    *("experts", "yaml", "run", "resume"),
 )
 
 
@@ -505,17 +560,21 @@ def test_samples(
     mutations: Callable[[str], Any],
     write_safetensors: Callable[[Path, Mapping[str, Tensor], Any], None],
     canary: Callable[[str], Any],
+    cli: Callable[..., Result],
+    finished: Path,
     judge: Callable[[Callable[[], object]], bool],
     record_property: Callable[[str, object], None],
 ) -> None:
-    kind = kinds(Tools(toy_task, toy_backend, write_safetensors, canary))[name]
+    kind = kinds(Tools(toy_task, toy_backend, write_safetensors, canary, cli, finished))[name]
     samples, seconds, seed = (
         request.config.getoption(f"--fuzz-{option}") for option in ("samples", "seconds", "seed")
     )
     good, bad = tmp_path / "good", tmp_path / "bad"
     good.mkdir()
     kind.make(good)
-    kind.read(good)
+    shutil.copytree(good, bad)
+    kind.read(bad)
+    shutil.rmtree(bad)
     monkeypatch.chdir(tmp_path)
     number, accepted, began = 0, 0, time.monotonic()
     while (
