@@ -11,6 +11,7 @@ import torch
 from ...defenses.common.shadows import ShadowOptions, Zoo, describe_zoo, load_zoo, train_zoo
 from ...distill.types import Batch, RequestError
 from ..config.schema import Config
+from ..run.lock import locked_file
 from ..run.progress import Reporter
 from ..run.setup import Setup, prepare
 
@@ -33,19 +34,25 @@ def make_zoo(
 
     images: the number of clean training images that they train on. The file exists after the first
     pairs; ``resume`` continues it, with the same or a larger number of pairs.
-    Errors: ``RequestError`` for a file that exists (without ``resume``), or that holds shadows of
-    other options.
+    Errors: ``RequestError`` for a file that exists (without ``resume``), that holds shadows of
+    other options, or that another process is writing.
     """
     reporter = reporter or Reporter()
     if out.exists() and not resume:
         raise RequestError(f"{out} exists: choose another --out, or continue with --resume")
     setup = prepare(config, data_dir, bars=reporter.bars)
-    network = setup.primary_network
     clean = _images(setup, images)
+    _check_writable(out)
+    with locked_file(out):
+        return _grow(out, setup, clean, options, reporter)
+
+
+def _grow(out: Path, setup: Setup, clean: Batch, options: ShadowOptions, reporter: Reporter) -> Zoo:
+    """Train the pairs that the file ``out`` lacks."""
+    network = setup.primary_network
     zoo = load_zoo(out, network) if out.exists() else None
     if zoo is not None:
         _check_same(zoo, describe_zoo(network, clean, options), out)
-    _check_writable(out)
     total = 2 * options.pairs
     with reporter.phase("shadows", total, len(zoo) if zoo else 0) as phase:
         while zoo is None or len(zoo) < total:

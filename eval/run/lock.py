@@ -1,4 +1,4 @@
-"""A lock on a folder: one process at a time writes to a run, a sweep or a suite."""
+"""Locks: one process at a time writes to a run, a sweep, a suite or a file of shadows."""
 
 from __future__ import annotations
 
@@ -20,13 +20,26 @@ def locked(folder: Path, *, timeout: float = 0.0) -> Iterator[None]:
     timeout: seconds to wait for the lock. Errors: ``RequestError`` where another process holds it,
     or where the folder cannot be written to.
     """
-    lock = FileLock(folder / _LOCK)
+    with _held(folder / _LOCK, folder, timeout):
+        yield
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Lock the file ``path``, which need not exist, in a folder that does; as ``locked``."""
+    with _held(path.with_name(f".{path.name}{_LOCK}"), path, 0.0):
+        yield
+
+
+@contextmanager
+def _held(place: Path, what: Path, timeout: float) -> Iterator[None]:
+    lock = FileLock(place)
     try:
         lock.acquire(timeout, poll_interval=0.2)
     except Timeout:
-        raise RequestError(f"another process is using {folder}") from None
+        raise RequestError(f"another process is using {what}") from None
     except OSError as error:
-        raise RequestError(f"cannot use {folder}: {error.strerror}") from error
+        raise RequestError(f"cannot use {what}: {error.strerror}") from error
     try:
         yield
     finally:

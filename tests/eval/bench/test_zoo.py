@@ -10,6 +10,7 @@ from click.testing import Result
 
 from distillsec.distill.files.safe import read_tensors
 from distillsec.eval.results.record import read_record
+from distillsec.eval.run.lock import locked_file
 
 Cli = Callable[..., Result]
 FEW = ("--images", 40, "--shadow-epochs", 1, "--quiet")
@@ -54,6 +55,10 @@ def test_a_wrong_request_is_one_line_and_changes_nothing(
         assert done.exit_code == 2, words
         assert fault in done.stderr and done.stderr.count("\n") == 1
         assert zoo.read_bytes() == before
+    with locked_file(zoo):
+        second = cli("shadows", finished, "--pairs", 3, *FEW, "--resume", "--out", zoo)
+    assert second.exit_code == 2 and f"another process is using {zoo}" in second.stderr
+    assert zoo.read_bytes() == before
     missing = cli("defend", finished, "--defense", "mntd", "--option", "mntd.zoo=nowhere")
     assert (missing.exit_code, missing.stdout) == (2, "")
     assert "mntd: nowhere: no such file" in missing.stderr
