@@ -312,8 +312,14 @@ def make_record(path: Path) -> None:
         hooks=[{"name": "naive", "threat_model": "data owner"}],
         control={"folder": "control", "key": "k", "reused": False},
         trigger={
-            **{"kind": "patch", "range": "pixel", "target": 0, "target_class": "0"},
-            **{"min": 1.0, "max": 1.0, "l2": 2.0, "linf": 1.0},
+            "kind": "patch",
+            "range": "pixel",
+            "target": 0,
+            "target_class": "0",
+            "min": 1.0,
+            "max": 1.0,
+            "l2": 2.0,
+            "linf": 1.0,
         },
     ).write(path / "record.json")
     (path / "progress.jsonl").write_text('{"iteration": 1, "loss": 2.0}\n' * 3)
