@@ -14,7 +14,7 @@ from ..attacks.triggers import TriggerRange
 from ..defenses.base import Budget
 from ..distill.types import RequestError
 from ..eval.config.layers import for_clean, gather
-from ..eval.config.received import received_keys
+from ..eval.config.received import machine_keys, received_keys
 from ..eval.config.schema import Config, configure
 from ..eval.results.record import Record, read_record
 from ..eval.run.folder import RunFolder, fresh_folder
@@ -250,7 +250,8 @@ def _of_resumed(own: Given, given: Given) -> Given:
     if own and not path.exists():
         return {}
     record = read_record(path)
-    return _of_record(record, path.parent, own, given, tuple(record.config))
+    values = _of_record(record, path.parent, own, given, tuple(record.config))
+    return {**machine_keys(record.config), **values}
 
 
 def _of_record(

@@ -1,7 +1,8 @@
 """What may be taken from the configuration in a record: values, and nothing that acts.
 
 A run folder may come from another person. Its record is data, not a request: no class that it names
-is imported, no path in it is followed, and its device and threads are not used here.
+is imported, no path in it is followed, and its device and threads are not used here, unless its run
+is resumed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
+from joblib import cpu_count
 from pydantic import BaseModel
 
 from ...distill.networks.registry import NetworkSpec
@@ -57,6 +59,17 @@ def received_keys(config: Mapping[str, Any], own: Mapping[str, Any]) -> Received
     if "network" in refused:
         keys = {key: value for key, value in keys.items() if key not in NetworkSpec.model_fields}
     return ReceivedKeys(keys, refused)
+
+
+def machine_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The device and the threads of a run that is to be resumed: others would give other bits.
+
+    More threads than this machine has cores are left out.
+    """
+    keys = {key: config[key] for key in _MACHINE & config.keys()}
+    if keys.get("threads", 0) > cpu_count():
+        del keys["threads"]
+    return keys
 
 
 def _names(value: object) -> list[object]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from ...distill.core.resume import LoopState
 from ...distill.files.safe import (
@@ -31,7 +32,6 @@ from .lock import locked
 
 # A run that is killed loses about this much work, or one iteration.
 _SECONDS_BETWEEN_CHECKPOINTS = 1.0
-_LONGEST_SECONDS = 1e9  # 30 years
 
 # What is written while work goes on, and where the runs of seeds, sweeps and suites are.
 _WRITTEN = ("*.json*", "checkpoint/*.*")
@@ -71,6 +71,17 @@ def path_inside(root: Path, place: Path) -> Path | None:
         return place if place.resolve().is_relative_to(root.resolve()) else None
     except (OSError, RuntimeError, ValueError):  # a loop of links, a null byte in a name
         return None
+
+
+@final
+class _StateInfo(BaseModel):
+    """The metadata of a checkpoint. seconds: of work on the run so far, less than 30 years."""
+
+    model_config = ConfigDict(strict=True)
+
+    iteration: int = Field(ge=0)
+    key: str
+    seconds: float = Field(ge=0, le=1e9)
 
 
 @final
@@ -205,14 +216,11 @@ class RunFolder:
     def _read_state(self, device: str) -> tuple[LoopState, str, float]:
         """The saved state, the key of its configuration, its seconds of work."""
         tensors, info = read_tensors(self._state, device=device)
-        iteration, key, seconds = (info.get(name) for name in ("iteration", "key", "seconds"))
-        timed = isinstance(seconds, int | float) and 0 <= seconds < _LONGEST_SECONDS
-        if type(iteration) is not int or not isinstance(key, str) or not timed:
-            raise fault(self._state, "is no checkpoint of this suite")
         try:
-            return LoopState.from_tensors(iteration, tensors), key, float(seconds)
+            known = _StateInfo.model_validate(info)
+            return LoopState.from_tensors(known.iteration, tensors), known.key, known.seconds
         except (KeyError, ValueError) as error:
-            raise fault(self._state, f"is no checkpoint of this suite ({error!r})") from error
+            raise fault(self._state, "is no checkpoint of this suite") from error
 
     def _cut_log(self, iteration: int) -> None:
         """Drop the lines after ``iteration``, which the resumed run writes again."""

@@ -118,6 +118,22 @@ def test_the_machine_of_a_record_is_not_used(received: Received, cli: Cli) -> No
     refused(cli("evaluate", folder, *FEW, "--trust", "--out", "other"), "cuda:7")
 
 
+def test_a_resumed_run_has_the_threads_it_began_with(
+    received: Received, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distillsec.eval.config.schema.cpu_count", lambda: 2)
+    folder = received(status="running")
+    done = cli("attack", "--out", folder, "--resume", "--quiet")
+    assert done.exit_code == 0, done.stderr
+    assert read_record(folder / "record.json").config["threads"] == 1
+
+
+def test_a_resumed_run_takes_no_more_threads_than_cores(received: Received, cli: Cli) -> None:
+    folder = received({"threads": 1024}, status="running")
+    done = cli("attack", "--out", folder, "--resume")
+    assert done.exit_code == 2 and "threads" in done.stderr and "was 1024" in done.stderr
+
+
 def test_a_twin_outside_of_the_run_must_be_given(received: Received, cli: Cli) -> None:
     folder = received(control={"folder": "../twin", "key": "x", "reused": True})
     (folder / "control").rename("twin")
