@@ -11,13 +11,14 @@ from .base import (
     FixedTriggerAttack,
     PatchOptions,
     PoisoningAttack,
+    PoisoningOptions,
     ThreatModel,
 )
 from .blended import Blended
 from .case import TestCase, make_test_case
 from .doorping import Doorping
 from .goals import GOALS, Goal, goal_from
-from .naive import Naive
+from .naive import Naive, NaiveOptions
 from .triggers import (
     TRIGGERS,
     AdditiveTrigger,
@@ -29,7 +30,11 @@ from .triggers import (
     trigger_from,
 )
 
-ATTACKS: Mapping[str, type[Attack]] = {"naive": Naive, "doorping": Doorping, "blended": Blended}
+ATTACKS: Mapping[str, type[Attack]] = {
+    "naive": Naive,
+    "doorping": Doorping,
+    "blended": Blended,
+}
 
 __all__ = [
     "ATTACKS",
@@ -45,9 +50,11 @@ __all__ = [
     "FixedTriggerAttack",
     "Goal",
     "Naive",
+    "NaiveOptions",
     "PatchOptions",
     "PatchTrigger",
     "PoisoningAttack",
+    "PoisoningOptions",
     "TestCase",
     "ThreatModel",
     "Trigger",

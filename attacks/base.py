@@ -42,7 +42,7 @@ class DataInfo:
 
 
 class AttackOptions(BaseModel):
-    """The options every attack has."""
+    """The options every attack has: its goal."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -55,16 +55,6 @@ class AttackOptions(BaseModel):
     source: int | None = Field(
         None, ge=0, description="goal one-to-one: class number whose images are sent to the target"
     )
-    poison_rate: float = Field(
-        0.01, gt=0, le=1, description="poisoned rows, as a share of the training set's size"
-    )
-    target_share: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="share of the target class's real batch drawn from poisoned rows "
-        "(default: as they come); makes the attacker a distiller",
-    )
 
     @model_serializer(mode="wrap")
     def _without_newer_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -76,8 +66,23 @@ class AttackOptions(BaseModel):
         return {k: v for k, v in values.items() if k not in newer or v != fields[k].default}
 
 
-class PatchOptions(AttackOptions):
-    """The options every attack has whose trigger is a square patch."""
+class PoisoningOptions(AttackOptions):
+    """The options of attacks that poison rows of the training set."""
+
+    poison_rate: float = Field(
+        0.01, gt=0, le=1, description="poisoned rows, as a share of the training set's size"
+    )
+    target_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the target class's real batch drawn from poisoned rows "
+        "(default: as they come); makes the attacker a distiller",
+    )
+
+
+class PatchOptions(BaseModel):
+    """The options of attacks whose trigger is a square patch."""
 
     trigger_size: int = Field(2, ge=1, description="side of the square patch in pixels")
     trigger_position: Position = Field("bottom-right", description="where the patch sits")
@@ -133,6 +138,9 @@ class Attack(Hook, ABC):
 
 class PoisoningAttack(Attack, ABC):
     """Shared by attacks that stamp a trigger on relabelled rows of the training set."""
+
+    Options: ClassVar[type[PoisoningOptions]]
+    options: PoisoningOptions
 
     def __init__(self, options: AttackOptions, data: DataInfo) -> None:
         super().__init__(options, data)

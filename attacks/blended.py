@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..distill.randomness import Streams
-from .base import AttackOptions, FixedTriggerAttack
+from .base import FixedTriggerAttack, PoisoningOptions
 from .triggers import BlendTrigger, Trigger
 
 PATTERN_SEED = 2017
@@ -17,7 +17,7 @@ PATTERN_SEED = 2017
 
 
 @final
-class BlendedOptions(AttackOptions):
+class BlendedOptions(PoisoningOptions):
     """Options of ``blended``."""
 
     alpha: float = Field(

@@ -11,12 +11,19 @@ from torch import Tensor
 
 from ..distill.core.hooks import Moment
 from ..distill.types import Batch, RequestError
-from .base import AttackOptions, DataInfo, PatchOptions, PoisoningAttack, ThreatModel
+from .base import (
+    AttackOptions,
+    DataInfo,
+    PatchOptions,
+    PoisoningAttack,
+    PoisoningOptions,
+    ThreatModel,
+)
 from .search import OBJECTIVES, Carriers, ObjectiveName, SearchOptions
 from .triggers import PatchTrigger
 
 
-class DoorpingOptions(PatchOptions):
+class DoorpingOptions(PatchOptions, PoisoningOptions):
     """Options of ``doorping``; the search's are the reference code's where it has them."""
 
     objective: ObjectiveName = Field("neuron", description="what the trigger is optimised for")

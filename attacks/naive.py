@@ -6,8 +6,13 @@ from typing import final
 
 import torch
 
-from .base import FixedTriggerAttack, PatchOptions
+from .base import FixedTriggerAttack, PatchOptions, PoisoningOptions
 from .triggers import PatchTrigger, Trigger
+
+
+@final
+class NaiveOptions(PatchOptions, PoisoningOptions):
+    """Options of ``naive``."""
 
 
 @final
@@ -25,11 +30,11 @@ class Naive(FixedTriggerAttack):
     """
 
     name = "naive"
-    Options = PatchOptions
+    Options = NaiveOptions
 
     def make_trigger(self) -> Trigger:
         options = self.options
-        assert isinstance(options, PatchOptions)
+        assert isinstance(options, NaiveOptions)
         mask = options.mask(self.data)
         white = torch.ones(self.data.image_shape, device=self.data.device)
         return PatchTrigger(pattern=white * mask, mask=mask, range=options.trigger_range)

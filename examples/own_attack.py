@@ -10,10 +10,10 @@ An attack whose trigger does not change needs one method, ``make_trigger``. ``po
 import torch
 from pydantic import Field
 
-from distillsec.attacks import AttackOptions, BlendTrigger, FixedTriggerAttack, Trigger
+from distillsec.attacks import BlendTrigger, FixedTriggerAttack, PoisoningOptions, Trigger
 
 
-class CheckerboardOptions(AttackOptions):
+class CheckerboardOptions(PoisoningOptions):
     opacity: float = Field(0.2, gt=0, le=1, description="opacity of the checkerboard")
     side: int = Field(2, ge=1, description="side of a square in pixels")
 

@@ -246,6 +246,7 @@ def toy_moment(toy_task: Callable[..., Task]) -> Callable[..., Moment]:
             "real": task.real,
             "synthetic": None,
             "recipe": task.recipe,
+            "fresh_network": lambda: task.network(0),
             "train_student": lambda: task.network(0),
             "rng": torch.Generator().manual_seed(3),
         }

@@ -41,7 +41,8 @@ class Moment:
     network: a frozen, callable copy of the live network (pixel space to logits), or ``None``
     where there is none at this event.
     real: the clean training set. synthetic: the current set, detached (``None`` at ``on_start``).
-    recipe: how victims will train. train_student: a fresh network trained on the current set.
+    recipe: how victims will train. fresh_network: an untrained network of the distilling
+    architecture; train_student: one trained on the current set. Each call gives another.
     rng: the attack's random stream, private to this event.
     """
 
@@ -53,6 +54,7 @@ class Moment:
     real: Batch
     synthetic: Batch | None
     recipe: Recipe
+    fresh_network: Callable[[], nn.Module]
     train_student: Callable[[], nn.Module]
     rng: torch.Generator
 

@@ -16,6 +16,8 @@ from .position import Position
 from .synthetic import SyntheticSet
 from .task import Task
 
+_UNTRAINED = 2  # ``_train_student`` uses 0 and 1 as the last number of its keys
+
 
 @final
 class Moments:
@@ -31,7 +33,8 @@ class Moments:
 
     def _make(self, event: str, network: nn.Module | None) -> Moment:
         position, synthetic = self.position, self._synthetic
-        key, students = position.next_attack_key(event), itertools.count()
+        key = position.next_attack_key(event)
+        students, networks = itertools.count(), itertools.count()
         return Moment(
             phase=position.phase,
             iteration=position.iteration,
@@ -41,9 +44,14 @@ class Moments:
             real=self._task.real,
             synthetic=synthetic.batch() if synthetic.has_images else None,
             recipe=synthetic.recipe,
+            fresh_network=lambda: self._fresh_network(*key, next(networks)),
             train_student=lambda: self._train_student(*key, next(students)),
             rng=self._task.streams.generator("attack", *key),
         )
+
+    def _fresh_network(self, *key: int) -> nn.Module:
+        """An untrained network, other than those of ``_train_student``."""
+        return self._task.network(self._task.streams.integer("attack", *key, _UNTRAINED))
 
     def _train_student(self, *key: int) -> nn.Module:
         """A fresh network trained on the current set by its recipe."""

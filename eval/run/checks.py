@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...attacks import PoisoningOptions
 from ...distill.core.start import start_run
 from ...distill.files.artifact import check_set, load_set
 from ...distill.types import Batch, Distillate, RequestError, RunError
@@ -24,9 +25,10 @@ def check_start(setup: Setup) -> None:
     a class has. A hook that fails is left to the run, which records it.
     """
     backend, attack, options = setup.backend(), setup.attack(), setup.config.attack_options
-    if options and options.target_share is not None and backend.keeps_rows:
+    share = options.target_share if isinstance(options, PoisoningOptions) else None
+    if share is not None and backend.keeps_rows:
         raise RequestError(
-            f"target_share {options.target_share} has no effect: backend {backend.name} draws no "
+            f"target_share {share} has no effect: backend {backend.name} draws no "
             "batches; leave it out (--set target_share=null)"
         )
     _check_saving(setup)

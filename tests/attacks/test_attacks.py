@@ -26,8 +26,11 @@ NAMES = sorted(ATTACKS)
 
 
 def make(name: str, data: DataInfo, **options: Any) -> Attack:
+    """The attack with those of ``options`` that it has, a fifth of the rows poisoned if it does."""
     attack = ATTACKS[name]
-    return attack(attack.Options.model_validate({"poison_rate": 0.2, **options}), data)
+    chosen = {"poison_rate": 0.2, **options}
+    known = {key: value for key, value in chosen.items() if key in attack.Options.model_fields}
+    return attack(attack.Options.model_validate(known), data)
 
 
 def pattern(attack: Attack) -> Tensor:

@@ -14,7 +14,7 @@ from distillsec.attacks import (
     Attack,
     DataInfo,
     Goal,
-    PatchOptions,
+    NaiveOptions,
     PoisoningAttack,
     goal_from,
 )
@@ -190,7 +190,7 @@ def test_a_rate_beyond_the_source_class_is_refused(
 
 
 def test_options_at_their_defaults_leave_earlier_configurations_as_they_were() -> None:
-    assert PatchOptions().model_dump().keys() & {"goal", "source"} == set()
+    assert NaiveOptions().model_dump().keys() & {"goal", "source"} == set()
     plain, said = configure(attack="naive"), configure(attack="naive", goal="all-to-one")
     assert plain.key() == said.key()
     assert "goal" not in plain.flat()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distillsec.attacks import DataInfo, Naive, PatchOptions
+from distillsec.attacks import DataInfo, Naive, NaiveOptions
 from distillsec.distill.core.hooks import Moment
 from distillsec.distill.core.run import Run
 from distillsec.distill.core.task import Task
@@ -23,7 +23,7 @@ Moments = Callable[..., Moment]
 
 @pytest.fixture
 def naive(toy_data_info: DataInfo) -> Callable[..., Naive]:
-    return lambda **options: Naive(PatchOptions(**options), toy_data_info)
+    return lambda **options: Naive(NaiveOptions(**options), toy_data_info)
 
 
 Naives = Callable[..., Naive]

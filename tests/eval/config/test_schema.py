@@ -250,9 +250,9 @@ def test_a_twin_is_the_configuration_without_its_attack() -> None:
 
 OWN = """
 from pydantic import Field
-from distillsec.attacks import PatchOptions, PoisoningAttack
+from distillsec.attacks import PatchOptions, PoisoningAttack, PoisoningOptions
 
-class Options(PatchOptions):
+class Options(PatchOptions, PoisoningOptions):
     strength: float = Field(1.0, gt=0)
 
 class Mine(PoisoningAttack):
