@@ -29,10 +29,12 @@ from .triggers import (
     labels_of,
     trigger_from,
 )
+from .unrolled import Unrolled
 
 ATTACKS: Mapping[str, type[Attack]] = {
     "naive": Naive,
     "doorping": Doorping,
+    "unrolled": Unrolled,
     "blended": Blended,
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "ThreatModel",
     "Trigger",
     "TriggerPicture",
+    "Unrolled",
     "goal_from",
     "labels_of",
     "make_test_case",
