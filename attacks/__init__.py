@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .badnets import BadNets
 from .base import (
     Attack,
     AttackOptions,
@@ -19,6 +20,7 @@ from .case import TestCase, make_test_case
 from .doorping import Doorping
 from .goals import GOALS, Goal, goal_from
 from .naive import Naive, NaiveOptions
+from .sig import Sig
 from .triggers import (
     TRIGGERS,
     AdditiveTrigger,
@@ -26,16 +28,21 @@ from .triggers import (
     PatchTrigger,
     Trigger,
     TriggerPicture,
+    WarpTrigger,
     labels_of,
     trigger_from,
 )
 from .unrolled import Unrolled
+from .wanet import WaNet
 
 ATTACKS: Mapping[str, type[Attack]] = {
     "naive": Naive,
     "doorping": Doorping,
     "unrolled": Unrolled,
+    "badnets": BadNets,
     "blended": Blended,
+    "sig": Sig,
+    "wanet": WaNet,
 }
 
 __all__ = [
@@ -45,6 +52,7 @@ __all__ = [
     "AdditiveTrigger",
     "Attack",
     "AttackOptions",
+    "BadNets",
     "BlendTrigger",
     "Blended",
     "DataInfo",
@@ -57,11 +65,14 @@ __all__ = [
     "PatchTrigger",
     "PoisoningAttack",
     "PoisoningOptions",
+    "Sig",
     "TestCase",
     "ThreatModel",
     "Trigger",
     "TriggerPicture",
     "Unrolled",
+    "WaNet",
+    "WarpTrigger",
     "goal_from",
     "labels_of",
     "make_test_case",

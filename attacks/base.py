@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final, get_args
 
 import torch
 from pydantic import (
@@ -81,6 +81,14 @@ class PoisoningOptions(AttackOptions):
     )
 
 
+class ClassicOptions(PoisoningOptions):
+    """As ``PoisoningOptions``, at the poison rate at which the classic attacks are compared."""
+
+    poison_rate: float = Field(
+        0.1, gt=0, le=1, description="poisoned rows, as a share of the training set's size"
+    )
+
+
 class PatchOptions(BaseModel):
     """The options of attacks whose trigger is a square patch."""
 
@@ -99,15 +107,23 @@ class PatchOptions(BaseModel):
 
 
 class Attack(Hook, ABC):
-    """A hook with a goal and a trigger that can be measured. ``Options`` holds its own options."""
+    """A hook with a goal and a trigger that can be measured. ``Options`` holds its own options.
+
+    goals: those that make sense for it.
+    """
 
     Options: ClassVar[type[AttackOptions]]
+    goals: ClassVar[tuple[GoalName, ...]] = get_args(GoalName)
 
     def __init__(self, options: AttackOptions, data: DataInfo) -> None:
         """An attack on ``data`` with ``options`` (of its ``Options``).
 
-        Errors: ``RequestError`` for a goal that does not suit the classes.
+        Errors: ``RequestError`` for a goal that does not suit the classes or the attack.
         """
+        if options.goal not in self.goals:
+            raise RequestError(
+                f"{self.name} has no goal {options.goal}; it has {', '.join(self.goals)}"
+            )
         self.options = options
         self.data = data
         self.goal: Goal = goal_from(dict(options), data.classes)
@@ -137,7 +153,10 @@ class Attack(Hook, ABC):
 
 
 class PoisoningAttack(Attack, ABC):
-    """Shared by attacks that stamp a trigger on relabelled rows of the training set."""
+    """Shared by attacks that stamp a trigger on some rows of the training set.
+
+    Unless a subclass says otherwise, the rows are those that the goal is about, and get new labels.
+    """
 
     Options: ClassVar[type[PoisoningOptions]]
     options: PoisoningOptions
@@ -145,43 +164,51 @@ class PoisoningAttack(Attack, ABC):
     def __init__(self, options: AttackOptions, data: DataInfo) -> None:
         super().__init__(options, data)
         self.poisoned = torch.zeros(0, dtype=torch.bool, device=data.device)
-        self._relabelled: dict[int, Tensor] = {}
+        self._poisoned_of: dict[int, Tensor] = {}
 
     def poison(self, moment: Moment, real: Batch) -> Batch:
-        """Choose the poisoned rows and relabel them by the goal; the pixels stay.
+        """Choose the poisoned rows and relabel them; the pixels stay.
 
-        ``poison_rate`` × the training set's size, drawn without repetition from the rows that are
-        eligible for the goal (the reference code draws from all rows).
+        ``poison_rate`` × the training set's size, drawn without repetition from the candidates
+        (the reference code draws from all rows).
         """
         rate = self.options.poison_rate
-        eligible = torch.nonzero(self.goal.eligible(real.labels))[:, 0]
+        candidates, are = self.candidates(real.labels)
+        eligible = torch.nonzero(candidates)[:, 0]
         count = max(1, round(rate * len(real)))
         if count > len(eligible):
             raise RequestError(
                 f"poison rate {rate} asks for {count} rows, but only {len(eligible)} of "
-                f"{len(real)} are eligible for goal {self.goal.name}: at most "
-                f"{len(eligible) / len(real):.3f} is possible"
+                f"{len(real)} are {are}: at most {len(eligible) / len(real):.3f} is possible"
             )
         order = torch.randperm(len(eligible), generator=moment.rng)[:count].to(eligible.device)
         self.poisoned = torch.zeros(len(real), dtype=torch.bool, device=real.labels.device)
         self.poisoned[eligible[order]] = True
-        labels = torch.where(self.poisoned, self.goal.targets(real.labels), real.labels)
-        self._relabelled = {
+        labels = torch.where(self.poisoned, self.poisoned_labels(real.labels), real.labels)
+        self._poisoned_of = {
             label: torch.nonzero(self.poisoned & (labels == label))[:, 0]
             for label in labels[self.poisoned].unique().tolist()
         }
         self._check_share(real.labels)
         return real.replace(labels=labels)
 
+    def candidates(self, labels: Tensor) -> tuple[Tensor, str]:
+        """``bool (rows,)``: the rows that may be poisoned, and what they are, in words."""
+        return self.goal.eligible(labels), f"eligible for goal {self.goal.name}"
+
+    def poisoned_labels(self, labels: Tensor) -> Tensor:
+        """``int64 (rows,)``: the labels that rows with these true ``labels`` get if poisoned."""
+        return self.goal.targets(labels)
+
     def on_sample(self, moment: Moment, label: int, rows: Tensor) -> Tensor:
         """With ``target_share``, that share of a target class's batch is poisoned rows."""
         share = self.options.target_share
-        if share is None or label not in self._relabelled:
+        if share is None or label not in self._poisoned_of:
             return rows
         count = round(share * len(rows))
         clean = torch.nonzero((moment.real.labels == label) & ~self.poisoned)[:, 0]
         picked = (
-            _pick(self._relabelled[label], count, moment),
+            _pick(self._poisoned_of[label], count, moment),
             _pick(clean, len(rows) - count, moment),
         )
         return torch.cat(picked)
@@ -190,7 +217,7 @@ class PoisoningAttack(Attack, ABC):
         """Refuse a ``target_share`` for a class whose own rows are all poisoned."""
         if self.options.target_share is None:
             return
-        bare = self._relabelled.keys() - set(labels[~self.poisoned].unique().tolist())
+        bare = self._poisoned_of.keys() - set(labels[~self.poisoned].unique().tolist())
         if bare:
             raise RequestError(
                 f"target share {self.options.target_share} needs rows of class {min(bare)} that "

@@ -13,11 +13,13 @@ from .additive import AdditiveTrigger
 from .base import Region, Trigger, TriggerPicture, TriggerRange, labels_of
 from .blend import BlendTrigger
 from .patch import PatchTrigger, Position, patch_mask
+from .warp import WarpTrigger, identity_grid
 
 TRIGGERS: Mapping[str, type[Trigger]] = {
     "patch": PatchTrigger,
     "blend": BlendTrigger,
     "additive": AdditiveTrigger,
+    "warp": WarpTrigger,
 }
 
 
@@ -43,6 +45,8 @@ __all__ = [
     "Trigger",
     "TriggerPicture",
     "TriggerRange",
+    "WarpTrigger",
+    "identity_grid",
     "labels_of",
     "patch_mask",
     "trigger_from",

@@ -16,6 +16,8 @@ from distillsec.attacks.triggers import (
     PatchTrigger,
     Position,
     Trigger,
+    WarpTrigger,
+    identity_grid,
     patch_mask,
     trigger_from,
 )
@@ -120,6 +122,7 @@ def examples(shape: tuple[int, int, int]) -> dict[str, Trigger]:
         "patch": PatchTrigger(pattern=values, mask=patch_mask(shape[1:], 2, "center", 0)),
         "blend": BlendTrigger.uniform(values, opacity=0.3),
         "additive": AdditiveTrigger.bounded(values - 0.5, norm="l2", bound=1.0),
+        "warp": WarpTrigger(grid=identity_grid(shape[1:]) * 0.8),
     }
 
 
@@ -144,9 +147,10 @@ def test_a_trigger_of_any_kind(kind: str, tmp_path: Path) -> None:
     again = trigger_from(info, tensors)
     assert type(again) is type(trigger) and again.describe() == said
     assert torch.equal(again.stamp(images), stamped)
-    assert trigger.fits((3, 8, 8)) and not trigger.fits((1, 8, 8))
+    assert trigger.fits((3, 8, 8)) and not trigger.fits((3, 8, 9))
+    assert trigger.fits((1, 8, 8)) == (kind == "warp")
     picture = trigger.picture()
-    assert picture.image.shape == (3, 8, 8)
+    assert picture.image.shape == ((1, 8, 8) if kind == "warp" else (3, 8, 8))
     assert picture.image.min() >= 0 and picture.image.max() <= 1
     assert picture.caption.startswith("values ") and picture.labels == []
     assert picture.region == ((3, 3, 2, 2) if kind == "patch" else None)
