@@ -20,7 +20,9 @@ from .case import TestCase, make_test_case
 from .doorping import Doorping
 from .goals import GOALS, Goal, goal_from
 from .naive import Naive, NaiveOptions
+from .relax_trigger import RelaxTrigger
 from .sig import Sig
+from .simple_trigger import SimpleTrigger
 from .triggers import (
     TRIGGERS,
     AdditiveTrigger,
@@ -43,6 +45,8 @@ ATTACKS: Mapping[str, type[Attack]] = {
     "blended": Blended,
     "sig": Sig,
     "wanet": WaNet,
+    "simple-trigger": SimpleTrigger,
+    "relax-trigger": RelaxTrigger,
 }
 
 __all__ = [
@@ -65,7 +69,9 @@ __all__ = [
     "PatchTrigger",
     "PoisoningAttack",
     "PoisoningOptions",
+    "RelaxTrigger",
     "Sig",
+    "SimpleTrigger",
     "TestCase",
     "ThreatModel",
     "Trigger",

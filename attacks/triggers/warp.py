@@ -102,7 +102,8 @@ class WarpTrigger(Trigger):
         height, width = self.grid.shape[:2]
         apart = self.grid - identity_grid((height, width)).to(self.grid.device)
         half = torch.tensor([width - 1, height - 1], device=apart.device) / 2
-        return (apart * half).norm(dim=2)
+        distances: Tensor = (apart * half).norm(dim=2)
+        return distances
 
 
 def identity_grid(size: tuple[int, int]) -> Tensor:

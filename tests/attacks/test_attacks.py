@@ -28,7 +28,8 @@ NAMES = sorted(ATTACKS)
 def make(name: str, data: DataInfo, **options: Any) -> Attack:
     """The attack with those of ``options`` that it has, a fifth of the rows poisoned if it does."""
     attack = ATTACKS[name]
-    chosen = {"poison_rate": 0.2, **options}
+    quick = {"relax_steps": 2, "support_steps": 2, "support_per_class": 2}
+    chosen = {"poison_rate": 0.2, **quick, **options}
     known = {key: value for key, value in chosen.items() if key in attack.Options.model_fields}
     return attack(attack.Options.model_validate(known), data)
 

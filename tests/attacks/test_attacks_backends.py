@@ -31,6 +31,7 @@ POISONERS = [name for name, attack in ATTACKS.items() if issubclass(attack, Pois
 QUICK: dict[str, dict[str, object]] = {
     "doorping": {"trigger_steps": 2, "objective": "target-logit"},
     "wanet": {"cross_ratio": 0.0},  # its noise rows change too
+    "relax-trigger": {"relax_steps": 2, "support_steps": 2},
     "unrolled": {"unroll_warmup": 2, "unroll_steps": 2, "images_per_update": 16},
 }
 

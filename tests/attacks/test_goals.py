@@ -40,11 +40,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 POISONERS = [name for name, attack in ATTACKS.items() if issubclass(attack, PoisoningAttack)]
 
 
+QUICK: dict[str, dict[str, Any]] = {
+    "doorping": {"objective": "target-logit", "trigger_steps": 2},
+    "relax-trigger": {"relax_steps": 2, "support_steps": 2},
+}
+
+
 def make(name: str, data: DataInfo, **options: Any) -> PoisoningAttack:
     attack = ATTACKS[name]
-    values = {"poison_rate": 0.2, **options}
-    if name == "doorping":
-        values = {"objective": "target-logit", "trigger_steps": 2, **values}
+    values = {"poison_rate": 0.2, **QUICK.get(name, {}), **options}
     made: Attack = attack(attack.Options.model_validate(values), data)
     assert isinstance(made, PoisoningAttack)
     return made
