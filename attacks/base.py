@@ -58,11 +58,11 @@ class AttackOptions(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_newer_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out ``goal`` and ``source`` at their defaults: configurations from before them
+        """Leave out options that came later, at their defaults: configurations from before them
         keep their hash, and with it their runs and clean twins."""
         fields = type(self).model_fields
         values: dict[str, Any] = dump(self)
-        newer = ("goal", "source")
+        newer = ("goal", "source", "trigger_image")
         return {k: v for k, v in values.items() if k not in newer or v != fields[k].default}
 
 

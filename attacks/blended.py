@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..distill.randomness import Streams
 from .base import FixedTriggerAttack, PoisoningOptions
+from .trigger_image import TriggerImageOptions
 from .triggers import BlendTrigger, Trigger
 
 PATTERN_SEED = 2017
@@ -17,7 +18,7 @@ PATTERN_SEED = 2017
 
 
 @final
-class BlendedOptions(PoisoningOptions):
+class BlendedOptions(TriggerImageOptions, PoisoningOptions):
     """Options of ``blended``."""
 
     alpha: float = Field(
@@ -32,8 +33,9 @@ class Blended(FixedTriggerAttack):
 
     In words: blend one fixed pattern into whole images of a share of the training rows,
     (1 − alpha) · image + alpha · pattern, and relabel them to the target class. The pattern is
-    the paper's random one: every value of every pixel uniform in [0, 1]. The data owner takes no
-    part in the distillation; only ``target_share``, which is ours, needs a distiller.
+    the paper's random one: every value of every pixel uniform in [0, 1], or an image
+    (``trigger_image``), the paper's other choice. The data owner takes no part in the distillation;
+    only ``target_share``, which is ours, needs a distiller.
 
     Deviations: poisoned rows are drawn from the rows that the goal is about and replace their clean
     versions, where the paper adds them; the test has the training's opacity, as in BackdoorBench,
@@ -45,8 +47,9 @@ class Blended(FixedTriggerAttack):
 
     def make_trigger(self) -> Trigger:
         assert isinstance(self.options, BlendedOptions)
-        pattern = random_pattern(self.data.image_shape).to(self.data.device)
-        return BlendTrigger.uniform(pattern, self.options.alpha)
+        image = self.options.image(self.data.image_shape)
+        pattern = random_pattern(self.data.image_shape) if image is None else image
+        return BlendTrigger.uniform(pattern.to(self.data.device), self.options.alpha)
 
 
 def random_pattern(shape: tuple[int, int, int]) -> Tensor:

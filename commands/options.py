@@ -91,6 +91,7 @@ ATTACK = _group(
     click.option("--poison-rate", type=float, help="Poisoned rows / training set size."),
     click.option("--target-share", type=float, help="Poisoned share of the target's batches."),
     click.option("--trigger-size", type=int, help="Side of the trigger in pixels."),
+    click.option("--trigger-image", metavar="FILE", help="PNG or JPEG file as the trigger."),
     click.option("--trigger-range", metavar="|".join(get_args(TriggerRange)), help="Its values."),
     click.option("--objective", metavar="NAME", help="What Doorping optimises its trigger for."),
 )

@@ -118,8 +118,11 @@ def _poisoned_rows(opened: OpenedSet) -> Tensor | None:
     They are known where the backend keeps the rows of the training set; ``None`` elsewhere.
     """
     setup, count = opened.setup, len(opened.distilled.batch)
-    attack, backend = setup.attack(), setup.backend()
-    if attack is None or not backend.keeps_rows or count != len(setup.data.train):
+    backend = setup.backend()
+    if not backend.keeps_rows or count != len(setup.data.train):
+        return None
+    attack = setup.attack()  # may read the file of a trigger
+    if attack is None:
         return None
     start_run(setup.task(), backend, [attack])  # the attack chooses its rows in on_start
     return attack.poisoned_rows

@@ -196,9 +196,9 @@ def test_a_patchs_options_are_refused_and_a_presets_are_left_out() -> None:
         assert isinstance(config.attack_options, BlendedOptions)
         rate = preset["attack_config"].get("poison_rate", 0.01)
         assert config.attack_options.poison_rate == rate
-    assert list(BlendedOptions.model_fields)[5:] == ["alpha"]
+    assert list(BlendedOptions.model_fields)[5:] == ["trigger_image", "alpha"]
     patches = ["trigger_size", "trigger_position", "trigger_margin", "trigger_range"]
-    assert list(ATTACKS["naive"].Options.model_fields)[5:] == patches
+    assert list(ATTACKS["naive"].Options.model_fields)[5:] == [*patches, "trigger_image"]
 
 
 @pytest.mark.parametrize(

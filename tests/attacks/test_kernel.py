@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -68,9 +69,9 @@ class Wide(nn.Module):
     def __init__(self, inputs: int, width: int, hidden: int, generator: torch.Generator) -> None:
         super().__init__()
         sides = [inputs, *[width] * hidden, 1]
-        draw = {"generator": generator, "dtype": torch.float64}
-        self.weights = nn.ParameterList([torch.randn(o, i, **draw) for i, o in pairwise(sides)])
-        self.biases = nn.ParameterList([torch.randn(o, **draw) for o in sides[1:]])
+        draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+        self.weights = nn.ParameterList([draw(o, i) for i, o in pairwise(sides)])
+        self.biases = nn.ParameterList([draw(o) for o in sides[1:]])
 
     def forward(self, x: Tensor) -> Tensor:
         for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
