@@ -15,9 +15,10 @@ from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOp
 from distillsec.distill.core import hooks
 from distillsec.distill.core.hooks import EVENTS, Hook, Moment
 from distillsec.distill.core.loop import distil
+from distillsec.distill.core.run import Observer
 from distillsec.distill.core.task import Task
 from distillsec.distill.files.artifact import load_trigger, save_trigger
-from distillsec.distill.types import Batch
+from distillsec.distill.types import Batch, Distillate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -162,3 +163,30 @@ def test_a_data_owners_draws_are_those_of_a_clean_run(
             return kept[0]
 
     assert torch.equal(distil(task, backend, [Substitute()]).batch.images, attacked)
+
+
+@pytest.mark.parametrize("name", ["badnets", "sig", "wanet", "simple-trigger", "relax-trigger"])
+def test_a_resumed_run_of_a_data_owner_gives_the_same_set(
+    toy_task: Tasks, toy_data_info: DataInfo, name: str
+) -> None:
+    """They have no state of their own: the stream poisons the same rows again."""
+    kept: list[Any] = []
+    task = toy_task(iterations=3)
+    options = GradientMatchingOptions(batch_real=16, outer_loop=1, inner_loop=1)
+
+    class Watch(Observer):
+        def on_iteration(
+            self, iteration: int, loss: float, made: Distillate, state: Callable[[], Any]
+        ) -> None:
+            if iteration == 1:
+                kept.append(state())
+
+    def set_and_trigger(state: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        backend, attack = DC(options, ipc=1, recipe=task.recipe), make(name, toy_data_info)
+        made = distil(task, backend, [attack], observer=Watch(), state=state)
+        assert attack.state_dict() == {}
+        return made.batch.images, trigger(attack)
+
+    images, stamped = set_and_trigger()
+    again, stamped_again = set_and_trigger(kept[0])
+    assert torch.equal(again, images) and same_trigger(stamped_again, stamped)
