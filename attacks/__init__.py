@@ -19,6 +19,7 @@ from .blended import Blended
 from .case import TestCase, make_test_case
 from .doorping import Doorping
 from .goals import GOALS, Goal, goal_from
+from .invisible import Invisible
 from .naive import Naive, NaiveOptions
 from .relax_trigger import RelaxTrigger
 from .sig import Sig
@@ -40,6 +41,7 @@ from .wanet import WaNet
 ATTACKS: Mapping[str, type[Attack]] = {
     "naive": Naive,
     "doorping": Doorping,
+    "invisible": Invisible,
     "unrolled": Unrolled,
     "badnets": BadNets,
     "blended": Blended,
@@ -63,6 +65,7 @@ __all__ = [
     "Doorping",
     "FixedTriggerAttack",
     "Goal",
+    "Invisible",
     "Naive",
     "NaiveOptions",
     "PatchOptions",

@@ -1,4 +1,4 @@
-"""How Doorping searches a trigger: one function an objective, one Adam loop for all."""
+"""How a moving trigger is searched: one function an objective, one Adam loop for all."""
 
 from __future__ import annotations
 
@@ -23,21 +23,37 @@ _REFERENCE_STOP = 0.5  # mean squared error below which the reference code stops
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
+class SearchSpace:
+    """Where a search may move a pattern ``(C, H, W)``.
+
+    mask: ``(1, H, W)``, 1 where the pattern may change, 0 elsewhere. shift, scale: ``(C, 1, 1)``;
+    Adam moves (pattern − shift) / scale. project: onto the allowed patterns, after every step;
+    ``None`` for all. canvas: ``(C, H, W)``, the image on which ``neuron-reference`` stamps.
+    All pixel units.
+    """
+
+    mask: Tensor
+    shift: Tensor
+    scale: Tensor
+    project: Callable[[Tensor], Tensor] | None
+    canvas: Tensor
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Carriers:
     """What a search starts from.
 
     images: clean images ``(N, C, H, W)`` that the goal is about, targets: ``int64 (N,)``, the
-    labels they are to get. pattern: ``(C, H, W)``; mask: ``(1, H, W)``; all pixel space.
-    mean, std: ``(C, 1, 1)``. bounded: keep pixels in [0, 1].
+    labels they are to get. pattern: ``(C, H, W)``, in ``space``. stamp: images with a pattern, from
+    the pattern and clean images, differentiable in the pattern.
     """
 
     images: Tensor
     targets: Tensor
     pattern: Tensor
-    mask: Tensor
-    mean: Tensor
-    std: Tensor
-    bounded: bool
+    space: SearchSpace
+    stamp: Callable[[Tensor, Tensor], Tensor]
 
 
 @final
@@ -60,44 +76,46 @@ def optimise_pattern(
 ) -> Tensor:
     """Adam on the pixels under the mask, in normalised units; returns the new pattern.
 
-    Stops early once the loss is below ``stop_below``. Where the search is bounded, every step
-    ends with a projection onto [0, 1].
+    Stops early once the loss is below ``stop_below``. Where the space has a projection, every step
+    ends with it.
     """
-    start = (carriers.pattern - carriers.mean) / carriers.std
-    patch = start.clone().requires_grad_()
-    optimiser = torch.optim.Adam([patch], lr=options.lr, betas=_BETAS)
+    space = carriers.space
+    start = (carriers.pattern - space.shift) / space.scale
+    moved = start.clone().requires_grad_()
+    optimiser = torch.optim.Adam([moved], lr=options.lr, betas=_BETAS)
     for _ in range(options.steps):
-        value = loss(_pixels(patch, carriers))
+        value = loss(_pixels(moved, space))
         if value.item() < stop_below:
             break
-        (gradient,) = torch.autograd.grad(value, patch)
-        patch.grad = gradient * carriers.mask
+        (gradient,) = torch.autograd.grad(value, moved)
+        moved.grad = gradient * space.mask
         optimiser.step()
-        if carriers.bounded:
+        if space.project:
             with torch.no_grad():
-                pixels = _pixels(patch, carriers).clamp(0, 1)
-                patch.copy_((pixels - carriers.mean) / carriers.std)
-    if torch.equal(patch.detach(), start):
+                pixels = space.project(_pixels(moved, space))
+                moved.copy_((pixels - space.shift) / space.scale)
+    if torch.equal(moved.detach(), start):
         return carriers.pattern
-    found = _pixels(patch.detach(), carriers) * carriers.mask
-    return found.clamp(0, 1) if carriers.bounded else found
+    found = _pixels(moved.detach(), space) * space.mask
+    return space.project(found) if space.project else found
 
 
-def _pixels(patch: Tensor, carriers: Carriers) -> Tensor:
-    return patch * carriers.std + carriers.mean
+def _pixels(moved: Tensor, space: SearchSpace) -> Tensor:
+    return moved * space.scale + space.shift
 
 
 def _stamped(pattern: Tensor, carriers: Carriers) -> Tensor:
-    return torch.where(carriers.mask.bool(), pattern, carriers.images)
+    return carriers.stamp(pattern, carriers.images)
 
 
 def neuron_reference(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tensor:
     """The reference code's update, reproduced exactly.
 
     The ``neurons`` units of the hidden linear layer with the largest summed absolute incoming
-    weights; the patch on a black canvas; their activation (after ReLU) driven to ``alpha`` × its
-    first value. A unit that is dead on that canvas gives loss 0, and the search stops before its
-    first step: that is the reference's early stop, counted by the attack as an idle update.
+    weights; the pattern on the space's canvas (a patch: black); their activation (after ReLU)
+    driven to ``alpha`` × its first value. A unit that is dead on that canvas gives loss 0, and the
+    search stops before its first step: that is the reference's early stop, counted by the attack as
+    an idle update.
     """
     network = _network(moment)
     hidden = penultimate_linear(network)
@@ -110,7 +128,7 @@ def neuron_reference(moment: Moment, carriers: Carriers, options: SearchOptions)
     units = weights.topk(min(options.neurons, len(weights))).indices
 
     def activation(pattern: Tensor) -> Tensor:
-        return embed(network, (pattern * carriers.mask).unsqueeze(0))[:, units]
+        return embed(network, carriers.stamp(pattern, carriers.space.canvas.unsqueeze(0)))[:, units]
 
     with torch.no_grad():
         wanted = options.alpha * activation(carriers.pattern)

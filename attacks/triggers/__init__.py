@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...distill.plugins import look_up
 from ...distill.types import RequestError
-from .additive import AdditiveTrigger
+from .additive import AdditiveTrigger, Norm
 from .base import Region, Trigger, TriggerPicture, TriggerRange, labels_of
 from .blend import BlendTrigger
 from .patch import PatchTrigger, Position, patch_mask
@@ -39,6 +39,7 @@ __all__ = [
     "TRIGGERS",
     "AdditiveTrigger",
     "BlendTrigger",
+    "Norm",
     "PatchTrigger",
     "Position",
     "Region",

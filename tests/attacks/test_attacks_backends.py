@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from distillsec.attacks import ATTACKS, Attack, DataInfo, PoisoningAttack
+from distillsec.attacks.moving import MovingTriggerAttack
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.core import hooks
 from distillsec.distill.core.backend import Backend
@@ -27,11 +28,13 @@ Tasks = Callable[..., Task]
 Backends = Callable[..., Backend]
 
 
+MOVING = [name for name, attack in ATTACKS.items() if issubclass(attack, MovingTriggerAttack)]
 POISONERS = [name for name, attack in ATTACKS.items() if issubclass(attack, PoisoningAttack)]
 QUICK: dict[str, dict[str, object]] = {
     "doorping": {"trigger_steps": 2, "objective": "target-logit"},
     "wanet": {"cross_ratio": 0.0},  # its noise rows change too
     "relax-trigger": {"relax_steps": 2, "support_steps": 2},
+    "invisible": {"trigger_steps": 2, "objective": "target-logit"},
     "unrolled": {"unroll_warmup": 2, "unroll_steps": 2, "images_per_update": 16},
 }
 
@@ -112,7 +115,7 @@ def test_poisoned_rows_carry_the_present_trigger_in_every_draw(
     # 18 of 90 rows are poisoned; class by class they are 18 of the 48 that the target now has.
     assert 0.08 < recorder.stamped / recorder.seen < 0.35
     moved = [not torch.equal(old, new) for old, new in pairwise(recorder.triggers)]
-    assert any(moved) == (name == "doorping")
+    assert any(moved) == (name in MOVING)
 
 
 # By backend: network moves in 4 iterations, 2 synthetic steps each in dc and dsa. The last step
@@ -120,13 +123,19 @@ def test_poisoned_rows_carry_the_present_trigger_in_every_draw(
 MOVES = {"dc": 7, "dsa": 7, "dm": 3, "mtt": 5, "dd": 3}
 
 
+@pytest.mark.parametrize("name", MOVING)
 @pytest.mark.parametrize("backend", DISTILLING)
-def test_doorping_moves_with_every_network_but_the_last(
-    toy_task: Tasks, toy_data_info: DataInfo, toy_backend: Backends, tmp_path: Path, backend: str
+def test_a_trigger_moves_with_every_network_but_the_last(
+    toy_task: Tasks,
+    toy_data_info: DataInfo,
+    toy_backend: Backends,
+    tmp_path: Path,
+    backend: str,
+    name: str,
 ) -> None:
     for every, frozen in ((1, 1.0), (2, 1.0), (1, 0.0)):
         options = {"update_every": every, "freeze_at": frozen, "moves_with": "both"}
-        attack = make("doorping", toy_data_info, **options)
+        attack = make(name, toy_data_info, **options)
         task = toy_task(ipc=2, iterations=4, scratch=tmp_path / f"{every}, {frozen}")
         distil(task, toy_backend(backend, task), [attack])
         wanted = MOVES[backend] // every if frozen else 0

@@ -18,6 +18,7 @@ from distillsec.attacks import (
     PoisoningAttack,
     goal_from,
 )
+from distillsec.attacks.moving import MovingTriggerAttack
 from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOptions
 from distillsec.distill.core.hooks import Moment
 from distillsec.distill.core.loop import distil
@@ -40,15 +41,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 POISONERS = [name for name, attack in ATTACKS.items() if issubclass(attack, PoisoningAttack)]
 
 
-QUICK: dict[str, dict[str, Any]] = {
-    "doorping": {"objective": "target-logit", "trigger_steps": 2},
-    "relax-trigger": {"relax_steps": 2, "support_steps": 2},
-}
+QUICK: dict[str, dict[str, Any]] = {"relax-trigger": {"relax_steps": 2, "support_steps": 2}}
 
 
 def make(name: str, data: DataInfo, **options: Any) -> PoisoningAttack:
     attack = ATTACKS[name]
     values = {"poison_rate": 0.2, **QUICK.get(name, {}), **options}
+    if issubclass(attack, MovingTriggerAttack):
+        values = {"objective": "target-logit", "trigger_steps": 2, **values}
     made: Attack = attack(attack.Options.model_validate(values), data)
     assert isinstance(made, PoisoningAttack)
     return made

@@ -16,6 +16,7 @@ from distillsec.attacks.search import (
     Carriers,
     ObjectiveName,
     SearchOptions,
+    SearchSpace,
     neuron,
     neuron_reference,
     student,
@@ -47,13 +48,21 @@ def carriers(toy_task: Tasks) -> Carriers:
     pattern = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(2)) * mask
     return Carriers(
         images=real.images[real.labels != 0][:16],
-        pattern=pattern,
-        mask=mask,
-        mean=torch.tensor([MEAN]).view(1, 1, 1),
-        std=torch.tensor([STD]).view(1, 1, 1),
         targets=torch.zeros(16, dtype=torch.int64),
-        bounded=True,
+        pattern=pattern,
+        space=SearchSpace(
+            mask=mask,
+            shift=torch.tensor([MEAN]).view(1, 1, 1),
+            scale=torch.tensor([STD]).view(1, 1, 1),
+            project=lambda pattern: pattern.clamp(0, 1),
+            canvas=torch.zeros(1, 8, 8),
+        ),
+        stamp=lambda pattern, images: torch.where(mask.bool(), pattern, images),
     )
+
+
+def without_bounds(carriers: Carriers) -> Carriers:
+    return replace(carriers, space=replace(carriers.space, project=None))
 
 
 def hidden_layer(network: nn.Module) -> nn.Linear:
@@ -74,7 +83,7 @@ def baadd(task: Task, bias: float) -> Network:
 
 
 def images_with(pattern: Tensor, carriers: Carriers) -> Tensor:
-    return carriers.images * (1 - carriers.mask) + pattern * carriers.mask
+    return carriers.images * (1 - carriers.space.mask) + pattern * carriers.space.mask
 
 
 # The reference's procedure ---------------------------------------------------------------------
@@ -90,7 +99,7 @@ def reference_update(
     sums = torch.stack([row.abs().sum() for row in hidden.weight])
     chosen = sums.argsort(descending=True)[:topk]
     black, bright = (0 - MEAN) / STD, (carriers.pattern - MEAN) / STD
-    canvas = torch.where(carriers.mask.bool(), bright, black)[None].requires_grad_()
+    canvas = torch.where(carriers.space.mask.bool(), bright, black)[None].requires_grad_()
     optimiser = torch.optim.Adam([canvas], lr=0.08, betas=(0.9, 0.99))
     goal = torch.zeros(())
     done = 0
@@ -106,11 +115,11 @@ def reference_update(
         optimiser.zero_grad()
         loss.backward()
         assert canvas.grad is not None
-        canvas.grad *= carriers.mask
+        canvas.grad *= carriers.space.mask
         optimiser.step()
         done += 1
     handle.remove()
-    return (canvas.detach()[0] * STD + MEAN) * carriers.mask, done
+    return (canvas.detach()[0] * STD + MEAN) * carriers.space.mask, done
 
 
 @pytest.mark.parametrize(("topk", "alpha", "bias"), [(1, 10.0, 0.5), (2, 5.0, 1.0), (1, 3.0, 0.5)])
@@ -125,7 +134,7 @@ def test_neuron_reference_is_the_published_update(
     network = baadd(toy_task("convnet-baadd", head=16), bias)
     expected, done = reference_update(network, carriers, topk, alpha, 200)
     assert done > 3
-    unbounded = replace(carriers, bounded=False)
+    unbounded = without_bounds(carriers)
     settings = options(neurons=topk, alpha=alpha, steps=200)
     found = neuron_reference(toy_moment(network), unbounded, settings)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
@@ -137,12 +146,12 @@ def test_it_stops_below_the_published_threshold_and_not_before(
 ) -> None:
     network = baadd(toy_task("convnet-baadd", head=16), bias=0.5)
     unit = int(hidden_layer(network).weight.abs().sum(1).argmax())
-    unbounded = replace(carriers, bounded=False)
+    unbounded = without_bounds(carriers)
 
     def loss(pattern: Tensor) -> float:
         with torch.no_grad():
             now, start = (
-                network.embed((p * carriers.mask)[None])[0, unit]
+                network.embed((p * carriers.space.mask)[None])[0, unit]
                 for p in (pattern, carriers.pattern)
             )
         return float((now - 5 * start) ** 2)
@@ -202,7 +211,7 @@ def test_neuron_drives_the_heaviest_live_units(
     order = [u for u in weights.argsort(descending=True).tolist() if before[:, u].sum() > 0][:2]
     assert network == "convnet" or int(weights.argmax()) not in order
     settings = options(neurons=2, alpha=2.0, steps=40)
-    found = neuron(toy_moment(live), replace(carriers, bounded=bounded), settings)
+    found = neuron(toy_moment(live), carriers if bounded else without_bounds(carriers), settings)
     with torch.no_grad():
         after = live.embed(images_with(found, carriers))
     goal = 2 * before.mean(0)[order]
@@ -237,7 +246,7 @@ def test_target_logit_lowers_the_cross_entropy_to_the_target(
     toy_task: Tasks, toy_moment: Moments, carriers: Carriers, bounded: bool
 ) -> None:
     network = toy_task().network(0)
-    moment, own = toy_moment(network), replace(carriers, bounded=bounded)
+    moment, own = toy_moment(network), carriers if bounded else without_bounds(carriers)
     found = target_logit(moment, own, options())
     assert fooling([network], found, own) < fooling([network], carriers.pattern, own) - 1e-3
     more = target_logit(moment, own, options(steps=60))
@@ -278,12 +287,12 @@ def test_a_search_changes_nothing_but_its_answer(
 ) -> None:
     network = baadd(toy_task("convnet-baadd", head=16), bias=0.5)
     moment = toy_moment(network, train_student=lambda: network)
-    kept = [carriers.pattern.clone(), carriers.images.clone(), carriers.mask.clone()]
+    kept = [carriers.pattern.clone(), carriers.images.clone(), carriers.space.mask.clone()]
     weights = {name: value.clone() for name, value in network.state_dict().items()}
     found = OBJECTIVES[name].search(moment, carriers, options())
     assert all(
         torch.equal(a, b)
-        for a, b in zip(kept, [carriers.pattern, carriers.images, carriers.mask], strict=True)
+        for a, b in zip(kept, [carriers.pattern, carriers.images, carriers.space.mask], strict=True)
     )
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     for module in network.modules():
