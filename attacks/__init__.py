@@ -24,10 +24,12 @@ from .naive import Naive, NaiveOptions
 from .relax_trigger import RelaxTrigger
 from .sig import Sig
 from .simple_trigger import SimpleTrigger
+from .sneakdoor import SneakDoor
 from .triggers import (
     TRIGGERS,
     AdditiveTrigger,
     BlendTrigger,
+    GeneratorTrigger,
     PatchTrigger,
     Trigger,
     TriggerPicture,
@@ -42,6 +44,7 @@ ATTACKS: Mapping[str, type[Attack]] = {
     "naive": Naive,
     "doorping": Doorping,
     "invisible": Invisible,
+    "sneakdoor": SneakDoor,
     "unrolled": Unrolled,
     "badnets": BadNets,
     "blended": Blended,
@@ -64,6 +67,7 @@ __all__ = [
     "DataInfo",
     "Doorping",
     "FixedTriggerAttack",
+    "GeneratorTrigger",
     "Goal",
     "Invisible",
     "Naive",
@@ -75,6 +79,7 @@ __all__ = [
     "RelaxTrigger",
     "Sig",
     "SimpleTrigger",
+    "SneakDoor",
     "TestCase",
     "ThreatModel",
     "Trigger",

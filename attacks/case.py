@@ -18,7 +18,8 @@ class TestCase:
 
     triggered: ``float32 (N, C, H, W)``. targets: ``int64 (N,)``, the labels the attacker wants.
     eligible: ``bool (N,)``, false where the goal is not about the image (it belongs to its target
-    class anyway, or to no source class).
+    class anyway, or to no source class). published: the images on which the attack's paper measures
+    its success rate, where these are others.
     """
 
     __test__ = False  # not a pytest class
@@ -26,6 +27,7 @@ class TestCase:
     triggered: Tensor
     targets: Tensor
     eligible: Tensor
+    published: TestCase | None = None
 
     def rows(self, index: Tensor) -> TestCase:
         """The images at positions ``index`` (int64 or bool mask), as a new test case."""

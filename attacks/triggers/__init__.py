@@ -12,6 +12,7 @@ from ...distill.types import RequestError
 from .additive import AdditiveTrigger, Norm
 from .base import Region, Trigger, TriggerPicture, TriggerRange, labels_of
 from .blend import BlendTrigger
+from .generator import GeneratorTrigger
 from .patch import PatchTrigger, Position, patch_mask
 from .warp import WarpTrigger, identity_grid
 
@@ -20,6 +21,7 @@ TRIGGERS: Mapping[str, type[Trigger]] = {
     "blend": BlendTrigger,
     "additive": AdditiveTrigger,
     "warp": WarpTrigger,
+    "generator": GeneratorTrigger,
 }
 
 
@@ -39,6 +41,7 @@ __all__ = [
     "TRIGGERS",
     "AdditiveTrigger",
     "BlendTrigger",
+    "GeneratorTrigger",
     "Norm",
     "PatchTrigger",
     "Position",

@@ -27,6 +27,7 @@ SHARES = frozenset(
 )
 _RATES = frozenset(
     {"clean_test_accuracy", "attack_success_rate", "attack_success_rate_all", "robust_accuracy"}
+    | {"attack_success_rate_published"}
     | {"rows_flagged", "rows_left", "auroc", "defense_effectiveness_rating", "ssim"}
 )
 _RATE_PREFIXES = ("row_", "tpr_", "fpr_")
@@ -106,8 +107,9 @@ def rates_of(
     """The rates of a predictor (images to class numbers), in [0, 1]; ``None`` for no images.
 
     clean_test_accuracy; with a test case also attack_success_rate over the eligible images,
-    attack_success_rate_all over all images (the paper's, at least about 1 / classes), and
-    robust_accuracy: the share of triggered eligible images that get their true label.
+    attack_success_rate_all over all images (the root paper's, at least about 1 / classes), and
+    robust_accuracy: the share of triggered eligible images that get their true label. Where the
+    attack's paper has its own images, also attack_success_rate_published over these.
     """
     scores: dict[str, float | None] = {
         "clean_test_accuracy": share(predictor(test.images) == test.labels)
@@ -119,6 +121,9 @@ def rates_of(
     scores["attack_success_rate"] = share(hit[case.eligible])
     scores["attack_success_rate_all"] = share(hit)
     scores["robust_accuracy"] = share((labels == test.labels)[case.eligible])
+    if case.published is not None:
+        hit = predictor(case.published.triggered) == case.published.targets
+        scores["attack_success_rate_published"] = share(hit)
     return scores
 
 

@@ -14,6 +14,7 @@ _ROWS = (
     ("ASR", "attack_success_rate", "triggered non-target images sent to the target"),
     ("ASR, control", "control_attack_success_rate", "the same trigger on the clean twin's victims"),
     ("backdoor gain", "backdoor_gain", "ASR − control, paired by victim"),
+    ("ASR, published", "attack_success_rate_published", "on the images of the attack's paper"),
     ("ASR, all images", "attack_success_rate_all", "the paper's variant: floor about 1 / classes"),
 )
 _PICTURES = ("distilled.png", "trigger.png", "triggered.png", "curves.png")

@@ -35,6 +35,7 @@ QUICK: dict[str, dict[str, object]] = {
     "wanet": {"cross_ratio": 0.0},  # its noise rows change too
     "relax-trigger": {"relax_steps": 2, "support_steps": 2},
     "invisible": {"trigger_steps": 2, "objective": "target-logit"},
+    "sneakdoor": {"generator_images": 40, "surrogate_steps": 4, "target_share": 0.5},
     "unrolled": {"unroll_warmup": 2, "unroll_steps": 2, "images_per_update": 16},
 }
 

@@ -15,7 +15,8 @@ from distillsec.attacks.invisible import InvisibleOptions
 from distillsec.attacks.search import OBJECTIVES
 from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOptions
 from distillsec.distill.core.hooks import Hook, Moment
-from distillsec.distill.core.loop import LoopState, distil
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.resume import LoopState
 from distillsec.distill.core.run import Observer
 from distillsec.distill.core.task import Task
 from distillsec.distill.networks.makers import embed

@@ -13,6 +13,7 @@ from distillsec.attacks.triggers import (
     TRIGGERS,
     AdditiveTrigger,
     BlendTrigger,
+    GeneratorTrigger,
     PatchTrigger,
     Position,
     Trigger,
@@ -21,6 +22,7 @@ from distillsec.attacks.triggers import (
     patch_mask,
     trigger_from,
 )
+from distillsec.attacks.triggers.generator import fresh_weights
 from distillsec.distill.files.artifact import load_trigger, save_trigger
 from distillsec.distill.types import RequestError
 
@@ -123,6 +125,11 @@ def examples(shape: tuple[int, int, int]) -> dict[str, Trigger]:
         "blend": BlendTrigger.uniform(values, opacity=0.3),
         "additive": AdditiveTrigger.bounded(values - 0.5, norm="l2", bound=1.0),
         "warp": WarpTrigger(grid=identity_grid(shape[1:]) * 0.8),
+        "generator": GeneratorTrigger(
+            weights=fresh_weights(shape[0], 4, torch.Generator().manual_seed(5)),
+            epsilon=torch.full((shape[0], 1, 1), 0.2),
+            example=values,
+        ),
     }
 
 
