@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..distill.networks.makers import embed
-from ..distill.training import shuffled
+from ..distill.training import in_pieces, shuffled
 from .triggers.generator import fresh_weights, perturb
 
 _BATCH = 256
@@ -58,26 +59,49 @@ def train_generator(
     fresh = fresh_weights(task.sources.shape[1], options.width, rng)
     weights = {name: value.to(device).requires_grad_() for name, value in fresh.items()}
     optimiser = torch.optim.Adam(weights.values(), lr=options.lr)
+    known = _known(task)
     for _ in range(math.ceil(options.images / count)):
         for rows in shuffled(count, _BATCH, rng, device):
             chosen = torch.randint(len(task.wanted), (len(rows),), generator=rng).to(device)
-            loss = _loss(task, weights, task.sources[rows], task.wanted[chosen])
+            loss = _loss(task, known, weights, rows, chosen)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
     return {name: value.detach() for name, value in weights.items()}
 
 
-def _loss(task: GeneratorTask, weights: dict[str, Tensor], clean: Tensor, wanted: Tensor) -> Tensor:
-    """The weighted sum of the three losses on one mini-batch."""
-    network = task.network
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Known:
+    """What the network says of the clean images, which does not change: probabilities and features
+    of the wanted ones, features of the sources."""
+
+    likely: Tensor
+    near: Tensor
+    far: Tensor
+
+
+def _known(task: GeneratorTask) -> _Known:
+    features = partial(embed, task.network)
+    return _Known(
+        likely=in_pieces(task.network, task.wanted).softmax(dim=1),
+        near=in_pieces(features, task.wanted),
+        far=in_pieces(features, task.sources),
+    )
+
+
+def _loss(
+    task: GeneratorTask, known: _Known, weights: dict[str, Tensor], rows: Tensor, chosen: Tensor
+) -> Tensor:
+    """The weighted sum of the three losses: the sources ``rows`` beside the wanted ``chosen``."""
+    clean = task.sources[rows]
     added = perturb(weights, task.epsilon, clean)
     triggered = (clean + added).clamp(0, 1)
-    with torch.no_grad():
-        likely, near, far = network(wanted), embed(network, wanted), embed(network, clean)
+    found, likely = task.network(triggered).softmax(dim=1), known.likely[chosen]
+    near, far = known.near[chosen], known.far[rows]
     return (
-        _ALIGNMENT * earth_mover(network(triggered).softmax(1), likely.softmax(1))
-        + _CONTRAST * contrast(embed(network, triggered), near, far, _TEMPERATURE)
+        _ALIGNMENT * earth_mover(found, likely)
+        + _CONTRAST * contrast(embed(task.network, triggered), near, far, _TEMPERATURE)
         + _SIZE * (added / task.std).square().mean()
     )
 
