@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..distill.core.hooks import Moment
 from ..distill.training import in_pieces, sgd, train_epoch
-from ..distill.types import Batch, RequestError
+from ..distill.types import Batch, RequestError, RunError
 from .base import Attack, AttackOptions, DataInfo, ThreatModel
 from .case import TestCase
 from .generator_training import GeneratorOptions, GeneratorTask, train_generator
@@ -204,7 +204,7 @@ class SneakDoor(Attack):
         )
 
     def _surrogate(self, moment: Moment) -> nn.Module:
-        """A network trained on the real data, frozen."""
+        """A network trained on the real data, frozen; ``RunError`` where the training diverges."""
         options, real = self.options, moment.real
         recipe = moment.recipe.by_epochs(
             epochs=math.ceil(options.surrogate_steps * _SURROGATE_BATCH / len(real)),
@@ -217,7 +217,9 @@ class SneakDoor(Attack):
         network = moment.fresh_network().train()
         optimiser = sgd(network, recipe)
         for _ in range(recipe.epochs):
-            train_epoch(network, optimiser, real, recipe, moment.rng)
+            loss = train_epoch(network, optimiser, real, recipe, moment.rng)
+            if not bool(loss.isfinite()):
+                raise RunError("sneakdoor's surrogate diverged: lower surrogate_lr")
         return network.eval().requires_grad_(False)
 
     def _idle_trigger(self) -> GeneratorTrigger:

@@ -19,7 +19,7 @@ from distillsec.distill.core.loop import distil
 from distillsec.distill.core.resume import LoopState
 from distillsec.distill.core.run import Observer
 from distillsec.distill.core.task import Task
-from distillsec.distill.types import Batch, Distillate, RequestError
+from distillsec.distill.types import Batch, Distillate, RequestError, RunError
 from distillsec.eval.results.metrics import rates
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -164,6 +164,12 @@ def test_impossible_pairs_are_refused(
         sneakdoor(**options)
     with pytest.raises(ValidationError, match="one-to-one"):
         SneakDoorOptions(goal="all-to-all")
+
+
+def test_a_surrogate_that_diverges_stops_the_run(sneakdoor: Attacks, toy_moment: Moments) -> None:
+    moment = toy_moment()
+    with pytest.raises(RunError, match="surrogate diverged: lower surrogate_lr"):
+        sneakdoor(surrogate_lr=1e30, surrogate_steps=40).on_draw(moment, moment.real)
 
 
 # The published rate and a resume -----------------------------------------------------------------
