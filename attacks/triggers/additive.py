@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...distill.types import RequestError
-from .base import Trigger, TriggerPicture, TriggerRange, caption, check_within, needed, short
+from .base import Trigger, TriggerPicture, TriggerRange, caption, check_within, needed_images, short
 
 Norm = Literal["linf", "l2"]
 
@@ -57,7 +57,7 @@ class AdditiveTrigger(Trigger):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], range: TriggerRange) -> Self:
-        (perturbation,) = needed(tensors, "perturbation")
+        (perturbation,) = needed_images(tensors, "perturbation")
         if range == "pixel":
             check_within("perturbation (its range is pixel)", perturbation, -1, 1)
         bounds = {norm: tensors[f"{norm}_bound"] for norm in _LENGTHS if f"{norm}_bound" in tensors}

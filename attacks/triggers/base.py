@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, final
+from typing import Any, ClassVar, Literal, NoReturn, Self, final
 
 import torch
 from torch import Tensor
@@ -94,23 +94,34 @@ def labels_of(range: object) -> list[str]:
 
 
 def needed(tensors: Mapping[str, Tensor], *names: str) -> list[Tensor]:
-    """The tensors with these names, each ``float32`` of the shape (channels, H, W).
+    """The tensors with these names, ``float32`` of any shape.
 
-    Errors: ``RequestError`` where one is missing, of another type or rank, empty, or holds values
-    beyond ±1,000,000.
+    Errors: ``RequestError`` where one is missing, of another type, empty, or holds values beyond
+    ±1,000,000.
     """
     missing = [name for name in names if name not in tensors]
     if missing:
         raise RequestError(f"the trigger lacks its {' and its '.join(missing)}")
     for name in names:
         found = tensors[name]
-        if found.dtype != torch.float32 or found.ndim != 3 or not found.numel():
-            raise RequestError(
-                f"the trigger's {name} is {found.dtype} {tuple(found.shape)}, expected "
-                "torch.float32 (channels, H, W), none 0"
-            )
+        if found.dtype != torch.float32 or not found.numel():
+            _refuse(name, found, "torch.float32, none 0")
         check_within(name, found, -_LARGEST, _LARGEST)
     return [tensors[name] for name in names]
+
+
+def needed_images(tensors: Mapping[str, Tensor], *names: str) -> list[Tensor]:
+    """As ``needed``, each of the shape (channels, H, W)."""
+    found = needed(tensors, *names)
+    for name, values in zip(names, found, strict=True):
+        if values.ndim != 3:
+            _refuse(name, values, "torch.float32 (channels, H, W)")
+    return found
+
+
+def _refuse(name: str, found: Tensor, expected: str) -> NoReturn:
+    have = f"{found.dtype} {tuple(found.shape)}"
+    raise RequestError(f"the trigger's {name} is {have}, expected {expected}")
 
 
 def check_within(name: str, values: Tensor, least: float, most: float) -> None:

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from ...distill.types import RequestError
-from .base import Region, Trigger, TriggerPicture, TriggerRange, caption, check_within, needed
+from .base import (
+    Region,
+    Trigger,
+    TriggerPicture,
+    TriggerRange,
+    caption,
+    check_within,
+    needed_images,
+)
 
 _ALWAYS_ENLARGED = 6  # a covered area of up to 6×6 pixels is enlarged on the smallest images too
 
@@ -32,7 +40,7 @@ class MaskedTrigger(Trigger, ABC):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], range: TriggerRange) -> Self:
-        pattern, mask = needed(tensors, "pattern", "mask")
+        pattern, mask = needed_images(tensors, "pattern", "mask")
         if mask.shape != (1, *pattern.shape[1:]):
             raise RequestError(
                 f"the trigger's mask has the shape {tuple(mask.shape)}, expected (1, H, W) for the "

@@ -94,7 +94,7 @@ def hostile() -> dict[str, tuple[dict[str, Tensor], str]]:
     huge = torch.zeros(1).expand(WIDEST + 1, 3, 3, 3)
     return {
         "too wide": ({"enter.weight": huge}, f"width of 1 to {WIDEST}"),
-        "no width": ({"enter.weight": torch.zeros(0, 3, 3, 3)}, "width of 1 to"),
+        "no width": ({"enter.weight": torch.zeros(0, 3, 3, 3)}, "none 0"),
         "flat": ({"enter.weight": torch.zeros(5)}, "expected \\(width, C, 3, 3\\)"),
         "kernel": (
             {"enter.weight": torch.zeros(4, 3, 5, 5)},

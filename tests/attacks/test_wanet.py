@@ -114,7 +114,7 @@ def test_a_grid_that_moves_nothing_changes_nothing_and_one_pixel_is_one_pixel() 
         (torch.zeros(8, 8), r"the shape \(8, 8\), expected \(H, W, 2\)"),
         (torch.zeros(8, 8, 3), r"expected \(H, W, 2\)"),
         (torch.full((8, 8, 2), 1.1), "points outside the image"),
-        (torch.full((8, 8, 2), torch.nan), "points outside the image"),
+        (torch.full((8, 8, 2), torch.nan), "values from nan to nan"),
     ],
 )
 def test_grids_that_are_none_are_refused(grid: Tensor, message: str) -> None:
