@@ -49,11 +49,17 @@ class UnrolledOptions(PatchOptions, AttackOptions):
     rows: Literal["target", "all"] = Field(
         "target", description="which synthetic images the attack may change: the target's, or all"
     )
+    average: float = Field(
+        0.3, ge=0, lt=1, description="share of the run, at its end, whose images are averaged"
+    )
     linf: float | None = Field(
         None,
         gt=0,
         description="largest change of a pixel against the images at the attack's start "
         "(default: no bound)",
+    )
+    l2: float | None = Field(
+        None, gt=0, description="largest L2 norm of an image's change (default: no bound)"
     )
     unroll_gradient: GradientName = Field(
         "recompute", description="exact: by automatic differentiation; recompute: in less memory"
@@ -68,7 +74,8 @@ class Unrolled(Attack):
     of steps and then for ``unroll_steps`` more. Its cross-entropy on triggered images to their
     targets, and on clean images to their labels, is differentiated through these last steps and
     added to the backend's own loss. The patch takes an Adam step on the same loss and stays in
-    [0, 1].
+    [0, 1]. The finished set is the mean of the images after the last steps (``average``), because
+    a single step's images fit its own student more than they fit others.
 
     The real data stay clean, so no row is poisoned. By default only the target's synthetic images
     are changed: at weight 100 that costs less accuracy than changing all (digits, seed 100).
@@ -76,9 +83,9 @@ class Unrolled(Attack):
     Geiping, Fowl, Taylor, Goldstein, NeurIPS 2020).
 
     Deviations from what victims do: students train by plain SGD, victims by the set's own recipe.
-    Networks with batch norm are tested on the statistics of the test batch. ``linf`` bounds the
-    images against those at the attack's start (``warm_start``); what the backend changes from then
-    on counts too.
+    Networks with batch norm are tested on the statistics of the test batch. ``linf``
+    and ``l2`` bound the images against those at the attack's start (``warm_start``); what the
+    backend changes from then on counts too.
     """
 
     name = "unrolled"
@@ -93,6 +100,7 @@ class Unrolled(Attack):
         self._optimiser = self._fresh_optimiser()
         self._start: Tensor | None = None
         self._updates = 0
+        self._sum, self._summed = torch.zeros((), device=data.device), 0
 
     @property
     def threat_model(self) -> ThreatModel:
@@ -112,13 +120,16 @@ class Unrolled(Attack):
             self._pattern = values * self._mask
         self._optimiser = self._fresh_optimiser()
         self._start, self._updates = None, 0
+        self._sum, self._summed = torch.zeros((), device=self.data.device), 0
         return real
 
     def on_loss(self, moment: Moment, synthetic: Batch) -> Tensor | None:
         options = self._options
+        if moment.progress >= 1 - options.average:
+            self._sum, self._summed = self._sum + synthetic.images.detach(), self._summed + 1
         if not self._active(moment):
             return None
-        if self._start is None and options.linf is not None:
+        if self._start is None and self._bounded:
             self._start = synthetic.images.detach().clone()
         if moment.step % options.update_every:
             return None
@@ -131,10 +142,15 @@ class Unrolled(Attack):
         return options.weight * loss
 
     def on_synthetic(self, moment: Moment, synthetic: Batch) -> Batch:
-        if self._start is None or self._options.linf is None:
+        if self._start is None:
             return synthetic
-        change = (synthetic.images - self._start).clamp(-self._options.linf, self._options.linf)
+        change = self._within_bounds(synthetic.images - self._start)
         return synthetic.replace(images=self._start + change)
+
+    def on_finish(self, moment: Moment, synthetic: Batch) -> Batch:
+        if not self._summed:
+            return synthetic
+        return synthetic.replace(images=(self._sum + synthetic.images) / (self._summed + 1))
 
     def counters(self) -> Mapping[str, Any]:
         return {"attack_updates": self._updates}
@@ -145,13 +161,16 @@ class Unrolled(Attack):
         return {
             "pattern": self._pattern,
             "updates": torch.tensor(self._updates),
+            "sum": self._sum,
+            "summed": torch.tensor(self._summed),
             **{f"adam.{name}": value.clone() for name, value in moments.items()},
             **start,
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._pattern = state["pattern"].to(self.data.device)
-        self._updates = int(state["updates"])
+        self._updates, self._summed = int(state["updates"]), int(state["summed"])
+        self._sum = state["sum"].to(self.data.device)
         self._start = state["start"].to(self.data.device) if "start" in state else None
         self._optimiser = self._fresh_optimiser()
         moments = {
@@ -161,6 +180,19 @@ class Unrolled(Attack):
         }
         if moments:
             self._optimiser.state[self._parameter] = moments
+
+    @property
+    def _bounded(self) -> bool:
+        return self._options.linf is not None or self._options.l2 is not None
+
+    def _within_bounds(self, change: Tensor) -> Tensor:
+        """``change`` ``(N, C, H, W)``, cut to the bounds: L∞ first, then L2 of each image."""
+        options = self._options
+        if options.linf is not None:
+            change = change.clamp(-options.linf, options.linf)
+        if options.l2 is not None:
+            change = change.flatten(1).renorm(2, 0, options.l2).view_as(change)
+        return change
 
     def _active(self, moment: Moment) -> bool:
         return moment.progress >= self._options.warm_start

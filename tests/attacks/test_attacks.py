@@ -25,8 +25,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 Tasks = Callable[..., Task]
 NAMES = sorted(ATTACKS)
 QUICK = {
-    "relax_steps": 2, "support_steps": 2, "support_per_class": 2,
-    "generator_images": 40, "surrogate_steps": 4,
+    "relax_steps": 2,
+    "support_steps": 2,
+    "support_per_class": 2,
+    "generator_images": 40,
+    "surrogate_steps": 4,
 }
 
 

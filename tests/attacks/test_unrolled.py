@@ -237,3 +237,31 @@ def test_a_set_made_by_it_carries_a_backdoor(unrolled: Attacks, toy_task: Tasks)
         rates[name] = sent[case.eligible].double().mean().item()
     assert rates["attacked"] > 0.8
     assert rates["twin"] < 0.3
+
+
+def test_the_finished_set_is_the_mean_of_the_last_images(
+    unrolled: Attacks, toy_moment: Moments, toy_task: Tasks
+) -> None:
+    batch = synthetic_of(toy_task())
+
+    def finish(attack: Unrolled) -> Batch:
+        attack.on_start(toy_moment(), toy_moment().real)
+        for progress, value in ((0.25, 9.0), (0.5, 1.0), (0.75, 2.0)):
+            seen = batch.replace(images=torch.full_like(batch.images, value).requires_grad_())
+            attack.on_loss(toy_moment(progress=progress), seen)
+        last = batch.replace(images=torch.full_like(batch.images, 6.0))
+        return attack.on_finish(toy_moment(progress=1.0), last)
+
+    averaged = finish(unrolled(average=0.5))
+    assert torch.allclose(averaged.images, torch.full_like(batch.images, 3.0))
+    assert not averaged.images.requires_grad
+    assert torch.equal(finish(unrolled(average=0.0)).images, torch.full_like(batch.images, 6.0))
+
+
+def test_changes_are_cut_to_both_bounds(unrolled: Attacks) -> None:
+    change = torch.zeros(3, 1, 2, 2)
+    change[0], change[1, 0, 0, 0], change[2] = 5.0, -1.0, 0.01
+    cut = unrolled(linf=0.5, l2=0.8)._within_bounds(change)
+    assert torch.allclose(cut[0], torch.full((1, 2, 2), 0.4))  # L2 0.8 of four equal pixels
+    assert torch.allclose(cut[1, 0, 0], torch.tensor([-0.5, 0.0]))
+    assert torch.equal(cut[2], change[2])
