@@ -40,7 +40,7 @@ PATH = _PathType(path_type=Path)
 
 # Options that say how a command behaves; all others are keys of the configuration.
 _NO_KEYS = {"preset", "file", "settings", "print_config", "data_dir", "control_run", "seeds"}
-_NO_KEYS |= {"buffer", "out", "resume", "trust", "as_json", "quiet"}
+_NO_KEYS |= {"reference_run", "buffer", "out", "resume", "trust", "as_json", "quiet"}
 # What a run folder's record may name, and measuring its set needs.
 _NEEDED = ("dataset", "network", "victim_network")
 
@@ -103,6 +103,11 @@ VICTIMS = _group(
 CONTROL = _group(
     click.option("--control/--no-control", default=None, help="Distil the clean twin too."),
     click.option("--control-run", type=PATH, help="Reuse a finished clean twin's folder."),
+    click.option(
+        "--reference-run",
+        type=PATH,
+        help="A clean run of another seed: how far apart are two clean sets?",
+    ),
 )
 TWIN = _group(
     click.option(

@@ -139,15 +139,20 @@ def _show_finished(given: options.Given, kind: RecordKind) -> bool:
 def _run(config: Config, keys: Sequence[str], given: options.Given) -> None:
     """Run one seed or several, and show the record."""
     seeds, control_run = given["seeds"], given.get("control_run")
+    reference_run = given.get("reference_run")
     if seeds is not None and control_run is not None:
         raise RequestError("--control-run is the twin of one seed: leave it out with --seeds")
+    if seeds is not None and reference_run is not None:
+        raise RequestError("with --seeds the clean twins are each other's --reference-run")
     name = given["preset"] or f"{config.set.backend}-{config.attack or 'clean'}"
     out = options.out_folder(given, name)
     buffer = options.trusted_buffer(given)
     arguments = {"given": keys, "buffer": buffer, **options.run_arguments(given)}
     with stoppable(out):
         if seeds is None:
-            record = run_cell(config, out, control_run=control_run, **arguments)
+            record = run_cell(
+                config, out, control_run=control_run, reference_run=reference_run, **arguments
+            )
         else:
             record = run_seeds(config, seeds, out, **arguments)
     show(run_table(record, out), out, given)

@@ -29,6 +29,7 @@ _RATES = frozenset(
     {"clean_test_accuracy", "attack_success_rate", "attack_success_rate_all", "robust_accuracy"}
     | {"attack_success_rate_published"}
     | {"rows_flagged", "rows_left", "auroc", "defense_effectiveness_rating", "ssim"}
+    | {"false_trigger_rate"}
 )
 _RATE_PREFIXES = ("row_", "tpr_", "fpr_")
 
@@ -83,17 +84,22 @@ Scores = Mapping[str, float | None]
 """The rates of one victim by name, as ``rates_of`` gives them."""
 
 _CLEAN_SCORES = {"clean_test_accuracy"}
-_TRIGGERED_SCORES = {"attack_success_rate", "attack_success_rate_all", "robust_accuracy"}
+_EARLIER_SCORES = _CLEAN_SCORES | {
+    "attack_success_rate",
+    "attack_success_rate_all",
+    "robust_accuracy",
+}  # under an attack, before false triggers were counted
+_ATTACK_SCORES = _EARLIER_SCORES | {"false_trigger_rate"}
+_PUBLISHED_SCORES = _ATTACK_SCORES | {"attack_success_rate_published"}
 
 
 def is_scores(found: object) -> bool:
     """Whether ``found``, from a file, is a victim's ``Scores``, with or without a test case."""
-    if not isinstance(found, dict) or found.keys() - _TRIGGERED_SCORES != _CLEAN_SCORES:
+    known = (_CLEAN_SCORES, _EARLIER_SCORES, _ATTACK_SCORES, _PUBLISHED_SCORES)
+    if not isinstance(found, dict) or found.keys() not in known:
         return False
     values = [value for value in found.values() if value is not None]
-    return len(found) in (1, 4) and all(
-        isinstance(value, int | float) and 0 <= value <= 1 for value in values
-    )
+    return all(isinstance(value, int | float) and 0 <= value <= 1 for value in values)
 
 
 def rates(network: nn.Module, test: Batch, case: TestCase | None) -> Scores:
@@ -107,13 +113,13 @@ def rates_of(
     """The rates of a predictor (images to class numbers), in [0, 1]; ``None`` for no images.
 
     clean_test_accuracy; with a test case also attack_success_rate over the eligible images,
-    attack_success_rate_all over all images (the root paper's, at least about 1 / classes), and
-    robust_accuracy: the share of triggered eligible images that get their true label. Where the
-    attack's paper has its own images, also attack_success_rate_published over these.
+    attack_success_rate_all over all images (the root paper's, at least about 1 / classes),
+    robust_accuracy: the share of triggered eligible images that get their true label, and
+    false_trigger_rate: the share of eligible images that get their target without the trigger.
+    Where the attack's paper has its own images, also attack_success_rate_published over these.
     """
-    scores: dict[str, float | None] = {
-        "clean_test_accuracy": share(predictor(test.images) == test.labels)
-    }
+    clean = predictor(test.images)
+    scores: dict[str, float | None] = {"clean_test_accuracy": share(clean == test.labels)}
     if case is None:
         return scores
     labels = predictor(case.triggered)
@@ -121,6 +127,7 @@ def rates_of(
     scores["attack_success_rate"] = share(hit[case.eligible])
     scores["attack_success_rate_all"] = share(hit)
     scores["robust_accuracy"] = share((labels == test.labels)[case.eligible])
+    scores["false_trigger_rate"] = share((clean == case.targets)[case.eligible])
     if case.published is not None:
         hit = predictor(case.published.triggered) == case.published.targets
         scores["attack_success_rate_published"] = share(hit)
@@ -147,18 +154,23 @@ def collect(attacked: Sequence[Scores], control: Sequence[Scores] | None) -> dic
     """The metrics of a record, from the rates of each victim and of each victim of the clean twin.
 
     Victim k of the attacked set and victim k of the control share initial weights and training
-    order, so backdoor_gain = ASR − control ASR is paired.
+    order, so backdoor_gain = ASR − control ASR is paired. A rate that only some victims have (the
+    others were measured by an earlier version) is ``None`` for the others.
     """
-    values = {name: [scores[name] for scores in attacked] for name in attacked[0]}
+    values = _by_name(attacked)
     if control is not None:
-        for name in control[0]:
-            values[f"control_{name}"] = [scores[name] for scores in control]
+        values |= {f"control_{name}": each for name, each in _by_name(control).items()}
         if "attack_success_rate" in values:
             ours, theirs = values["attack_success_rate"], values["control_attack_success_rate"]
             values["backdoor_gain"] = [
                 None if a is None or b is None else a - b for a, b in zip(ours, theirs, strict=True)
             ]
     return {name: summarise(each, kind_of(name)) for name, each in values.items()}
+
+
+def _by_name(victims: Sequence[Scores]) -> dict[str, list[float | None]]:
+    names = dict.fromkeys(name for scores in victims for name in scores)
+    return {name: [scores.get(name) for scores in victims] for name in names}
 
 
 def over_seeds(records: Sequence[Mapping[str, Summary]]) -> dict[str, Summary]:
@@ -189,3 +201,28 @@ def stealth(images: Tensor, triggered: Tensor) -> Scores:
         "psnr": ratio if math.isfinite(ratio) else None,
         "ssim": float(ssim(triggered, images, window).mean()),
     }
+
+
+Distance = Mapping[str, float]
+"""How far two sets are apart: ``linf``, ``l2`` and ``rms``, as ``distance`` gives them."""
+
+
+def distance(ours: Tensor, theirs: Tensor) -> dict[str, float]:
+    """How far the images of two sets are apart, row k from row k; both ``(N, C, H, W)``, N > 0.
+
+    linf: the largest difference of a pixel. l2: the L2 norm of an image's difference, mean over the
+    images. rms: the root mean square over all pixels.
+    """
+    apart = ours - theirs
+    return {
+        "linf": float(apart.abs().max()),
+        "l2": float(apart.flatten(1).norm(dim=1).mean()),
+        "rms": float(apart.square().mean().sqrt()),
+    }
+
+
+def mean_distance(distances: Sequence[Distance]) -> dict[str, float] | None:
+    """The mean of each figure; ``None`` for no distances."""
+    if not distances:
+        return None
+    return {name: sum(each[name] for each in distances) / len(distances) for name in distances[0]}

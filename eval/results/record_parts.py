@@ -52,11 +52,22 @@ class _TriggerPart(_RecordPart):
 
 
 @final
+class _ReferencePart(_RecordPart):
+    linf: float
+    l2: float
+    rms: float
+    pairs: _Count
+
+
+@final
 class _SetPart(_RecordPart):
     images: _Count = 0
     per_class: list[_Count] = []
     pixel_range: list[float] = []
     rms_from_twin: float | None = None
+    linf_from_twin: float | None = None
+    l2_from_twin: float | None = None
+    reference_distance: _ReferencePart | None = None
     source: str = ""
     origin: str = ""
     fingerprint: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from .formatting import duration
@@ -16,6 +17,8 @@ _ROWS = (
     ("backdoor gain", "backdoor_gain", "ASR − control, paired by victim"),
     ("ASR, published", "attack_success_rate_published", "on the images of the attack's paper"),
     ("ASR, all images", "attack_success_rate_all", "the paper's variant: floor about 1 / classes"),
+    ("false triggers", "false_trigger_rate", "clean non-target images sent to the target"),
+    ("false, clean twin", "control_false_trigger_rate", "the same, trained on the clean twin"),
 )
 _PICTURES = ("distilled.png", "trigger.png", "triggered.png", "curves.png")
 
@@ -49,7 +52,7 @@ def _metrics(metrics: Metrics, conditional: bool) -> list[str]:
 
 
 def _details(record: Record) -> list[str]:
-    """Times, the trigger, and the counters of the attack."""
+    """Times, the trigger, the counters of the attack, and how visible the attack is."""
     names = {"distil_seconds": "distillation", "control_seconds": "clean twin"}
     names["victims_seconds"] = "victims"
     times = [
@@ -71,4 +74,28 @@ def _details(record: Record) -> list[str]:
     if record.attack_counters:
         counters = [f"{k.replace('_', ' ')} {v}" for k, v in record.attack_counters.items()]
         lines.append(f"  attack: {', '.join(counters)}")
-    return lines
+    return lines + _visibility(record)
+
+
+def _visibility(record: Record) -> list[str]:
+    """How far triggered images are from clean ones, and the set from its clean twin."""
+    lines, trigger, measured = [], record.trigger or {}, record.distilled
+    if trigger.get("ssim") is not None:
+        ratio = "–" if trigger.get("psnr") is None else f"{trigger['psnr']:.1f}"
+        lines.append(f"  triggered images: PSNR {ratio} dB, SSIM {trigger['ssim']:.3f}")
+    if measured.get("linf_from_twin") is None:
+        return lines
+    from_twin = {norm: measured.get(f"{norm}_from_twin") for norm in ("linf", "l2", "rms")}
+    lines.append(f"  set from its clean twin: {_distance(from_twin)}")
+    reference = measured.get("reference_distance")
+    text = "not measured: --seeds N or --reference-run FOLDER"
+    if reference is not None:
+        pairs = reference["pairs"]
+        text = f"{_distance(reference)}, {'one pair' if pairs == 1 else f'mean of {pairs} pairs'}"
+    return [*lines, f"  two clean sets of other seeds: {text}"]
+
+
+def _distance(found: Mapping[str, float | None]) -> str:
+    titles = {"linf": "L∞ {}", "l2": "L2 {} an image", "rms": "RMS {}"}
+    known = {name: value for name in titles if (value := found.get(name)) is not None}
+    return ", ".join(titles[name].format(f"{value:.3f}") for name, value in known.items())

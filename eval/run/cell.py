@@ -23,13 +23,19 @@ from ..figures.run_pictures import (
     trigger_picture,
     triggered_picture,
 )
-from ..results.metrics import Scores, collect, stealth
+from ..results.metrics import Scores, collect, distance, stealth
 from ..results.record import Metrics, Record
-from .checks import check_buffer, check_control, check_same_buffer, check_start
+from .checks import (
+    check_buffer,
+    check_control,
+    check_reference,
+    check_same_buffer,
+    check_start,
+)
 from .folder import RunFolder
 from .observer import Watcher
 from .progress import Reporter
-from .records import describe_set, new_record
+from .records import describe_distance, describe_set, new_record
 from .setup import Setup, prepare
 from .victims import Panel, VictimTrainer, train_victim
 
@@ -45,6 +51,7 @@ def run_cell(
     data_dir: Path | str | None = None,
     resume: bool = False,
     control_run: Path | str | None = None,
+    reference_run: Path | str | None = None,
     buffer: Path | str | None = None,
     train: VictimTrainer = train_victim,
     reporter: Reporter | None = None,
@@ -52,9 +59,10 @@ def run_cell(
     """Run ``config`` in the folder ``out`` and return its record, which is also written there.
 
     given: the keys that were not defaults. resume: resume the run in ``out``; of a finished one the
-    record is returned. control_run: a folder with a finished clean twin to reuse. buffer: a folder
-    for expert buffers, by attack (``clean`` for none), which later runs may reuse; by default in
-    ``out`` itself. train: returns a trained victim.
+    record is returned. control_run: a folder with a finished clean twin to reuse. reference_run: a
+    folder with a finished clean run of another seed; its distance from the clean twin stands beside
+    that of the attacked set. buffer: a folder for expert buffers, by attack (``clean`` for none),
+    which later runs may reuse; by default in ``out`` itself. train: returns a trained victim.
     Errors: ``RequestError`` before anything is written. A later failure is also in the record, with
     status ``error``, and the last checkpoint stays.
     """
@@ -65,6 +73,9 @@ def run_cell(
     check_buffer(buffer, config)
     if control_run is not None:
         check_control(control_run, config, setup.data.describe())
+    reference = None
+    if reference_run is not None:
+        reference = check_reference(Path(reference_run), config, setup.data.describe())
     record = new_record(setup, given)
     record.buffer = None if buffer is None else str(Path(buffer).absolute())
     with folder.entered(record, resume=resume) as earlier:
@@ -73,7 +84,7 @@ def run_cell(
         if earlier is not None:
             check_same_buffer(earlier, record, folder.path)
         with folder.keeping(record):
-            _Cell(setup, folder, record, reporter, train).run(control_run)
+            _Cell(setup, folder, record, reporter, train).run(control_run, reference)
     return record
 
 
@@ -94,7 +105,7 @@ class _Cell:
         self._train = train
         self._config = setup.config
 
-    def run(self, control_run: Path | None) -> None:
+    def run(self, control_run: Path | None, reference: DistilledSet | None) -> None:
         """The whole cell, from the distillation to the finished record."""
         attack = self._setup.attack()
         distilled = self._distil(self._setup, self._folder, attack, "distilling")
@@ -106,7 +117,7 @@ class _Cell:
         primary, *others = metrics
         self._record.metrics = metrics[primary]
         self._record.metrics_by_network = {name: metrics[name] for name in others}
-        self._describe(distilled, twin)
+        self._describe(distilled, twin, reference)
         self._draw(distilled, attack)
         if twin is not None and control_run is None:
             self._close_twin(twin)
@@ -214,11 +225,14 @@ class _Cell:
 
     # Recording ---------------------------------------------------------------------------------
 
-    def _describe(self, distilled: DistilledSet, twin: DistilledSet | None) -> None:
+    def _describe(
+        self, distilled: DistilledSet, twin: DistilledSet | None, reference: DistilledSet | None
+    ) -> None:
         self._record.distilled = describe_set(distilled)
         if twin is not None:
-            apart = distilled.batch.images - twin.batch.images
-            self._record.distilled["rms_from_twin"] = float(apart.square().mean().sqrt())
+            clean = [twin] if reference is None else [twin, reference.to(self._config.run.device)]
+            apart = distance(distilled.batch.images, twin.batch.images)
+            self._record.distilled |= describe_distance(apart, clean)
 
     def _draw(self, distilled: DistilledSet, attack: Attack | None) -> None:
         """The pictures of the set, the loss curve and the trigger."""

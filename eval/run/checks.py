@@ -12,10 +12,14 @@ import torch
 from ...attacks import PoisoningOptions
 from ...distill.core.start import start_run
 from ...distill.files.artifact import check_set, load_set
-from ...distill.types import Batch, Distillate, RequestError, RunError
+from ...distill.types import Batch, Distillate, DistilledSet, RequestError, RunError
 from ..config.schema import Config
 from ..results.record import Record, read_record
 from .setup import Setup
+
+# Keys in which a clean set of reference may differ: its seed, the machine, how it was measured.
+_NOT_OF_THE_SET = {"seed", "device", "threads", "curve_every", "victims", "victim_network"}
+_NOT_OF_THE_SET |= {"control"}
 
 
 def check_start(setup: Setup) -> None:
@@ -91,6 +95,29 @@ def check_control(path: Path, config: Config, dataset: Mapping[str, Any]) -> Non
     if record.dataset != dataset:
         raise RequestError(f"{path} is no clean twin of this run: {dataset['name']} has changed")
     load_set(path / "distilled.safetensors")
+
+
+def check_reference(path: Path, config: Config, dataset: Mapping[str, Any]) -> DistilledSet:
+    """The clean set in ``path``, made as the clean twin of this run but from another seed.
+
+    dataset: as for ``check_control``. Errors: ``RequestError`` for any other run.
+    """
+    if not config.attack or not config.victims.control:
+        raise RequestError("--reference-run is for a run with an attack and a clean twin")
+    record = read_record(path / "record.json")
+    if record.status != "done" or record.kind != "distill":
+        raise RequestError(f"{path} is no finished clean run: {record.kind}, {record.status}")
+    if record.dataset != dataset:
+        raise RequestError(f"{path} was run on other data than {dataset['name']} as it is now")
+    theirs, ours = (
+        {key: value for key, value in keys.items() if key not in _NOT_OF_THE_SET}
+        for keys in (record.config, config.without_attack().flat())
+    )
+    if theirs != ours:
+        raise RequestError(f"{path} is no reference: it differs in {_differences(theirs, ours)}")
+    if record.config.get("seed") == config.run.seed:
+        raise RequestError(f"{path} has the seed of this run, {config.run.seed}: no reference")
+    return load_set(path / "distilled.safetensors")
 
 
 def out_of_memory(error: BaseException) -> bool:

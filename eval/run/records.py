@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 from ...distill.files.artifact import pixel_range
 from ...distill.types import DistilledSet, hard_labels
+from ..results.metrics import Distance, distance, mean_distance
 from ..results.record import Record, RecordKind, command_line, environment
 from .setup import Setup
 
@@ -31,6 +33,20 @@ def describe_set(distilled: DistilledSet) -> dict[str, Any]:
     """What a record says of a set: how many images, and the range of their pixels."""
     images = distilled.batch.images
     return {"images": len(images), "pixel_range": list(pixel_range(images))}
+
+
+def describe_distance(from_twin: Distance | None, clean: Sequence[DistilledSet]) -> dict[str, Any]:
+    """What a record says of how far a set is from its clean twin, beside the reference.
+
+    clean: clean sets of several seeds, the twin among them. The reference is the mean distance of
+    two of them, ``None`` for fewer than two.
+    """
+    pairs = [(one.batch.images, other.batch.images) for one, other in combinations(clean, 2)]
+    reference = mean_distance([distance(one, other) for one, other in pairs])
+    return {
+        **{f"{name}_from_twin": value for name, value in (from_twin or {}).items()},
+        "reference_distance": None if reference is None else {**reference, "pairs": len(pairs)},
+    }
 
 
 def count_per_class(distilled: DistilledSet) -> list[int]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from ...distill.files.artifact import load_set
 from ...distill.types import RequestError
 from ..config.schema import Config
-from ..results.metrics import over_seeds
+from ..results.metrics import mean_distance, over_seeds
 from ..results.record import Record, command_line
 from .cell import run_cell
 from .folder import RunFolder
 from .progress import Reporter
+from .records import describe_distance
+
+_NORMS = ("rms", "linf", "l2")
 
 
 def run_seeds(
@@ -57,9 +62,27 @@ def run_seeds(
         )
         _summary(config, records, given).write(folder.record)
     record = _summary(config, records, given)
+    record.distilled = _distances(records, out)
     record.status = "done"
     record.write(folder.record)
     return record
+
+
+def _distances(records: Sequence[Record], out: Path) -> dict[str, Any]:
+    """How far the sets are from their clean twins, mean over the seeds, beside the mean distance of
+    two twins; empty where there are no twins."""
+    found = [_from_twin(record) for record in records]
+    found = [each for each in found if each.keys() == set(_NORMS)]
+    if not found:
+        return {}
+    twins = [RunFolder(out / f"seed-{record.config['seed']}").control for record in records]
+    files = [RunFolder(twin).distilled for twin in twins]
+    return describe_distance(mean_distance(found), [load_set(f) for f in files if f.exists()])
+
+
+def _from_twin(record: Record) -> dict[str, float]:
+    known = {norm: record.distilled.get(f"{norm}_from_twin") for norm in _NORMS}
+    return {norm: value for norm, value in known.items() if value is not None}
 
 
 def _summary(config: Config, records: Sequence[Record], given: Sequence[str]) -> Record:

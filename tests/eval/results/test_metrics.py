@@ -18,8 +18,11 @@ from distillsec.distill.types import Batch
 from distillsec.eval.results.metrics import (
     Summary,
     collect,
+    distance,
     effectiveness,
+    is_scores,
     kind_of,
+    mean_distance,
     over_seeds,
     rates,
     stealth,
@@ -139,8 +142,9 @@ def test_rates_by_brute_force() -> None:
         "attack_success_rate": sum(a == t for _, _, a, t in eligible) / len(eligible),
         "attack_success_rate_all": sum(a == t for _, _, a, t in rows) / 200,
         "robust_accuracy": sum(a == y for y, _, a, _ in eligible) / len(eligible),
+        "false_trigger_rate": sum(c == t for _, c, _, t in eligible) / len(eligible),
     }
-    assert len(set(found.values())) == 4
+    assert len(set(found.values())) == 5
 
 
 def test_rates_without_an_attack_and_without_images() -> None:
@@ -190,6 +194,38 @@ def test_gains_are_paired_by_victim() -> None:
     assert found["control_attack_success_rate"] == summarise(control, "rate")
     assert found["control_clean_test_accuracy"].mean == pytest.approx(0.6)
     assert found["backdoor_gain"] == summarise([0.9 - 0.1, 0.5 - 0.2, 0.7 - 0.3, None])
+
+
+def test_a_rate_that_only_later_victims_have_is_missing_for_the_others() -> None:
+    """A run that an earlier version began and this one finishes."""
+    earlier = {"clean_test_accuracy": 0.8}
+    later = {"clean_test_accuracy": 0.6, "false_trigger_rate": 0.02}
+    for victims in ([earlier, later], [later, earlier]):
+        found = collect(victims, victims)
+        values = [each.get("false_trigger_rate") for each in victims]
+        assert found["false_trigger_rate"] == summarise(values, "rate")
+        assert found["control_false_trigger_rate"].mean == 0.02
+
+
+@pytest.mark.parametrize(
+    ("names", "known"),
+    [
+        ("clean_test_accuracy", True),
+        ("clean_test_accuracy attack_success_rate attack_success_rate_all robust_accuracy", True),
+        (
+            "clean_test_accuracy attack_success_rate attack_success_rate_all robust_accuracy "
+            "false_trigger_rate",
+            True,
+        ),
+        ("clean_test_accuracy false_trigger_rate", False),
+        ("clean_test_accuracy attack_success_rate robust_accuracy", False),
+        ("attack_success_rate", False),
+    ],
+)
+def test_scores_of_this_and_earlier_versions_are_known(names: str, known: bool) -> None:
+    scores: dict[str, float | None] = dict.fromkeys(names.split(), 0.5)
+    assert is_scores(scores) == known
+    assert not is_scores({**scores, names.split()[-1]: 1.5})
 
 
 def test_without_a_control_or_an_attack_there_is_no_gain() -> None:
@@ -255,3 +291,23 @@ def test_small_images_have_a_similarity_too(side: int) -> None:
     assert strong["ssim"] is not None
     assert weak["ssim"] is not None
     assert strong["ssim"] < weak["ssim"] < 1
+
+
+# Distances -------------------------------------------------------------------------------------
+
+
+def test_a_distance_by_numpy(images: Tensor) -> None:
+    others = torch.rand(images.shape, generator=torch.Generator().manual_seed(1))
+    apart = (images.double() - others.double()).numpy()
+    found = distance(images, others)
+    assert found["linf"] == pytest.approx(np.abs(apart).max(), rel=1e-6)
+    norms = [np.linalg.norm(image.ravel()) for image in apart]
+    assert found["l2"] == pytest.approx(np.mean(norms), rel=1e-6)
+    assert found["rms"] == pytest.approx(np.sqrt((apart**2).mean()), rel=1e-6)
+    assert distance(images, images) == {"linf": 0, "l2": 0, "rms": 0}
+
+
+def test_the_mean_of_distances() -> None:
+    found = mean_distance([{"linf": 1.0, "rms": 0.5}, {"linf": 2.0, "rms": 0.25}])
+    assert found == {"linf": 1.5, "rms": 0.375}
+    assert mean_distance([]) is None
