@@ -16,6 +16,7 @@ from ..eval.run.cell import run_cell
 from ..eval.run.evaluate import evaluate as evaluate_set
 from ..eval.run.folder import RunFolder
 from ..eval.run.seeds import run_seeds
+from ..eval.run.survival import evaluate_survival
 from . import options
 from .exits import printable, stoppable, write_out
 
@@ -80,6 +81,9 @@ def distill(**given: Any) -> None:
 @options.SET_NUMBER
 @click.option("--trigger", type=options.PATH, help="A trigger file (default: the run's own).")
 @click.option("--png", is_flag=True, help="Write 8-bit PNG files; measure the rounded images.")
+@click.option(
+    "--survival", is_flag=True, help="Measure also other formats, networks, recipes and sizes."
+)
 @options.CONFIGURATION
 @options.DATA
 @options.VICTIMS
@@ -87,7 +91,12 @@ def distill(**given: Any) -> None:
 @options.MACHINE
 @options.OUTPUT
 def evaluate(
-    source: Path, set_number: int | None, trigger: Path | None, png: bool, **given: Any
+    source: Path,
+    set_number: int | None,
+    trigger: Path | None,
+    png: bool,
+    survival: bool,
+    **given: Any,
 ) -> None:
     """Train fresh victims on a finished set.
 
@@ -97,27 +106,30 @@ def evaluate(
     \b
     Other architectures than the one that distilled:
         distillsec evaluate runs/a --victim-network mlp --victim-network convnet-baadd
+    What survives 8-bit files, other networks, other recipes and the loss of rows? One table:
+        distillsec evaluate runs/a --survival
     A file from somebody else, on the data it was distilled from:
         distillsec evaluate received.safetensors --dataset fashion-mnist
     A run of your own with your own network or data:
         distillsec evaluate runs/mine --trust
     """
+    if png and survival:
+        raise RequestError("--survival measures 8-bit images too: leave out --png")
     config, keys = options.configuration(given, source=source)
     control_run = options.trusted_control(source, given)
     out = options.out_folder(given, f"evaluate-{source.stem or 'set'}")
-    arguments = options.run_arguments(given)
+    arguments = {
+        "given": keys,
+        "set_number": set_number,
+        "trigger": trigger,
+        "control_run": control_run,
+        **options.run_arguments(given),
+    }
     with stoppable(out):
-        record = evaluate_set(
-            source,
-            config,
-            out,
-            given=keys,
-            set_number=set_number,
-            trigger=trigger,
-            control_run=control_run,
-            png=png,
-            **arguments,
-        )
+        if survival:
+            record = evaluate_survival(source, config, out, **arguments)
+        else:
+            record = evaluate_set(source, config, out, png=png, **arguments)
     show(run_table(record, out), out, given)
 
 

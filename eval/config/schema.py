@@ -252,13 +252,13 @@ def _resolve_augment(options: Any, chosen: bool, flips: bool) -> Any:
     if chosen:
         parse_strategy(options.augment)
         return options
-    return options.model_copy(update={"augment": _without_flips(options.augment, flips)})
+    return options.model_copy(update={"augment": without_flips(options.augment, flips)})
 
 
 def _resolve_recipe(victims: VictimSection, backend: type[Backend], flips: bool) -> VictimSection:
     """The victims' recipe: the backend's published one, with what was given in its place."""
     augment = victims.victim_augment
-    augment = _without_flips(backend.victim_augment, flips) if augment is None else augment
+    augment = without_flips(backend.victim_augment, flips) if augment is None else augment
     return victims.model_copy(
         update={
             "victim_epochs": victims.victim_epochs or backend.victim_epochs,
@@ -268,7 +268,7 @@ def _resolve_recipe(victims: VictimSection, backend: type[Backend], flips: bool)
     )
 
 
-def _without_flips(augment: str, flips: bool) -> str:
+def without_flips(augment: str, flips: bool) -> str:
     """``augment``, without flips unless ``flips`` allows them."""
     return "_".join(part for part in augment.split("_") if flips or part != "flip")
 

@@ -21,6 +21,11 @@ UNDEFENDED_COLUMNS: Columns = {
 }
 """The columns of victims without a defense."""
 
+SURVIVAL_COLUMNS: Columns = {
+    name: title for name, title in UNDEFENDED_COLUMNS.items() if name != "backdoor_gain"
+}
+"""The columns of the variants of a set."""
+
 _SET = {
     "row_auroc": "AUROC of rows",
     "set_statistic": "statistic",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from ...defenses.base import FAMILIES, Family
 from .columns import FAMILY_COLUMNS, budget_label, twin_pair
-from .formatting import duration
+from .formatting import aligned, duration
 from .record import Outcome, Record
 from .subject import subject, victims_text
 
@@ -51,7 +51,7 @@ def _family(family: Family, members: Mapping[str, Outcome]) -> list[str]:
         if note:
             notes[name] = note
         rows.append([name, *figures])
-    return ["", *_aligned(rows), *(f"    {name}: {note}" for name, note in notes.items())]
+    return ["", *aligned(rows), *(f"    {name}: {note}" for name, note in notes.items())]
 
 
 def _tuned(outcome: Outcome) -> list[str]:
@@ -64,13 +64,3 @@ def _tuned(outcome: Outcome) -> list[str]:
                 text = ", ".join(f"{key} {value}" for key, value in changed.items())
                 found.append(f"{side}: {text or 'published settings'}")
     return found
-
-
-def _aligned(rows: Iterable[list[str]]) -> list[str]:
-    rows = list(rows)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  "
-        + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

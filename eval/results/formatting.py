@@ -41,6 +41,16 @@ def minus(number: str) -> str:
     return number.removeprefix("-") if not number.strip("-0.") else number.replace("-", "−")
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of equally many cells as indented lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
 def markdown_head(titles: Sequence[str]) -> list[str]:
     """The first two lines of a Markdown table."""
     return [markdown_row(titles), "| --- " * len(titles) + "|"]

@@ -70,6 +70,16 @@ class Failure(BaseModel):
 
 
 @final
+class Survived(BaseModel):
+    """What one variant of a set measured. error: why there are no metrics."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    metrics: Metrics = Field(default_factory=dict)
+    error: str | None = None
+
+
+@final
 class Record(BaseModel):
     """The configuration, environment and results of a run.
 
@@ -81,6 +91,7 @@ class Record(BaseModel):
     they are over distillation seeds.
     buffer: the folder of expert buffers, where one was given.
     bench: the options of all defenses (budget, holdout, images). defenses: their outcomes.
+    survival: of the variants of a set, by name, in the order of the table.
     labels: warnings that stand beside a figure in every table, such as an unbounded trigger.
     """
 
@@ -112,6 +123,7 @@ class Record(BaseModel):
     seeds: list[int] | None = None
     bench: BenchMapping = Field(default_factory=dict)
     defenses: dict[str, Outcome] = Field(default_factory=dict)
+    survival: dict[str, Survived] = Field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write atomically as JSON."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from .formatting import duration
 from .record import Metrics, Record
 from .subject import subject, victims_text
+from .survival_table import survival_lines
 
 _ROWS = (
     ("CTA", "clean_test_accuracy", "clean test accuracy"),
@@ -20,11 +21,18 @@ _ROWS = (
     ("false triggers", "false_trigger_rate", "clean non-target images sent to the target"),
     ("false, clean twin", "control_false_trigger_rate", "the same, trained on the clean twin"),
 )
-_PICTURES = ("distilled.png", "trigger.png", "triggered.png", "curves.png")
+_FILES = (
+    "survival.md",
+    "survival.png",
+    "distilled.png",
+    "trigger.png",
+    "triggered.png",
+    "curves.png",
+)
 
 
 def run_table(record: Record, folder: Path) -> str:
-    """The metrics of a run with intervals, its times and labels, and the paths of its pictures."""
+    """The metrics of a run with intervals, its times and labels, and the paths of its files."""
     lines = ["", f"{record.kind}: {subject(record)}"]
     if record.kind == "evaluate":
         lines.append(f"  victims: {victims_text(record.config)}")
@@ -32,9 +40,9 @@ def run_table(record: Record, folder: Path) -> str:
     lines += ["", *_metrics(record.metrics, record.conditional_on_set)]
     for name, metrics in record.metrics_by_network.items():
         lines += ["", f"victims: {name}", *_metrics(metrics, record.conditional_on_set)]
-    lines += ["", *_details(record)]
-    pictures = [folder / name for name in _PICTURES if (folder / name).exists()]
-    lines += [f"  {path}" for path in (folder / "record.json", *pictures)]
+    lines += [*survival_lines(record), "", *_details(record)]
+    files = [folder / name for name in _FILES if (folder / name).exists()]
+    lines += [f"  {path}" for path in (folder / "record.json", *files)]
     return "\n".join(lines)
 
 
