@@ -23,7 +23,6 @@ from distillsec.distill.training import fit
 from distillsec.distill.types import Batch, DistilledSet, Recipe, RequestError, RunError, Step
 from distillsec.eval.config.schema import Config
 from distillsec.eval.results.record import Record, read_record
-from distillsec.eval.run import survival
 from distillsec.eval.run.evaluate import evaluate
 from distillsec.eval.run.progress import Reporter
 from distillsec.eval.run.survival import (
@@ -36,10 +35,12 @@ from distillsec.eval.run.survival import (
     other_networks,
     variants,
 )
+from distillsec.eval.run.victims import train_victim
 
 Tiny = Callable[..., Config]
 Cli = Callable[..., Result]
 QUIET = Reporter(quiet=True)
+TRAINER = "distillsec.eval.run.survival.train_victim"
 SPACE = Preprocessing((0.5,), (0.25,))
 LEARNED = (Step(rows=(0, 1, 2, 3), rate=0.2), Step(rows=(1, 3), rate=0.5))
 
@@ -287,13 +288,12 @@ def test_a_killed_run_trains_only_the_victims_that_are_missing(
     whole = read_json(measured / "checkpoint/victims.json")
     kept = stopped(measured, out, 5)
     trained = []
-    original = survival.train_victim
 
     def counting(*what: Any) -> Any:
         trained.append(what)
-        return original(*what)
+        return train_victim(*what)
 
-    monkeypatch.setattr(survival, "train_victim", counting)
+    monkeypatch.setattr(TRAINER, counting)
     words = ["evaluate", finished, "--survival", "--victims", 1, "--out", out, "--resume"]
     done = cli(*words, "--threads", 1, "--quiet")
     assert done.exit_code == 0, done.stderr
@@ -353,14 +353,13 @@ def test_a_file_without_a_trigger_has_accuracies_only(
 def test_a_training_that_diverges_has_no_figures(
     finished: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = survival.train_victim
 
     def diverging(distilled: DistilledSet, *what: Any) -> Any:
         if distilled.recipe.lr > 0.02:
             raise RunError("training did not converge: the loss is nan")
-        return original(distilled, *what)
+        return train_victim(distilled, *what)
 
-    monkeypatch.setattr(survival, "train_victim", diverging)
+    monkeypatch.setattr(TRAINER, diverging)
     record = evaluate_survival(finished, tiny(victims=1), tmp_path / "out", reporter=QUIET)
     found = record.survival["learning rate × 3"]
     assert (record.status, found.metrics) == ("done", {})
