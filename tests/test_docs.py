@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from distillsec.cli import _Deferred, main
 from distillsec.eval.config.presets import preset_names
@@ -128,6 +129,8 @@ def test_a_quick_command_runs(
     for example in (ROOT / "examples").glob("own_*.py"):
         (tmp_path / example.name).write_text(example.read_text("utf-8"))
     (tmp_path / "mine.py").write_text(CODE[0])
+    for picture in ("logo.png", "photo.jpg"):
+        Image.new("RGB", (40, 30), "orange").save(tmp_path / picture)
     monkeypatch.chdir(tmp_path)
     words = words if words[0] == "list" else [*words, "--print-config", "--device", "cpu"]
     done = CliRunner().invoke(main, words)
