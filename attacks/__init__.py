@@ -13,6 +13,7 @@ from .base import (
     PatchOptions,
     PoisoningAttack,
     PoisoningOptions,
+    SetAttack,
     ThreatModel,
 )
 from .blended import Blended
@@ -21,6 +22,7 @@ from .doorping import Doorping
 from .goals import GOALS, Goal, goal_from
 from .invisible import Invisible
 from .naive import Naive, NaiveOptions
+from .poisoned_set import PoisonedSet
 from .relax_trigger import RelaxTrigger
 from .sig import Sig
 from .simple_trigger import SimpleTrigger
@@ -52,6 +54,7 @@ ATTACKS: Mapping[str, type[Attack]] = {
     "wanet": WaNet,
     "simple-trigger": SimpleTrigger,
     "relax-trigger": RelaxTrigger,
+    "poisoned-set": PoisonedSet,
 }
 
 __all__ = [
@@ -74,9 +77,11 @@ __all__ = [
     "NaiveOptions",
     "PatchOptions",
     "PatchTrigger",
+    "PoisonedSet",
     "PoisoningAttack",
     "PoisoningOptions",
     "RelaxTrigger",
+    "SetAttack",
     "Sig",
     "SimpleTrigger",
     "SneakDoor",

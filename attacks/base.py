@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final, get_args
 
@@ -15,10 +15,11 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     model_serializer,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..distill.core.hooks import Hook, Moment
-from ..distill.types import Batch, RequestError
+from ..distill.randomness import Streams
+from ..distill.types import Batch, Distillate, RequestError
 from .case import TestCase, make_test_case
 from .goals import Goal, GoalName, goal_from
 from .triggers import Position, Trigger, TriggerRange, patch_mask
@@ -150,6 +151,39 @@ class Attack(Hook, ABC):
     def counters(self) -> Mapping[str, Any]:
         """What the record says of how the attack went: counts by name."""
         return {}
+
+
+class SetAttack(Attack, ABC):
+    """Shared by attacks of an interceptor, who has a finished set and no raw data.
+
+    ``receive`` gets the set. Then a distillation of its own begins: it starts from the received
+    images, ``moment.real`` are the stand-ins, and nothing but the attack's ``on_*`` methods changes
+    the set. ``on_loss`` must return a loss at every step.
+    """
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        return "interceptor"
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """The steps in which the set is changed."""
+
+    @property
+    @abstractmethod
+    def lr(self) -> float:
+        """Adam's rate for the images, in normalised units."""
+
+    @abstractmethod
+    def receive(
+        self, received: Distillate, network: Callable[[int], nn.Module], streams: Streams
+    ) -> Batch:
+        """Take the set; returns images with hard labels that stand in for the real ones.
+
+        network: a fresh network of the victims' architecture, by seed. streams: the run's. The same
+        arguments give the same answer: a resumed run calls it again.
+        """
 
 
 class PoisoningAttack(Attack, ABC):

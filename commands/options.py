@@ -13,7 +13,7 @@ import yaml
 from ..attacks.triggers import TriggerRange
 from ..defenses.base import Budget
 from ..distill.types import RequestError
-from ..eval.config.layers import for_clean, gather
+from ..eval.config.layers import for_clean, gather, without_attack
 from ..eval.config.received import machine_keys, received_keys
 from ..eval.config.schema import Config, configure
 from ..eval.results.record import Record, read_record
@@ -135,6 +135,12 @@ SET_NUMBER = click.option(
     metavar="N",
     help="Which of the sets in a .pt file, from 0 (default: the first).",
 )
+INTERCEPTED = _group(
+    click.option(
+        "--on", "on", type=PATH, metavar="FILE", help="Attack a finished set: a file or a run."
+    ),
+    SET_NUMBER,
+)
 DEFENSES = _group(
     click.option("--trigger", type=PATH, help="A trigger file (default: the run's own)."),
     click.option(
@@ -216,17 +222,20 @@ GRID = _group(
 
 
 def configuration(
-    given: Given, *, clean: bool = False, source: Path | None = None
+    given: Given, *, clean: bool = False, source: Path | None = None, attacked_anew: bool = False
 ) -> tuple[Config, list[str]]:
     """The configuration that ``given`` asks for, and the keys that were given.
 
     clean: leave out the attack. source: a run folder or file; the options win over what its record
-    says. With --print-config the configuration is printed and the program ends.
+    says. attacked_anew: leave out the attack that the source's record names. With --print-config
+    the configuration is printed and the program ends.
     """
     keys = {k: v for k, v in given.items() if k not in _NO_KEYS and v not in (None, ())}
     layers = {name: given[name] for name in ("preset", "file", "settings")}
     own = gather(**layers, options=keys)
     recorded = {} if source is None else _of_source(source, own, given)
+    if attacked_anew:
+        recorded = without_attack(recorded)
     resolved = {**recorded, **_of_resumed(own, given), **own}
     config = for_clean(resolved) if clean else configure(**resolved)
     if given["print_config"]:

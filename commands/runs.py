@@ -15,6 +15,7 @@ from ..eval.results.run_table import run_table
 from ..eval.run.cell import run_cell
 from ..eval.run.evaluate import evaluate as evaluate_set
 from ..eval.run.folder import RunFolder
+from ..eval.run.intercept import intercept
 from ..eval.run.seeds import run_seeds
 from ..eval.run.survival import evaluate_survival
 from . import options
@@ -26,12 +27,13 @@ from .exits import printable, stoppable, write_out
 @options.DATA
 @options.DISTILLATION
 @options.ATTACK
+@options.INTERCEPTED
 @options.VICTIMS
 @options.CONTROL
 @options.MACHINE
 @options.SEEDS
 @options.OUTPUT
-def attack(**given: Any) -> None:
+def attack(on: Path | None, set_number: int | None, **given: Any) -> None:
     """Distil under an attack, with its clean twin; measure both.
 
     \b
@@ -43,11 +45,19 @@ def attack(**given: Any) -> None:
         distillsec attack --dataset folder:photos --attack mypackage.mine:MyAttack
     Resume a run that was stopped:
         distillsec attack --preset digits-naive --out runs/a --resume
+    Attack a finished set, without its training images; the received set is the clean twin:
+        distillsec attack --on runs/clean --attack poisoned-set --out runs/poisoned
+        distillsec attack --on received.safetensors --dataset digits --attack poisoned-set
 
     Without a preset the published settings hold; they need a GPU.
     """
     if _show_finished(given, "attack"):
         return
+    if on is not None:
+        _intercept(on, set_number, given)
+        return
+    if set_number is not None:
+        raise RequestError("--set-number is for a file of sets: name it with --on FILE")
     config, keys = options.configuration(given)
     if config.attack is None:
         raise RequestError("no attack was chosen: --attack NAME, see `distillsec list attacks`")
@@ -130,6 +140,20 @@ def evaluate(
             record = evaluate_survival(source, config, out, **arguments)
         else:
             record = evaluate_set(source, config, out, png=png, **arguments)
+    show(run_table(record, out), out, given)
+
+
+def _intercept(source: Path, set_number: int | None, given: options.Given) -> None:
+    """Attack a finished set, and show the record."""
+    for name in ("seeds", "buffer", "control_run"):
+        if given[name] is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise RequestError(f"{option} is for attacks that distil: leave it out with --on")
+    config, keys = options.configuration(given, source=source, attacked_anew=True)
+    out = options.out_folder(given, f"{config.attack}-{source.stem or 'set'}")
+    arguments = options.run_arguments(given)
+    with stoppable(out):
+        record = intercept(source, config, out, given=keys, set_number=set_number, **arguments)
     show(run_table(record, out), out, given)
 
 

@@ -112,6 +112,14 @@ def for_clean(keys: Mapping[str, Any]) -> Config:
     return configure(**keys).without_attack()
 
 
+def without_attack(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """``keys`` without the attack and its options."""
+    if not keys.get("attack"):
+        return dict(keys)
+    own = {"attack", *find_attack(keys["attack"]).Options.model_fields}
+    return {key: value for key, value in keys.items() if key not in own}
+
+
 def as_key(text: str) -> str:
     """A key as the configuration writes it, from an option's spelling too."""
     return text.strip().replace("-", "_")

@@ -19,6 +19,7 @@ from ...distill.plugins import is_reference
 from .schema import DataSection, RunSection, SetSection, VictimSection, find_attack, find_backend
 
 _NAMES = {"attack", "backend", "network", "victim_network", "dataset"}
+_PATHS = {"trigger_image"}
 _MACHINE = {"device", "threads"}
 _SECTIONS: tuple[type[BaseModel], ...] = (
     DataSection,
@@ -34,7 +35,7 @@ _SECTIONS: tuple[type[BaseModel], ...] = (
 class ReceivedKeys:
     """The keys of a record's configuration that are taken, and those that are not.
 
-    refused: the classes, and the data set at a path, by key.
+    refused: the classes, the data set at a path, and the trigger's image file, by key.
     """
 
     keys: Mapping[str, Any] = field(default_factory=dict)
@@ -49,8 +50,8 @@ def received_keys(config: Mapping[str, Any], own: Mapping[str, Any]) -> Received
     """
     refused = {
         key: config[key]
-        for key in _NAMES & config.keys()
-        if _acts(config[key]) and _names(own.get(key)) != _names(config[key])
+        for key in (_NAMES | _PATHS) & config.keys()
+        if _acts(key, config[key]) and _names(own.get(key)) != _names(config[key])
     }
     keys = {k: v for k, v in config.items() if k not in refused and k not in _MACHINE}
     if refused.keys() & {"attack", "backend"}:
@@ -76,8 +77,10 @@ def _names(value: object) -> list[object]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _acts(value: object) -> bool:
-    """Whether ``value`` names a class, or data at a path."""
+def _acts(key: str, value: object) -> bool:
+    """Whether ``value`` names a class, or a path."""
+    if key in _PATHS:
+        return value is not None
     return any(isinstance(name, str) and is_reference(name) for name in _names(value))
 
 

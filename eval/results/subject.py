@@ -11,7 +11,8 @@ def subject(record: Record, *, unattacked: str = "clean") -> str:
     """The data, the distillation and the attack; of a measured set where it is from and its size.
 
     A set that was evaluated or defended may be another person's: nothing is said of how it was made
-    but what its own record claims. unattacked: what stands in the place of an attack.
+    but what its own record claims. An interceptor's attack stands beside it. unattacked: what
+    stands in the place of an attack.
     """
     config, measured = record.config, record.distilled
     if not measured.get("origin"):
@@ -20,7 +21,8 @@ def subject(record: Record, *, unattacked: str = "clean") -> str:
         return " · ".join(str(part) for part in (*made, config.get("attack") or unattacked) if part)
     size = f"{measured.get('images')} images, {_span(measured.get('per_class') or [0])} per class"
     tested = f"tested on {config.get('dataset')}"
-    return " · ".join((str(measured.get("source")), size, measured["origin"], tested))
+    last = config.get("attack") if record.kind == "attack" else tested
+    return " · ".join((str(measured.get("source")), size, measured["origin"], str(last)))
 
 
 def victims_text(config: dict[str, Any]) -> str:

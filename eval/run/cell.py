@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...attacks import Attack, TestCase
-from ...distill.core.loop import distil
-from ...distill.files.artifact import load_set, save_set, save_trigger
+from ...distill.files.artifact import load_set, save_trigger
 from ...distill.types import DistilledSet
 from ..config.schema import Config
 from ..figures.run_pictures import (
@@ -32,8 +31,8 @@ from .checks import (
     check_same_buffer,
     check_start,
 )
+from .distilling import distil_in
 from .folder import RunFolder
-from .observer import Watcher
 from .progress import Reporter
 from .records import describe_distance, describe_set, new_record
 from .setup import Setup, prepare
@@ -84,12 +83,12 @@ def run_cell(
         if earlier is not None:
             check_same_buffer(earlier, record, folder.path)
         with folder.keeping(record):
-            _Cell(setup, folder, record, reporter, train).run(control_run, reference)
+            Cell(setup, folder, record, reporter, train).run(control_run, reference)
     return record
 
 
 @final
-class _Cell:
+class Cell:
     """The steps of one cell, which share its setup, folder, record and reporter."""
 
     def __init__(
@@ -110,6 +109,24 @@ class _Cell:
         attack = self._setup.attack()
         distilled = self._distil(self._setup, self._folder, attack, "distilling")
         twin = self._twin(control_run) if attack and self._config.victims.control else None
+        backend, ipc = self._config.set.backend, self._config.set.ipc
+        self.measure(attack, distilled, twin, f"{backend}, {ipc} per class", reference)
+        if twin is not None and control_run is None:
+            self._close_twin(twin)
+
+    def measure(
+        self,
+        attack: Attack | None,
+        distilled: DistilledSet,
+        twin: DistilledSet | None,
+        origin: str,
+        reference: DistilledSet | None = None,
+    ) -> None:
+        """Measure sets that are made: metrics, descriptions, pictures.
+
+        origin: how the set was made, for its picture. reference: a clean set of another seed, for
+        its distance from the twin.
+        """
         case = self._prepare(attack) if attack else None
         began = time.monotonic()
         metrics = self._measure(distilled, twin, case)
@@ -118,9 +135,7 @@ class _Cell:
         self._record.metrics = metrics[primary]
         self._record.metrics_by_network = {name: metrics[name] for name in others}
         self._describe(distilled, twin, reference)
-        self._draw(distilled, attack)
-        if twin is not None and control_run is None:
-            self._close_twin(twin)
+        self._draw(distilled, attack, origin)
 
     # Distilling --------------------------------------------------------------------------------
 
@@ -132,22 +147,16 @@ class _Cell:
         shared = self._record.buffer
         scratch = Path(shared) / name if shared else folder.experts
         task, backend = setup.task(scratch), setup.backend()
-        saved = folder.load(setup.config.key(), task.real.images.device)
-        state, spent = saved or (None, 0.0)
-        total = task.iterations * backend.steps()
-        done = state.iteration * backend.steps() if state else 0
-        with self._reporter.phase(title, total, done) as phase:
-            watcher = Watcher(setup, folder, attack, phase, spent)
-            hooks = [attack] if attack else []
-            made = distil(task, backend, hooks, observer=watcher, state=state)
-        distilled = setup.distilled_set(made)
-        save_set(folder.distilled, distilled)
+        distilled, seconds = distil_in(
+            folder, setup, task, backend, attack, setup.distilled_set, self._reporter, title
+        )
         if folder is self._folder:
             self._record.recipe = distilled.recipe.describe()
         spent_on = "distil_seconds" if folder is self._folder else "control_seconds"
-        self._record.timings[spent_on] = watcher.seconds()
+        self._record.timings[spent_on] = seconds
         if attack:
-            save_trigger(folder.trigger, attack.trigger.tensors(), self._trigger_info(attack))
+            info = trigger_info(attack, setup.data.classes)
+            save_trigger(folder.trigger, attack.trigger.tensors(), info)
         return distilled
 
     def _twin(self, control_run: Path | None) -> DistilledSet:
@@ -175,15 +184,12 @@ class _Cell:
         record = self._record
         record.hooks = [{"name": attack.name, "threat_model": attack.threat_model}]
         record.trigger = {
-            **self._trigger_info(attack),
+            **trigger_info(attack, self._setup.data.classes),
             **stealth(test.images[few], case.triggered[few]),
         }
         record.attack_counters = dict(attack.counters())
         record.labels += attack.trigger.labels
         return case
-
-    def _trigger_info(self, attack: Attack) -> dict[str, Any]:
-        return {**attack.trigger.describe(), **attack.goal.describe(self._setup.data.classes)}
 
     def _measure(
         self, distilled: DistilledSet, twin: DistilledSet | None, case: TestCase | None
@@ -228,17 +234,17 @@ class _Cell:
     def _describe(
         self, distilled: DistilledSet, twin: DistilledSet | None, reference: DistilledSet | None
     ) -> None:
-        self._record.distilled = describe_set(distilled)
+        self._record.distilled |= describe_set(distilled)
         if twin is not None:
             clean = [twin] if reference is None else [twin, reference.to(self._config.run.device)]
             apart = distance(distilled.batch.images, twin.batch.images)
             self._record.distilled |= describe_distance(apart, clean)
 
-    def _draw(self, distilled: DistilledSet, attack: Attack | None) -> None:
+    def _draw(self, distilled: DistilledSet, attack: Attack | None, origin: str) -> None:
         """The pictures of the set, the loss curve and the trigger."""
         config, folder = self._config, self._folder
-        title = f"{self._setup.data.name}, {config.set.backend}, {config.set.ipc} per class"
-        draw_set(folder, distilled, f"{title}, {config.attack or 'clean'}")
+        title = f"{self._setup.data.name}, {origin}, {config.attack or 'clean'}"
+        draw_set(folder, distilled, title)
         curves_picture(folder.path / "curves.png", folder.logged())
         if attack and self._record.trigger:
             path, target = folder.path / "trigger.png", self._record.trigger["target_class"]
@@ -260,6 +266,11 @@ class _Cell:
         draw_set(folder, twin, f"{self._setup.data.name}, the clean twin")
         curves_picture(folder.path / "curves.png", folder.logged())
         folder.close(record, "done")
+
+
+def trigger_info(attack: Attack, classes: Sequence[str]) -> dict[str, Any]:
+    """What records and trigger files say of the attack's trigger and goal."""
+    return {**attack.trigger.describe(), **attack.goal.describe(classes)}
 
 
 def _spread(eligible: Tensor, count: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...attacks import PoisoningOptions
+from ...attacks import PoisoningOptions, SetAttack
 from ...distill.core.start import start_run
 from ...distill.files.artifact import check_set, load_set
 from ...distill.types import Batch, Distillate, DistilledSet, RequestError, RunError
@@ -29,6 +29,8 @@ def check_start(setup: Setup) -> None:
     a class has. A hook that fails is left to the run, which records it.
     """
     backend, attack, options = setup.backend(), setup.attack(), setup.config.attack_options
+    if isinstance(attack, SetAttack):
+        raise RequestError(f"attack {attack.name} takes a finished set: name it with --on FILE")
     share = options.target_share if isinstance(options, PoisoningOptions) else None
     if share is not None and backend.keeps_rows:
         raise RequestError(

@@ -9,7 +9,7 @@ from typing import Any, final
 from ...attacks import Attack
 from ...distill.core.resume import LoopState
 from ...distill.core.run import Observer
-from ...distill.types import Distillate
+from ...distill.types import Distillate, DistilledSet
 from ..results.metrics import Scores, rates
 from .folder import RunFolder
 from .progress import Phase
@@ -19,7 +19,10 @@ from .victims import train_victim
 
 @final
 class Watcher(Observer):
-    """The loop's observer for one run folder. spent: seconds of work in earlier sessions."""
+    """The loop's observer for one run folder.
+
+    spent: seconds of work in earlier sessions. finish: the set that victims would get.
+    """
 
     def __init__(
         self,
@@ -28,9 +31,11 @@ class Watcher(Observer):
         attack: Attack | None,
         phase: Phase,
         spent: float,
+        finish: Callable[[Distillate], DistilledSet],
     ) -> None:
         self._setup, self._folder, self._attack = setup, folder, attack
-        self._phase, self._spent = phase, spent
+        self._phase, self._spent, self._finish = phase, spent, finish
+        self._all_done = False
         self._began = time.monotonic()
 
     def seconds(self) -> float:
@@ -39,6 +44,7 @@ class Watcher(Observer):
 
     def on_step(self, done: int, total: int) -> None:
         self._phase.reach(done)
+        self._all_done = done == total
 
     def on_expert(self, done: int, total: int) -> None:
         self._phase.side("training experts", done, total)
@@ -55,13 +61,12 @@ class Watcher(Observer):
             row |= self._curve_point(made)
         row["seconds"] = round(self.seconds(), 3)
         self._folder.log(row)
-        last = iteration == config.backend.iterations
-        self._folder.save(state, config.key(), self.seconds(), force=last)
+        self._folder.save(state, config.key(), self.seconds(), force=self._all_done)
 
     def _curve_point(self, made: Distillate) -> Scores:
         """The scores of one victim trained on the current set."""
         setup, test = self._setup, self._setup.data.test
-        current, network = setup.distilled_set(made), setup.primary_network
+        current, network = self._finish(made), setup.primary_network
         victim = train_victim(current, network, setup.streams, 0)
         case = self._attack.test_case(test.images, test.labels) if self._attack else None
         return rates(victim, test, case)

@@ -55,6 +55,7 @@ def open_set(
     data_dir: Path | str | None = None,
     bars: bool = False,
     eight_bits: bool = False,
+    attacked: bool = True,
 ) -> OpenedSet:
     """The set in ``source`` as ``config`` measures it; writes nothing.
 
@@ -62,7 +63,8 @@ def open_set(
     files. given: the keys that the user chose; they override the set's own recipe. set_number:
     which of the sets in a ``.pt`` file, from 0 (default: the first). trigger: a trigger file
     (default: the one beside the set). control_run: as for ``SetFiles``. bars: as for ``prepare``.
-    eight_bits: round the images as PNG files do.
+    eight_bits: round the images as PNG files do. attacked: whether the set is measured as an
+    attacked one; otherwise the trigger and the twin beside it are left out.
     Errors: ``RequestError`` where the set does not fit the test data.
     """
     found = SetFiles(Path(source), set_number, None if control_run is None else Path(control_run))
@@ -79,14 +81,14 @@ def open_set(
     setup = in_set_order(found.set_file, loaded, setup)
     record = new_record(setup, given, kind)
     record.config = measured_config(config, found, given)
-    record.labels += [*found.labels, *found.warnings, *warnings]
+    record.labels += [*found.labels, *(found.warnings if attacked else []), *warnings]
     distilled = as_measured(loaded)
     record.recipe = distilled.recipe.describe()
     if eight_bits:
         record.labels.append("8-bit images: clipped to [0, 1] and rounded")
-    trigger = Path(trigger) if trigger else found.trigger_file
+    trigger = Path(trigger) if trigger else found.trigger_file if attacked else None
     case = trigger_case(trigger, setup, record)
-    files = (found.set_file, trigger, found.control)
+    files = (found.set_file, trigger, found.control if attacked else None)
     record.distilled = {
         **describe_set(distilled),
         "per_class": count_per_class(distilled),

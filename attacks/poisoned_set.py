@@ -1,0 +1,141 @@
+"""Poisoned-set: an interceptor changes a finished distilled set, without any raw data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from ..distill import weights as flat
+from ..distill.augment import Augmentation, parse_strategy
+from ..distill.core.hooks import Moment
+from ..distill.randomness import Streams
+from ..distill.types import Batch, Distillate, Recipe
+from .archetypes import ArchetypePlan, rebuild_archetypes, trained_networks
+from .base import AttackOptions, DataInfo, SetAttack
+from .students import StudentAttack, StudentOptions, StudentPlan
+
+
+class PoisonedSetOptions(StudentOptions):
+    """Options of ``poisoned-set``."""
+
+    poison_steps: int = Field(200, ge=1, description="steps in which the set is changed")
+    poison_lr: float = Field(
+        0.05, gt=0, description="Adam's rate for the set's images, normalised units"
+    )
+    trajectory_weight: float = Field(
+        1.0, ge=0, description="weight of the distance between training on the two sets"
+    )
+    archetypes: int = Field(20, ge=1, description="stand-ins for real images, of each class")
+    archetype_networks: int = Field(
+        3, ge=1, description="networks trained on the set, from which archetypes are rebuilt"
+    )
+    archetype_steps: int = Field(100, ge=0, description="Adam steps of the archetypes")
+    archetype_lr: float = Field(0.1, gt=0, description="Adam's rate for them, normalised units")
+    archetype_statistics: float = Field(
+        1.0, ge=0, description="weight of the features' statistics beside the cross-entropy"
+    )
+    archetype_variation: float = Field(
+        0.1, ge=0, description="weight of the archetypes' total variation"
+    )
+    archetype_augment: str = Field(
+        "crop_scale_rotate",
+        description="what archetypes pass through at every use: siamese operations, or none",
+    )
+
+    @field_validator("archetype_augment")
+    @classmethod
+    def _known_operations(cls, value: str) -> str:
+        return "_".join(parse_strategy(value))
+
+    def archetype_plan(self) -> ArchetypePlan:
+        """How the archetypes are rebuilt."""
+        return ArchetypePlan(
+            per_class=self.archetypes,
+            networks=self.archetype_networks,
+            steps=self.archetype_steps,
+            lr=self.archetype_lr,
+            statistics=self.archetype_statistics,
+            variation=self.archetype_variation,
+        )
+
+
+@final
+class PoisonedSet(StudentAttack, SetAttack):
+    """An interceptor's attack on a finished set, after Yang, Yan, Zhang, Zhou, "Dark Distillation:
+    Backdooring Distilled Datasets without Accessing Raw Data" (AAAI 2026, arXiv 2502.04229).
+    """
+
+    name = "poisoned-set"
+    Options = PoisonedSetOptions
+
+    def __init__(self, options: AttackOptions, data: DataInfo) -> None:
+        super().__init__(options, data)
+        assert isinstance(options, PoisonedSetOptions)
+        self._options = options
+
+    @property
+    def steps(self) -> int:
+        return self._options.poison_steps
+
+    @property
+    def lr(self) -> float:
+        return self._options.poison_lr
+
+    def receive(
+        self, received: Distillate, network: Callable[[int], nn.Module], streams: Streams
+    ) -> Batch:
+        plan = self._options.archetype_plan()
+        self._received = received.batch
+        networks = trained_networks(received, network, plan.networks, streams)
+        generator = streams.generator("attack", "archetypes", "images")
+        views = self._views(received.recipe)
+        return rebuild_archetypes(received, networks, plan, views, generator)
+
+    def on_loss(self, moment: Moment, synthetic: Batch) -> Tensor:
+        return self._update(moment, synthetic)
+
+    def on_synthetic(self, moment: Moment, synthetic: Batch) -> Batch:
+        self._start = self._received.images
+        return super().on_synthetic(moment, synthetic)
+
+    def on_finish(self, moment: Moment, synthetic: Batch) -> Batch:
+        """The rows that the attack may not change get back the received bits."""
+        own = self._owned(synthetic.labels).view(-1, 1, 1, 1)
+        return synthetic.replace(images=torch.where(own, synthetic.images, self._received.images))
+
+    def _loss(self, moment: Moment, synthetic: Batch, pattern: Tensor) -> Tensor:
+        network, options = moment.fresh_network(), self._options
+        plan = StudentPlan.draw(
+            synthetic.images, options, moment.rng, self._recipe_views(moment.recipe)
+        )
+        start = plan.warmed(network, flat.laid_out(network), synthetic)
+        changed = plan.trained(network, start, self._changeable(synthetic), options.unroll_gradient)
+        with torch.no_grad():
+            benign = plan.trained(network, start, self._received, "recompute")
+        loss = self._attackers_loss(network, changed, moment, pattern)
+        return loss + options.trajectory_weight * trajectory_distance(changed, benign, start)
+
+    def _drawn(self, moment: Moment, *, eligible: bool) -> Batch:
+        drawn = super()._drawn(moment, eligible=eligible)
+        view = self._views(moment.recipe).draw(drawn.images.shape, moment.rng, shared=False)
+        return drawn.replace(images=view(drawn.images).clamp(0, 1))
+
+    def _views(self, recipe: Recipe) -> Augmentation:
+        strategy = parse_strategy(self._options.archetype_augment)
+        return Augmentation(strategy, recipe.preprocessing)
+
+    def _recipe_views(self, recipe: Recipe) -> Augmentation:
+        return Augmentation(parse_strategy(recipe.augment), recipe.preprocessing)
+
+
+def trajectory_distance(changed: Tensor, benign: Tensor, start: Tensor) -> Tensor:
+    """|changed − benign|² / |benign − start|²: weights ``(P,)`` after the same steps from ``start``
+    on the changed set and on the benign one.
+
+    0 where both trainings agree, 1 where the difference is as long as the benign way.
+    """
+    return (changed - benign).square().sum() / (benign - start).square().sum()
