@@ -65,8 +65,25 @@ class PoisonedSetOptions(StudentOptions):
 
 @final
 class PoisonedSet(StudentAttack, SetAttack):
-    """An interceptor's attack on a finished set, after Yang, Yan, Zhang, Zhou, "Dark Distillation:
-    Backdooring Distilled Datasets without Accessing Raw Data" (AAAI 2026, arXiv 2502.04229).
+    """An attack on a finished set, after Yang, Yan, Zhang, Zhou, "Dark Distillation: Backdooring
+    Distilled Datasets without Accessing Raw Data" (AAAI 2026, arXiv 2502.04229).
+
+    In words: networks are trained on the received set. Archetypes of every class are rebuilt from
+    them: mixtures of the set's images, moved until the networks know them for their class and their
+    features have the set's statistics. Then the target's images of the set and a patch are
+    optimised. A fresh student trains on the changed set, a random number of steps and then
+    ``unroll_steps`` more; through these the attacker's loss is back-propagated: triggered
+    archetypes get their targets, clean ones keep their labels, and the student stays near one that
+    takes the same last steps on the received set (``trajectory_distance``). Nothing but the set is
+    used.
+
+    Deviations: no code and only the abstract of the paper was found. From it are the interceptor,
+    the archetypes rebuilt from a network trained on the set, and a hybrid loss along the benign
+    trajectory. Everything else is ours: how archetypes are rebuilt, the loss through unrolled
+    students (as in ``unrolled``), the form of the trajectory's term, the optimised patch, and every
+    default. Rows that it may not change keep their bits. Students train by plain SGD with the
+    recipe's augmentation, victims by the set's whole recipe. Archetypes need a network with
+    ``embed``. Networks with batch norm are tested on the statistics of the test batch.
     """
 
     name = "poisoned-set"

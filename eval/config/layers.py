@@ -113,10 +113,10 @@ def for_clean(keys: Mapping[str, Any]) -> Config:
 
 
 def without_attack(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """``keys`` without the attack and its options."""
-    if not keys.get("attack"):
-        return dict(keys)
-    own = {"attack", *find_attack(keys["attack"]).Options.model_fields}
+    """``keys`` without the attack, its options, and whether it has a clean twin."""
+    own = {"attack", "control"}
+    if keys.get("attack"):
+        own |= find_attack(keys["attack"]).Options.model_fields.keys()
     return {key: value for key, value in keys.items() if key not in own}
 
 

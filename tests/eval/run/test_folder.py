@@ -209,6 +209,37 @@ def test_several_seeds_killed_in_the_first_one(
     assert read_json(out / "record.json")["seeds"] == [0, 1]
 
 
+@pytest.mark.parametrize(("name", "count"), [("log", 2), ("keep_score", 3)])
+def test_an_interceptors_attack_killed_and_resumed(
+    name: str,
+    count: int,
+    interrupted: Callable[..., int],
+    finished: Path,
+    cli: Cli,
+    tmp_path: Path,
+) -> None:
+    quick = ("poison_steps=4", "archetypes=3", "archetype_steps=2", "unroll_warmup=3")
+    words = (
+        *("attack", "--on", finished / "control", "--attack", "poisoned-set", "--threads", 1),
+        *(part for setting in quick for part in ("--set", setting)),
+        *("--victims", 2, "--victim-epochs", 3, "--set", "linf=0.3", *MORE),
+    )
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert cli(*words, "--out", whole).exit_code == 0
+    assert interrupted(name, count, signal.SIGKILL, *words, "--out", out) == -signal.SIGKILL
+    check_files(out)
+    assert read_json(out / "record.json")["status"] == "running"
+    alone = cli("attack", "--resume", "--out", out, "--threads", 1)
+    assert alone.exit_code == 2 and "name it with --on" in alone.stderr
+    done = cli(*words, "--out", out, "--resume")
+    assert done.exit_code == 0, done.stderr
+    for file in ("distilled.safetensors", "trigger.safetensors", "control/distilled.safetensors"):
+        assert (whole / file).read_bytes() == (out / file).read_bytes(), file
+    records = [read_json(run / "record.json") for run in (whole, out)]
+    for key in ("status", "metrics", "trigger", "attack_counters", "distilled", "config_key"):
+        assert records[0][key] == records[1][key], key
+
+
 # What may be resumed -----------------------------------------------------------------------------
 
 

@@ -178,6 +178,37 @@ def test_what_is_taken_from_a_record() -> None:
     assert found.refused.keys() == {"attack", "network"}
 
 
+IMAGE = "/etc/secret.png@0123456789abcdef"
+
+
+def test_no_trigger_image_of_a_record_is_read(received: Received, cli: Cli) -> None:
+    """Nor is it missed where the set is measured; a stopped run needs it again, or --trust."""
+    folder = received({"trigger_image": IMAGE})
+    done = cli("evaluate", folder, *FEW, "--out", "out")
+    assert done.exit_code == 0, done.stderr
+    assert "trigger_image" not in read_record("out/record.json").config
+
+
+def test_resuming_needs_the_trigger_image_again(
+    received: Received, cli: Cli, tiny_options: Options
+) -> None:
+    folder = received({"trigger_image": IMAGE}, status="interrupted")
+    resume = ("attack", "--out", folder, "--resume", "--quiet")
+    refused(cli(*resume), f"trigger_image {IMAGE}", "name its trigger_image again", "--trust")
+    for words in (("--trust",), ("--trigger-image", "/etc/secret.png")):
+        named = cli(*resume, *tiny_options(), *words)
+        assert named.exit_code == 2 and "/etc/secret.png" in named.stderr
+        assert "not trusted" not in named.stderr
+
+
+def test_a_trigger_image_is_taken_where_the_user_names_it() -> None:
+    config = {"attack": "naive", "trigger_image": IMAGE}
+    assert received_keys(config, {}).refused == {"trigger_image": IMAGE}
+    assert received_keys(config, {"trigger_image": IMAGE}).keys == config
+    none = {"attack": "naive", "trigger_image": None}
+    assert (received_keys(none, {}).keys, received_keys(none, {}).refused) == (none, {})
+
+
 # Records of a wrong structure --------------------------------------------------------------------
 
 
