@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
+from typing import Self, final
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from ..distill import weights as flat
@@ -26,6 +26,7 @@ class PoisonedSetOptions(StudentOptions):
     poison_lr: float = Field(
         0.05, gt=0, description="Adam's rate for the set's images, normalised units"
     )
+    unroll_least: int = Field(50, ge=0, description="at least so many steps before those unrolled")
     trajectory_weight: float = Field(
         1.0, ge=0, description="weight of the distance between training on the two sets"
     )
@@ -50,6 +51,14 @@ class PoisonedSetOptions(StudentOptions):
     @classmethod
     def _known_operations(cls, value: str) -> str:
         return "_".join(parse_strategy(value))
+
+    @model_validator(mode="after")
+    def _least_is_no_more_than_most(self) -> Self:
+        if self.unroll_least > self.unroll_warmup:
+            raise ValueError(
+                f"unroll_least is {self.unroll_least}, at most unroll_warmup, {self.unroll_warmup}"
+            )
+        return self
 
     def archetype_plan(self) -> ArchetypePlan:
         """How the archetypes are rebuilt."""
@@ -126,9 +135,10 @@ class PoisonedSet(StudentAttack, SetAttack):
 
     def _loss(self, moment: Moment, synthetic: Batch, pattern: Tensor) -> Tensor:
         network, options = moment.fresh_network(), self._options
-        plan = StudentPlan.draw(
-            synthetic.images, options, moment.rng, self._recipe_views(moment.recipe)
-        )
+        recipe = moment.recipe
+        views = Augmentation(parse_strategy(recipe.augment), recipe.preprocessing)
+        least = options.unroll_least
+        plan = StudentPlan.draw(synthetic.images, options, moment.rng, views, least)
         start = plan.warmed(network, flat.laid_out(network), synthetic)
         changed = plan.trained(network, start, self._changeable(synthetic), options.unroll_gradient)
         with torch.no_grad():
@@ -144,9 +154,6 @@ class PoisonedSet(StudentAttack, SetAttack):
     def _views(self, recipe: Recipe) -> Augmentation:
         strategy = parse_strategy(self._options.archetype_augment)
         return Augmentation(strategy, recipe.preprocessing)
-
-    def _recipe_views(self, recipe: Recipe) -> Augmentation:
-        return Augmentation(parse_strategy(recipe.augment), recipe.preprocessing)
 
 
 def trajectory_distance(changed: Tensor, benign: Tensor, start: Tensor) -> Tensor:

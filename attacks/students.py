@@ -75,14 +75,16 @@ class StudentPlan:
         options: StudentOptions,
         rng: torch.Generator,
         augmentation: Augmentation | None = None,
+        least: int = 0,
     ) -> StudentPlan:
         """A random number of warm-up steps, each step on random rows of ``images`` (N, C, H, W).
 
-        augmentation: what the rows of each step pass through.
+        augmentation: what the rows of each step pass through. least: of the warm-up's steps.
         """
         count = len(images)
         batch = min(options.unroll_batch or count, count)
-        warmup = int(torch.randint(options.unroll_warmup + 1, (), generator=rng))
+        more = options.unroll_warmup - least
+        warmup = least + int(torch.randint(more + 1, (), generator=rng))
         steps = []
         for _ in range(warmup + options.unroll_steps):
             rows = torch.randperm(count, generator=rng)[:batch].to(images.device)

@@ -17,7 +17,8 @@ from distillsec.attacks.students import StudentPlan
 from distillsec.distill.augment import Augmentation
 from distillsec.distill.backends.received_set import ReceivedSet
 from distillsec.distill.core.hooks import Moment
-from distillsec.distill.core.loop import LoopState, distil
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.resume import LoopState
 from distillsec.distill.core.run import Observer
 from distillsec.distill.core.task import Task
 from distillsec.distill.preprocessing import Preprocessing
@@ -36,6 +37,7 @@ QUICK: dict[str, Any] = {
     "archetype_steps": 3,
     "archetype_networks": 1,
     "unroll_warmup": 3,
+    "unroll_least": 0,
     "unroll_steps": 2,
     "images_per_update": 16,
 }
@@ -131,7 +133,7 @@ def test_the_distance_of_trajectories_is_part_of_the_loss(
 
 def test_students_train_with_the_augmentation_of_the_recipe(toy_task: Tasks) -> None:
     images = received_from(toy_task()).batch.images
-    options = PoisonedSetOptions(unroll_warmup=0, unroll_steps=3)
+    options = PoisonedSetOptions(unroll_warmup=0, unroll_least=0, unroll_steps=3)
     views = Augmentation(("crop", "cutout"), Preprocessing((0.5,), (0.25,)))
     plan = StudentPlan.draw(images, options, torch.Generator().manual_seed(0), views)
     names = [step.transform.operation for step in plan.unrolled if step.transform]
@@ -231,6 +233,8 @@ def test_a_set_changed_by_it_carries_a_backdoor(poisoner: Attacks, toy_task: Tas
         unroll_steps=8,
         images_per_update=64,
         archetype_steps=10,
+        trajectory_weight=0.3,
+        rows="all",
     )
     made, given = intercept(attack, task), received_from(task).batch
     case = attack.test_case(task.real.images, task.real.labels)
@@ -241,5 +245,5 @@ def test_a_set_changed_by_it_carries_a_backdoor(poisoner: Attacks, toy_task: Tas
         sent = predict(network, case.triggered) == case.targets
         rates[name] = sent[case.eligible].double().mean().item()
         assert right.double().mean() > 0.9
-    assert rates["attacked"] > 0.8
+    assert rates["attacked"] > 0.7
     assert rates["received"] < 0.3

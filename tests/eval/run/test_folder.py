@@ -218,7 +218,13 @@ def test_an_interceptors_attack_killed_and_resumed(
     cli: Cli,
     tmp_path: Path,
 ) -> None:
-    quick = ("poison_steps=4", "archetypes=3", "archetype_steps=2", "unroll_warmup=3")
+    quick = (
+        "poison_steps=4",
+        "archetypes=3",
+        "archetype_steps=2",
+        "unroll_warmup=3",
+        "unroll_least=1",
+    )
     words = (
         *("attack", "--on", finished / "control", "--attack", "poisoned-set", "--threads", 1),
         *(part for setting in quick for part in ("--set", setting)),

@@ -11,12 +11,11 @@ import pytest
 import torch
 from click.testing import Result
 
-from distillsec.distill.data.registry import ImageSet
+from distillsec.distill.data.registry import ImageSet, load_dataset
 from distillsec.distill.files.artifact import load_set, load_trigger
 from distillsec.distill.files.safe import read_json, write_json
 from distillsec.eval.report.load import load_experiment
 from distillsec.eval.results.record import read_record
-from distillsec.eval.run import setup
 
 Cli = Callable[..., Result]
 Options = Callable[..., list[str]]
@@ -28,6 +27,7 @@ QUICK = [
         "archetype_steps": 2,
         "archetype_networks": 2,
         "unroll_warmup": 3,
+        "unroll_least": 0,
         "unroll_steps": 2,
         "images_per_update": 16,
     }.items()
@@ -113,15 +113,14 @@ def test_training_images_are_never_read(
     poisoned: Path, clean: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With nothing but NaN and wrong labels in their place, the attack gives the same bits."""
-    load = setup.load_dataset
 
     def spoiled(*arguments: Any, **options: Any) -> ImageSet:
-        data: ImageSet = load(*arguments, **options)
+        data: ImageSet = load_dataset(*arguments, **options)
         images = torch.full_like(data.train.images, torch.nan)
         labels = torch.full_like(data.train.labels, -1)
         return dataclasses.replace(data, train=data.train.replace(images=images, labels=labels))
 
-    monkeypatch.setattr(setup, "load_dataset", spoiled)
+    monkeypatch.setattr("distillsec.eval.run.setup.load_dataset", spoiled)
     done = cli("attack", "--on", clean, *ATTACK, *FEW, "--out", tmp_path / "run")
     assert done.exit_code == 0, done.stderr
     for name in ("distilled.safetensors", "trigger.safetensors"):
@@ -188,6 +187,10 @@ def test_a_run_on_another_set_is_not_resumed(
         (("--attack", "poisoned-set", "--target", 10), "target 10 is no class"),
         (("--attack", "poisoned-set", "--trigger-size", 9), "does not fit 8×8 images"),
         (("--attack", "poisoned-set", "--poison-rate", 0.1), "poison_rate is an option of"),
+        (
+            ("--attack", "poisoned-set", "--set", "unroll_warmup=9"),
+            "unroll_least is 50, at most unroll_warmup, 9",
+        ),
         (("--attack", "poisoned-set", "--set-number", 1), "holds one set: there is no set 1"),
     ],
 )
