@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..distill.augment import Augmentation
 from ..distill.networks.makers import embed
 from ..distill.randomness import Streams
 from ..distill.training import fit
@@ -25,8 +24,7 @@ class ArchetypePlan:
     """How archetypes are rebuilt.
 
     per_class: how many of each class. networks: trained on the set. steps, lr: Adam's, in
-    normalised units. statistics, variation: weights of the features' statistics and of the total
-    variation beside the cross-entropy.
+    normalised units. statistics: weight of the features' statistics beside the cross-entropy.
     """
 
     per_class: int
@@ -34,7 +32,6 @@ class ArchetypePlan:
     steps: int
     lr: float
     statistics: float
-    variation: float
 
 
 def trained_networks(
@@ -54,7 +51,6 @@ def rebuild_archetypes(
     received: Distillate,
     networks: Sequence[nn.Module],
     plan: ArchetypePlan,
-    augmentation: Augmentation,
     generator: torch.Generator,
 ) -> Batch:
     """Archetypes of every class that the set has, in [0, 1], with hard labels.
@@ -69,11 +65,8 @@ def rebuild_archetypes(
     known = [FeatureStatistics.of(network, batch) for network in networks]
     for step in range(plan.steps):
         number = step % len(networks)
-        pixels = space.pixels(leaf)
-        view = augmentation.draw(leaf.shape, generator, shared=False)
-        seen = start.replace(images=view(pixels))
+        seen = start.replace(images=space.pixels(leaf))
         loss = archetype_loss(networks[number], seen, known[number], plan.statistics)
-        loss = loss + plan.variation * total_variation(pixels)
         (leaf.grad,) = torch.autograd.grad(loss, leaf)
         optimiser.step()
         with torch.no_grad():
@@ -135,10 +128,3 @@ def archetype_loss(
     from those that the set has in the network."""
     entropy = functional.cross_entropy(network(archetypes.images), archetypes.labels)
     return entropy + weight * FeatureStatistics.of(network, archetypes).distance(known)
-
-
-def total_variation(images: Tensor) -> Tensor:
-    """The mean absolute difference of neighbouring pixels of ``images`` (N, C, H, W)."""
-    down = (images[..., 1:, :] - images[..., :-1, :]).abs().mean()
-    right = (images[..., :, 1:] - images[..., :, :-1]).abs().mean()
-    return down + right

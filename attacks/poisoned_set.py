@@ -24,23 +24,23 @@ class PoisonedSetOptions(StudentOptions):
 
     poison_steps: int = Field(200, ge=1, description="steps in which the set is changed")
     poison_lr: float = Field(
-        0.05, gt=0, description="Adam's rate for the set's images, normalised units"
+        0.2, gt=0, description="Adam's rate for the set's images, normalised units"
     )
     unroll_least: int = Field(50, ge=0, description="at least so many steps before those unrolled")
-    trajectory_weight: float = Field(
-        1.0, ge=0, description="weight of the distance between training on the two sets"
+    clean_weight: float = Field(
+        2.0, ge=0, description="weight of clean archetypes within the attacker's loss"
     )
-    archetypes: int = Field(20, ge=1, description="stand-ins for real images, of each class")
+    trajectory_weight: float = Field(
+        0.03, ge=0, description="weight of the distance between training on the two sets"
+    )
+    archetypes: int = Field(100, ge=1, description="stand-ins for real images, of each class")
     archetype_networks: int = Field(
         3, ge=1, description="networks trained on the set, from which archetypes are rebuilt"
     )
-    archetype_steps: int = Field(100, ge=0, description="Adam steps of the archetypes")
-    archetype_lr: float = Field(0.1, gt=0, description="Adam's rate for them, normalised units")
+    archetype_steps: int = Field(60, ge=0, description="Adam steps of the archetypes")
+    archetype_lr: float = Field(0.02, gt=0, description="Adam's rate for them, normalised units")
     archetype_statistics: float = Field(
         1.0, ge=0, description="weight of the features' statistics beside the cross-entropy"
-    )
-    archetype_variation: float = Field(
-        0.1, ge=0, description="weight of the archetypes' total variation"
     )
     archetype_augment: str = Field(
         "crop_scale_rotate",
@@ -68,7 +68,6 @@ class PoisonedSetOptions(StudentOptions):
             steps=self.archetype_steps,
             lr=self.archetype_lr,
             statistics=self.archetype_statistics,
-            variation=self.archetype_variation,
         )
 
 
@@ -118,8 +117,7 @@ class PoisonedSet(StudentAttack, SetAttack):
         self._received = received.batch
         networks = trained_networks(received, network, plan.networks, streams)
         generator = streams.generator("attack", "archetypes", "images")
-        views = self._views(received.recipe)
-        return rebuild_archetypes(received, networks, plan, views, generator)
+        return rebuild_archetypes(received, networks, plan, generator)
 
     def on_loss(self, moment: Moment, synthetic: Batch) -> Tensor:
         return self._update(moment, synthetic)

@@ -62,7 +62,8 @@ def _metrics(metrics: Metrics, conditional: bool) -> list[str]:
 def _details(record: Record) -> list[str]:
     """Times, the trigger, the counters of the attack, and how visible the attack is."""
     names = {"distil_seconds": "distillation", "control_seconds": "clean twin"}
-    names |= {"attack_seconds": "attack", "victims_seconds": "victims"}
+    names |= {"archetypes_seconds": "archetypes", "attack_seconds": "attack"}
+    names["victims_seconds"] = "victims"
     times = [
         f"{title} {duration(record.timings[name])}"
         for name, title in names.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -125,9 +126,11 @@ def _poison(
     received = Distillate(batch=distilled.batch, recipe=distilled.recipe)
     # The network's first layer holds the set's own mean and deviation, not the data's.
     network = replace(setup.network, preprocessing=distilled.recipe.preprocessing)
+    began = time.monotonic()
     with reporter.phase("rebuilding archetypes", 1) as phase:
         archetypes = attack.receive(received, network, setup.streams)
         phase.reach(1)
+    record.timings["archetypes_seconds"] = time.monotonic() - began
     _draw_archetypes(folder, setup, archetypes)
     task = Task(
         real=archetypes,

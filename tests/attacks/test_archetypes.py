@@ -14,10 +14,8 @@ from distillsec.attacks.archetypes import (
     archetype_loss,
     mixtures,
     rebuild_archetypes,
-    total_variation,
     trained_networks,
 )
-from distillsec.distill.augment import Augmentation, parse_strategy
 from distillsec.distill.core.task import Task
 from distillsec.distill.networks.makers import embed
 from distillsec.distill.randomness import Streams
@@ -27,7 +25,7 @@ from distillsec.distill.types import Batch, Distillate
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Tasks = Callable[..., Task]
-PLAN = ArchetypePlan(per_class=4, networks=2, steps=20, lr=0.1, statistics=1.0, variation=0.1)
+PLAN = ArchetypePlan(per_class=4, networks=2, steps=20, lr=0.1, statistics=1.0)
 
 
 @pytest.fixture
@@ -94,29 +92,15 @@ def test_the_distance_of_statistics_in_closed_form() -> None:
     assert one.distance(two).item() == pytest.approx((1 + 1) / 4, rel=1e-4)
 
 
-def test_total_variation_meets_a_loop() -> None:
-    images = torch.rand(2, 3, 4, 5, generator=generator())
-    down = [images[n, c, i + 1, j] - images[n, c, i, j] for n, c, i, j in _places(2, 3, 3, 5)]
-    right = [images[n, c, i, j + 1] - images[n, c, i, j] for n, c, i, j in _places(2, 3, 4, 4)]
-    wanted = sum(abs(x) for x in down) / len(down) + sum(abs(x) for x in right) / len(right)
-    torch.testing.assert_close(total_variation(images), wanted)
-
-
-def _places(*sides: int) -> list[list[int]]:
-    return torch.cartesian_prod(*(torch.arange(side) for side in sides)).tolist()
-
-
 def test_archetypes_are_known_to_the_networks(received: Distillate, toy_task: Tasks) -> None:
     task = toy_task()
     networks = trained_networks(received, task.network, 2, Streams(0))
     assert not any(p.requires_grad for network in networks for p in network.parameters())
     first, second = (network.state_dict().values() for network in networks)
     assert not all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    space = received.recipe.preprocessing
-    views = Augmentation(parse_strategy(""), space)
     start = mixtures(received.batch, PLAN.per_class, generator())
-    found = rebuild_archetypes(received, networks, PLAN, views, generator())
-    again = rebuild_archetypes(received, networks, PLAN, views, generator())
+    found = rebuild_archetypes(received, networks, PLAN, generator())
+    again = rebuild_archetypes(received, networks, PLAN, generator())
     assert torch.equal(found.images, again.images)
     assert found.images.min() >= 0 and found.images.max() <= 1
     assert not torch.allclose(found.images, start.images, atol=0.05)

@@ -224,7 +224,7 @@ def test_a_resumed_attack_ends_with_the_same_bits(poisoner: Attacks, toy_task: T
 
 def test_a_set_changed_by_it_carries_a_backdoor(poisoner: Attacks, toy_task: Tasks) -> None:
     """Networks trained on it obey the patch and stay accurate; those of the received set do not."""
-    task = toy_task(epochs=60)
+    task = toy_task(epochs=60, width=16)
     attack = poisoner(
         poison_steps=40,
         poison_lr=0.3,
