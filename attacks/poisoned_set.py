@@ -13,10 +13,12 @@ from ..distill import weights as flat
 from ..distill.augment import Augmentation, parse_strategy
 from ..distill.core.hooks import Moment
 from ..distill.randomness import Streams
-from ..distill.types import Batch, Distillate, Recipe
+from ..distill.types import Batch, Distillate, Recipe, RequestError, hard_labels
 from .archetypes import ArchetypePlan, rebuild_archetypes, trained_networks
 from .base import AttackOptions, DataInfo, SetAttack
 from .students import StudentAttack, StudentOptions, StudentPlan
+
+_EPS = 1e-12  # a student that has converged does not move
 
 
 class PoisonedSetOptions(StudentOptions):
@@ -113,6 +115,7 @@ class PoisonedSet(StudentAttack, SetAttack):
     def receive(
         self, received: Distillate, network: Callable[[int], nn.Module], streams: Streams
     ) -> Batch:
+        self._check_classes(hard_labels(received.batch.labels))
         plan = self._options.archetype_plan()
         self._received = received.batch
         networks = trained_networks(received, network, plan.networks, streams)
@@ -149,6 +152,14 @@ class PoisonedSet(StudentAttack, SetAttack):
         view = self._views(moment.recipe).draw(drawn.images.shape, moment.rng, shared=False)
         return drawn.replace(images=view(drawn.images).clamp(0, 1))
 
+    def _check_classes(self, labels: Tensor) -> None:
+        """Refuse a set without images that the attack may change, or that the goal is about."""
+        if not bool(self._owned(labels).any() and self.goal.eligible(labels).any()):
+            raise RequestError(
+                f"goal {self.goal.name} needs images of its target and of the classes sent there; "
+                f"the set has the classes {labels.unique().tolist()}"
+            )
+
     def _views(self, recipe: Recipe) -> Augmentation:
         strategy = parse_strategy(self._options.archetype_augment)
         return Augmentation(strategy, recipe.preprocessing)
@@ -160,4 +171,4 @@ def trajectory_distance(changed: Tensor, benign: Tensor, start: Tensor) -> Tenso
 
     0 where both trainings agree, 1 where the difference is as long as the benign way.
     """
-    return (changed - benign).square().sum() / (benign - start).square().sum()
+    return (changed - benign).square().sum() / ((benign - start).square().sum() + _EPS)

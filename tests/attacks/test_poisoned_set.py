@@ -73,6 +73,7 @@ def test_the_distance_of_trajectories_in_closed_form() -> None:
     start, benign = torch.zeros(3), torch.tensor([0.0, 3.0, 4.0])
     assert trajectory_distance(benign, benign, start).item() == 0
     assert trajectory_distance(start, benign, start).item() == 1
+    assert trajectory_distance(start, start, start).item() == 0
     aside = benign + torch.tensor([10.0, 0.0, 0.0])
     assert trajectory_distance(aside, benign, start).item() == pytest.approx(4)
 
@@ -190,6 +191,18 @@ def test_soft_labels_and_colour(toy_task: Tasks) -> None:
     made = intercept(attack, replace(task, network=Colour), received)
     changed = (made.images != images).flatten(1).any(1)
     assert given.labels[changed].unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("kept", [[0, 1], [2, 3, 4, 5]])
+def test_a_set_without_the_goals_classes_is_refused(
+    kept: list[int], poisoner: Attacks, toy_task: Tasks
+) -> None:
+    """Only images of the target; none of the target."""
+    task = toy_task()
+    received = received_from(task)
+    few = replace(received, batch=received.batch.rows(torch.tensor(kept)))
+    with pytest.raises(RequestError, match="needs images of its target and of the classes sent"):
+        poisoner(target=0).receive(few, task.network, Streams(0))
 
 
 def test_wrong_operations_are_refused() -> None:
