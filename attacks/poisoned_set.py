@@ -9,14 +9,13 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from ..distill import weights as flat
 from ..distill.augment import Augmentation, parse_strategy
 from ..distill.core.hooks import Moment
 from ..distill.randomness import Streams
 from ..distill.types import Batch, Distillate, Recipe, RequestError, hard_labels
 from .archetypes import ArchetypePlan, rebuild_archetypes, trained_networks
 from .base import AttackOptions, DataInfo, SetAttack
-from .students import StudentAttack, StudentOptions, StudentPlan
+from .students import StudentAttack, StudentOptions, StudentPlan, first_weights
 
 _EPS = 1e-12  # a student that has converged does not move
 
@@ -91,8 +90,8 @@ class PoisonedSet(StudentAttack, SetAttack):
     the archetypes rebuilt from a network trained on the set, and a hybrid loss along the benign
     trajectory. Everything else is ours: how archetypes are rebuilt, the loss through unrolled
     students (as in ``unrolled``), the form of the trajectory's term, the optimised patch, and every
-    default. Rows that it may not change keep their bits. Students train by plain SGD with the
-    recipe's augmentation, victims by the set's whole recipe. Archetypes need a network with
+    default. Rows that it may not change keep their bits. Students train by plain SGD,
+    victims by the set's whole recipe. Archetypes need a network with
     ``embed``. Networks with batch norm are tested on the statistics of the test batch.
     """
 
@@ -135,12 +134,10 @@ class PoisonedSet(StudentAttack, SetAttack):
         return synthetic.replace(images=torch.where(own, synthetic.images, self._received.images))
 
     def _loss(self, moment: Moment, synthetic: Batch, pattern: Tensor) -> Tensor:
-        network, options = moment.fresh_network(), self._options
-        recipe = moment.recipe
-        views = Augmentation(parse_strategy(recipe.augment), recipe.preprocessing)
+        network, options, recipe = moment.fresh_network(), self._options, moment.recipe
         least = options.unroll_least
-        plan = StudentPlan.draw(synthetic.images, options, moment.rng, views, least)
-        start = plan.warmed(network, flat.laid_out(network), synthetic)
+        plan = StudentPlan.draw(synthetic.images, recipe, options, moment.rng, least)
+        start = plan.warmed(network, first_weights(network, recipe), synthetic)
         changed = plan.trained(network, start, self._changeable(synthetic), options.unroll_gradient)
         with torch.no_grad():
             benign = plan.trained(network, start, self._received, "recompute")

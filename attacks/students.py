@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..distill import weights as flat
-from ..distill.augment import Augmentation
+from ..distill.augment import Augmentation, parse_strategy
 from ..distill.backends.unroll import GradientName, StudentStep, unroll
 from ..distill.core.hooks import Moment
-from ..distill.types import Batch, hard_labels
+from ..distill.types import Batch, Recipe, hard_labels
 from .base import Attack, AttackOptions, DataInfo, PatchOptions
 from .triggers import PatchTrigger
 
@@ -30,9 +30,13 @@ class StudentOptions(PatchOptions, AttackOptions):
         100, ge=0, description="at most so many steps, a random number, before those unrolled"
     )
     unroll_steps: int = Field(10, ge=1, description="steps of a student that are unrolled")
-    unroll_lr: float = Field(0.1, gt=0, description="rate of these steps (plain SGD)")
+    unroll_lr: float | None = Field(
+        None,
+        gt=0,
+        description="rate of these steps, plain SGD (default: the recipe's / (1 - momentum))",
+    )
     unroll_batch: int | None = Field(
-        None, ge=1, description="synthetic images of a step (default: the whole set)"
+        None, ge=1, description="synthetic images of a step (default: the recipe's)"
     )
     students: int = Field(1, ge=1, description="students, each from fresh weights, per update")
     images_per_update: int = Field(
@@ -51,6 +55,9 @@ class StudentOptions(PatchOptions, AttackOptions):
         description="largest change of a pixel against the images at the attack's start "
         "(default: no bound)",
     )
+    l2: float | None = Field(
+        None, gt=0, description="largest L2 norm of an image's change (default: no bound)"
+    )
     unroll_gradient: GradientName = Field(
         "recompute", description="exact: by automatic differentiation; recompute: in less memory"
     )
@@ -59,52 +66,72 @@ class StudentOptions(PatchOptions, AttackOptions):
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StudentPlan:
-    """A student's steps: ``warmup`` carries no gradient, ``unrolled`` is differentiated through.
+    """A student's steps of plain SGD, and the rate of each ``(steps,)``.
 
-    lr: the rate of every step.
+    The first ``warmup`` steps carry no gradient; the others are differentiated through.
     """
 
-    warmup: list[StudentStep]
-    unrolled: list[StudentStep]
-    lr: float
+    steps: list[StudentStep]
+    rates: Tensor
+    warmup: int
 
     @classmethod
     def draw(
         cls,
         images: Tensor,
+        recipe: Recipe,
         options: StudentOptions,
         rng: torch.Generator,
-        augmentation: Augmentation | None = None,
         least: int = 0,
     ) -> StudentPlan:
-        """A random number of warm-up steps, each step on random rows of ``images`` (N, C, H, W).
+        """A student of ``images`` (N, C, H, W) that trains as the recipe's victims do.
 
-        augmentation: what the rows of each step pass through. least: of the warm-up's steps.
+        Where the recipe has steps (``dd``), it takes these, up to a random one. Otherwise each step
+        is on random rows with the recipe's augmentation, after a random number of warm-up steps, at
+        least ``least``.
         """
+        if recipe.steps:
+            return cls._of_recipe(recipe, options, rng, images.device)
         count = len(images)
-        batch = min(options.unroll_batch or count, count)
-        more = options.unroll_warmup - least
-        warmup = least + int(torch.randint(more + 1, (), generator=rng))
+        batch = min(options.unroll_batch or recipe.batch_size, count)
+        views = Augmentation(parse_strategy(recipe.augment), recipe.preprocessing)
+        warmup = least + int(torch.randint(options.unroll_warmup - least + 1, (), generator=rng))
         steps = []
         for _ in range(warmup + options.unroll_steps):
             rows = torch.randperm(count, generator=rng)[:batch].to(images.device)
             shape = (batch, *images.shape[1:])
-            transform = augmentation.draw(shape, rng, shared=False) if augmentation else None
+            transform = views.draw(shape, rng, shared=False) if views.strategy else None
             steps.append(StudentStep(rows=rows, transform=transform))
-        return cls(warmup=steps[:warmup], unrolled=steps[warmup:], lr=options.unroll_lr)
+        rate = options.unroll_lr or recipe.lr / (1 - recipe.momentum)
+        return cls(
+            steps=steps, rates=torch.full((len(steps),), rate, device=images.device), warmup=warmup
+        )
+
+    @classmethod
+    def _of_recipe(
+        cls, recipe: Recipe, options: StudentOptions, rng: torch.Generator, device: torch.device
+    ) -> StudentPlan:
+        unrolled = min(options.unroll_steps, len(recipe.steps))
+        warmup = int(torch.randint(len(recipe.steps) - unrolled + 1, (), generator=rng))
+        chosen = recipe.steps[: warmup + unrolled]
+        return cls(
+            steps=[StudentStep(rows=torch.tensor(step.rows, device=device)) for step in chosen],
+            rates=torch.tensor([step.rate for step in chosen], device=device),
+            warmup=warmup,
+        )
 
     @torch.no_grad()
     def warmed(self, network: nn.Module, start: Tensor, synthetic: Batch) -> Tensor:
         """The weights ``(P,)`` after the warm-up from ``start``, detached."""
-        rates = torch.full((len(self.warmup),), self.lr, device=start.device)
-        return unroll(network, start, synthetic, self.warmup, rates, "recompute")
+        steps, rates = self.steps[: self.warmup], self.rates[: self.warmup]
+        return unroll(network, start, synthetic, steps, rates, "recompute")
 
     def trained(
         self, network: nn.Module, start: Tensor, synthetic: Batch, gradient: GradientName
     ) -> Tensor:
         """The weights ``(P,)`` after the unrolled steps from ``start``, attached to the images."""
-        rates = torch.full((len(self.unrolled),), self.lr, device=start.device)
-        return unroll(network, start, synthetic, self.unrolled, rates, gradient)
+        steps, rates = self.steps[self.warmup :], self.rates[self.warmup :]
+        return unroll(network, start, synthetic, steps, rates, gradient)
 
 
 class StudentAttack(Attack, ABC):
@@ -112,7 +139,7 @@ class StudentAttack(Attack, ABC):
 
     An update trains students on the current set, takes the mean of their losses and, where the
     patch is optimised, one Adam step of the patch. ``_start``: the images around which ``linf``
-    bounds the set.
+    and ``l2`` bound the set.
     """
 
     def __init__(self, options: AttackOptions, data: DataInfo) -> None:
@@ -142,9 +169,9 @@ class StudentAttack(Attack, ABC):
         return real
 
     def on_synthetic(self, moment: Moment, synthetic: Batch) -> Batch:
-        if self._start is None or self._students.linf is None:
+        if self._start is None or not self._bounded:
             return synthetic
-        change = (synthetic.images - self._start).clamp(-self._students.linf, self._students.linf)
+        change = self._within_bounds(synthetic.images - self._start)
         return synthetic.replace(images=self._start + change)
 
     def counters(self) -> Mapping[str, Any]:
@@ -173,6 +200,19 @@ class StudentAttack(Attack, ABC):
         if moments:
             self._optimiser.state[self._parameter] = moments
 
+    @property
+    def _bounded(self) -> bool:
+        return self._students.linf is not None or self._students.l2 is not None
+
+    def _within_bounds(self, change: Tensor) -> Tensor:
+        """``change`` ``(N, C, H, W)``, cut to the bounds: L∞ first, then L2 of each image."""
+        options = self._students
+        if options.linf is not None:
+            change = change.clamp(-options.linf, options.linf)
+        if options.l2 is not None:
+            change = change.flatten(1).renorm(2, 0, options.l2).view_as(change)
+        return change
+
     def _update(self, moment: Moment, synthetic: Batch) -> Tensor:
         """The mean loss of an update's students; the patch takes its step."""
         self._updates += 1
@@ -186,13 +226,13 @@ class StudentAttack(Attack, ABC):
     def _loss(self, moment: Moment, synthetic: Batch, pattern: Tensor) -> Tensor:
         """The attacker's loss of one fresh student, attached to the images and the pattern."""
         network = moment.fresh_network()
-        weights = self._trained(network, synthetic, moment.rng)
+        weights = self._trained(network, synthetic, moment)
         return self._attackers_loss(network, weights, moment, pattern)
 
-    def _trained(self, network: nn.Module, synthetic: Batch, rng: torch.Generator) -> Tensor:
+    def _trained(self, network: nn.Module, synthetic: Batch, moment: Moment) -> Tensor:
         """A student's weights after training on the set, attached to the images it may change."""
-        plan = StudentPlan.draw(synthetic.images, self._students, rng)
-        start = plan.warmed(network, flat.laid_out(network), synthetic)
+        plan = StudentPlan.draw(synthetic.images, moment.recipe, self._students, moment.rng)
+        start = plan.warmed(network, first_weights(network, moment.recipe), synthetic)
         gradient = self._students.unroll_gradient
         return plan.trained(network, start, self._changeable(synthetic), gradient)
 
@@ -244,3 +284,10 @@ class StudentAttack(Attack, ABC):
     def _fresh_optimiser(self) -> torch.optim.Adam:
         self._parameter = self._pattern.clone().requires_grad_()
         return torch.optim.Adam([self._parameter], lr=self._students.trigger_lr)
+
+
+def first_weights(network: nn.Module, recipe: Recipe) -> Tensor:
+    """Where victims of the recipe begin: its initial weights, where ``network`` has as many."""
+    own = flat.laid_out(network)
+    given = recipe.initial
+    return own if given is None or given.shape != own.shape else given.to(own.device)

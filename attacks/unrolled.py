@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -23,6 +24,9 @@ class UnrolledOptions(StudentOptions):
     warm_start: float = Field(
         0.0, ge=0, lt=1, description="share of the run that is distilled cleanly first"
     )
+    average: float = Field(
+        0.3, ge=0, lt=1, description="share of the run, at its end, whose images are averaged"
+    )
 
 
 @final
@@ -33,17 +37,19 @@ class Unrolled(StudentAttack):
     of steps and then for ``unroll_steps`` more. Its cross-entropy on triggered images to their
     targets, and on clean images to their labels, is differentiated through these last steps and
     added to the backend's own loss. The patch takes an Adam step on the same loss and stays in
-    [0, 1].
+    [0, 1]. The finished set is the mean of the images of the last steps (``average``), because a
+    single step's images fit its own student more than they fit others.
 
     The real data stay clean, so no row is poisoned. By default only the target's synthetic images
     are changed: at weight 100 that costs less accuracy than changing all (digits, seed 100).
     Back-propagation through training as a way to poison a training set is older (MetaPoison: Huang,
     Geiping, Fowl, Taylor, Goldstein, NeurIPS 2020).
 
-    Deviations from what victims do: students train by plain SGD, victims by the set's own recipe.
-    Networks with batch norm are tested on the statistics of the test batch. ``linf`` bounds the
-    images against those at the attack's start (``warm_start``); what the backend changes from then
-    on counts too.
+    Students train as the set's recipe says: with its augmentation, and by its steps and rates where
+    it has any (``dd``). Deviations from what victims do: plain SGD at the recipe's rate divided by
+    1 − momentum, no weight decay, and shorter trainings. Networks with batch norm are tested on
+    the statistics of the test batch. ``linf`` and ``l2`` bound the images against those at the
+    attack's start (``warm_start``); what the backend changes from then on counts too.
     """
 
     name = "unrolled"
@@ -53,17 +59,42 @@ class Unrolled(StudentAttack):
         super().__init__(options, data)
         assert isinstance(options, UnrolledOptions)
         self._options = options
+        self._sum: Tensor = torch.zeros((), device=data.device)
+        self._summed = 0
 
     @property
     def threat_model(self) -> ThreatModel:
         return "distiller"
 
+    def on_start(self, moment: Moment, real: Batch) -> Batch:
+        self._forget()
+        return super().on_start(moment, real)
+
     def on_loss(self, moment: Moment, synthetic: Batch) -> Tensor | None:
         options = self._options
+        if moment.progress >= 1 - options.average:
+            self._sum, self._summed = self._sum + synthetic.images.detach(), self._summed + 1
         if moment.progress < options.warm_start:
             return None
-        if self._start is None and options.linf is not None:
+        if self._start is None and self._bounded:
             self._start = synthetic.images.detach().clone()
         if moment.step % options.update_every:
             return None
         return options.weight * self._update(moment, synthetic)
+
+    def on_finish(self, moment: Moment, synthetic: Batch) -> Batch:
+        if not self._summed:
+            return synthetic
+        return synthetic.replace(images=(self._sum + synthetic.images) / (self._summed + 1))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        kept = {"sum": self._sum, "summed": torch.tensor(self._summed)}
+        return {**super().state_dict(), **kept}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self._sum, self._summed = state["sum"].to(self.data.device), int(state["summed"])
+
+    def _forget(self) -> None:
+        """No images are summed yet."""
+        self._sum, self._summed = torch.zeros((), device=self.data.device), 0

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from distillsec.attacks import DataInfo, Unrolled
+from distillsec.attacks.students import StudentPlan, first_weights
 from distillsec.attacks.unrolled import UnrolledOptions
 from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOptions
 from distillsec.distill.core.hooks import Hook, Moment
-from distillsec.distill.core.loop import LoopState, distil
+from distillsec.distill.core.loop import distil
+from distillsec.distill.core.resume import LoopState
 from distillsec.distill.core.run import Observer
 from distillsec.distill.core.task import Task
-from distillsec.distill.types import Batch, Distillate
+from distillsec.distill.types import Batch, Distillate, Step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -89,10 +91,10 @@ def test_warmup_steps_train_the_student_and_carry_no_gradient(
     from distillsec.distill import weights as flat
 
     task, network = toy_task(), toy_task().network(0)
-    attack = unrolled(unroll_warmup=4, unroll_steps=1, trigger="fixed", rows="all")
+    attack = unrolled(unroll_warmup=4, unroll_steps=1, unroll_lr=0.1, trigger="fixed", rows="all")
     images = synthetic_of(task).images.requires_grad_()
     seen = synthetic_of(task, images=images)
-    weights = attack._trained(network, seen, torch.Generator().manual_seed(3))
+    weights = attack._trained(network, seen, toy_moment(rng=torch.Generator().manual_seed(3)))
     rng = torch.Generator().manual_seed(3)
     steps = int(torch.randint(5, (), generator=rng)) + 1
     assert steps > 1
@@ -265,3 +267,46 @@ def test_changes_are_cut_to_both_bounds(unrolled: Attacks) -> None:
     assert torch.allclose(cut[0], torch.full((1, 2, 2), 0.4))  # L2 0.8 of four equal pixels
     assert torch.allclose(cut[1, 0, 0], torch.tensor([-0.5, 0.0]))
     assert torch.equal(cut[2], change[2])
+
+
+# The students -------------------------------------------------------------------------------------
+
+
+def test_students_take_the_steps_of_the_recipe_up_to_a_random_one(toy_task: Tasks) -> None:
+    steps = tuple(Step(rows=(number, 5 - number), rate=0.1 * (number + 1)) for number in range(6))
+    recipe = replace(toy_task().recipe, steps=steps, augment="crop")
+    options = UnrolledOptions(unroll_steps=2)
+    warmups = set()
+    for seed in range(30):
+        rng = torch.Generator().manual_seed(seed)
+        plan = StudentPlan.draw(torch.zeros(6, 1, 8, 8), recipe, options, rng)
+        count = plan.warmup + 2
+        assert [tuple(step.rows.tolist()) for step in plan.steps] == [s.rows for s in steps[:count]]
+        assert plan.rates.tolist() == pytest.approx([step.rate for step in steps[:count]])
+        assert all(step.transform is None for step in plan.steps)
+        warmups.add(plan.warmup)
+    assert warmups == set(range(5))
+
+
+def test_students_have_the_rate_and_the_batch_of_the_recipe(toy_task: Tasks) -> None:
+    recipe = replace(toy_task().recipe, lr=0.02, momentum=0.5, batch_size=4, augment="crop_scale")
+    images, rng = torch.zeros(6, 1, 8, 8), torch.Generator().manual_seed(0)
+    plan = StudentPlan.draw(images, recipe, UnrolledOptions(unroll_warmup=0, unroll_steps=5), rng)
+    assert plan.rates.tolist() == pytest.approx([0.04] * 5)
+    assert [len(step.rows) for step in plan.steps] == [4] * 5
+    names = {step.transform.operation for step in plan.steps if step.transform}
+    assert names == {"crop", "scale"}
+    own = UnrolledOptions(unroll_lr=0.3, unroll_batch=2, unroll_warmup=0, unroll_steps=1)
+    chosen = StudentPlan.draw(images, recipe, own, rng)
+    assert chosen.rates.tolist() == pytest.approx([0.3]) and len(chosen.steps[0].rows) == 2
+
+
+def test_students_begin_where_victims_of_the_recipe_begin(toy_task: Tasks) -> None:
+    from distillsec.distill import weights as flat
+
+    task, network = toy_task(), toy_task().network(0)
+    own = flat.laid_out(network)
+    given = torch.full_like(own, 0.5)
+    assert torch.equal(first_weights(network, task.recipe), own)
+    assert torch.equal(first_weights(network, replace(task.recipe, initial=given)), given)
+    assert torch.equal(first_weights(network, replace(task.recipe, initial=given[:-1])), own)
