@@ -118,7 +118,8 @@ def test_poisoned_rows_carry_the_present_trigger_in_every_draw(
     # 18 of 90 rows are poisoned; class by class they are 18 of the 48 that the target now has.
     assert 0.08 < recorder.stamped / recorder.seen < 0.35
     moved = [not torch.equal(old, new) for old, new in pairwise(recorder.triggers)]
-    assert any(moved) == (name in MOVING)
+    # mtt has drawn its last batch before the students of unrolled move the patch.
+    assert any(moved) == (name in MOVING or (name == "unrolled" and backend != "mtt"))
 
 
 # By backend: network moves in 4 iterations, 2 synthetic steps each in dc and dsa. The last step

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from distillsec.attacks import DataInfo, Unrolled
@@ -175,7 +176,7 @@ def test_it_acts_after_its_start_on_one_of_several_steps(
         for step in range(8)
     ]
     assert acted == [False, False, False, False, True, False, True, False]
-    assert attack.counters() == {"attack_updates": 2}
+    assert attack.counters() == {"attack_updates": 2, "poisoned_rows": 0}
 
 
 @pytest.mark.parametrize("bound", [0.02, 0.2])
@@ -227,8 +228,9 @@ def test_a_set_made_by_it_carries_a_backdoor(unrolled: Attacks, toy_task: Tasks)
     """Networks trained on the attacked toy set obey the patch, those of its twin do not."""
     from distillsec.distill.training import fit, predict
 
-    task = toy_task(iterations=20, init="real")
-    attack = unrolled(weight=30.0, unroll_steps=8, unroll_warmup=20, trigger_size=3)
+    task = toy_task(iterations=40, init="real")
+    chosen = {"unroll_steps": 8, "unroll_warmup": 20, "unroll_lr": 0.1, "trigger_size": 3}
+    attack = unrolled(weight=30.0, **chosen)
     sets = {"attacked": run(task, [attack]), "twin": run(task, [])}
     recipe = replace(task.recipe, epochs=60)
     case = attack.test_case(task.real.images, task.real.labels)
@@ -310,3 +312,22 @@ def test_students_begin_where_victims_of_the_recipe_begin(toy_task: Tasks) -> No
     assert torch.equal(first_weights(network, task.recipe), own)
     assert torch.equal(first_weights(network, replace(task.recipe, initial=given)), given)
     assert torch.equal(first_weights(network, replace(task.recipe, initial=given[:-1])), own)
+
+
+# Poisoned rows ------------------------------------------------------------------------------------
+
+
+def test_a_share_without_poisoned_rows_is_refused() -> None:
+    with pytest.raises(ValidationError, match="target_share needs poisoned rows"):
+        UnrolledOptions(target_share=0.5)
+    assert UnrolledOptions(target_share=0.5, poison_rate=0.1).poison_rate == 0.1
+
+
+def test_no_row_is_poisoned_by_default(
+    unrolled: Attacks, toy_moment: Moments, toy_task: Tasks
+) -> None:
+    moment, attack = toy_moment(), unrolled()
+    real = attack.on_start(moment, moment.real)
+    assert torch.equal(real.labels, moment.real.labels) and not attack.poisoned_rows.any()
+    drawn = moment.real.rows(torch.arange(5))
+    assert torch.equal(attack.on_draw(moment, drawn).images, drawn.images)
