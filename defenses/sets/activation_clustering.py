@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...distill.training import fit, predict
+from ...distill.types import RunError
 from ..base import DefenderView, DefenseOptions, SetScorer, SetScores, single_largest
 from ..common.by_class import classes_of, rows_needed, smallest_class
 
@@ -166,7 +167,10 @@ def not_cleared(
 
 
 def reduce(features: Array, reduction: Reduction, components: int, state: int) -> Array:
-    """``features`` (n, F) in ``components`` dimensions, or as many as the n rows allow."""
+    """``features`` (n, F) in ``components`` dimensions, or as many as the n rows allow.
+
+    Errors: ``RunError`` where ICA finds no components.
+    """
     from sklearn.decomposition import PCA, FastICA
     from sklearn.exceptions import ConvergenceWarning
 
@@ -187,7 +191,14 @@ def reduce(features: Array, reduction: Reduction, components: int, state: int) -
             tol=_ICA_TOLERANCE,
             random_state=state,
         )
-        return np.asarray(ica.fit_transform(features))
+        with np.errstate(all="ignore"):
+            found = np.asarray(ica.fit_transform(features))
+    if not np.isfinite(found).all():
+        raise RunError(
+            f"ICA finds no {count} independent components in the {len(features)} rows of a class, "
+            "whose features hardly vary: choose reduction=pca or fewer components"
+        )
+    return found
 
 
 def _rank(features: Array) -> int:

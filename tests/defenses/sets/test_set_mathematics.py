@@ -12,6 +12,7 @@ from distillsec.defenses.sets import beatrix, scan, spectre
 from distillsec.defenses.sets.activation_clustering import divide, reduce
 from distillsec.defenses.sets.quantise import quantised
 from distillsec.defenses.sets.spectral_signatures import signature
+from distillsec.distill.types import RunError
 
 RNG = np.random.default_rng(0)
 
@@ -48,6 +49,21 @@ def test_the_smaller_of_two_clusters_is_found() -> None:
     assert reduce(some[:4], "pca", 10, 0).shape == (4, 3)  # n rows have n − 1 directions
     alike = np.ones((5, 3))
     assert divide(reduce(alike, "ica", 10, 0), 0)[2] == 0.0
+
+
+def test_components_that_are_not_found_are_an_error_in_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Lost:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def fit_transform(self, features: np.ndarray) -> np.ndarray:
+            return np.full((len(features), 2), np.nan)
+
+    monkeypatch.setattr("sklearn.decomposition.FastICA", Lost)
+    features = np.random.default_rng(0).normal(size=(30, 8))
+    with pytest.raises(RunError, match="30 rows of a class.* choose reduction=pca"):
+        reduce(features, "ica", 2, 0)
 
 
 # SPECTRE -----------------------------------------------------------------------------------------
