@@ -62,7 +62,7 @@ def test_components_that_are_not_found_are_an_error_in_words(
 
     monkeypatch.setattr("sklearn.decomposition.FastICA", Lost)
     features = np.random.default_rng(0).normal(size=(30, 8))
-    with pytest.raises(RunError, match="30 rows of a class.* choose reduction=pca"):
+    with pytest.raises(RunError, match=r"30 rows of a class.* choose reduction=pca"):
         reduce(features, "ica", 2, 0)
 
 
