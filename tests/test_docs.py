@@ -107,7 +107,7 @@ def test_a_run_that_a_command_takes_is_made_by_another() -> None:
     taken = {
         word
         for _, words in COMMANDS
-        if words[0] in takers
+        if words[0] in takers or "--on" in words
         for word in [*words[1:]]
         if word.startswith("runs/")
     }
@@ -117,7 +117,8 @@ def test_a_run_that_a_command_takes_is_made_by_another() -> None:
 QUICK = [
     (page, words)
     for page, words in COMMANDS
-    if words[0] == "list" or (words[0] in ("attack", "distill") and "--resume" not in words)
+    if words[0] == "list"
+    or (words[0] in ("attack", "distill") and not {"--resume", "--on"} & set(words))
 ]
 
 

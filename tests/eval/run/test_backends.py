@@ -173,14 +173,14 @@ def test_attack_config_of_a_clean_preset_needs_an_attack(name: str) -> None:
     assert extra and "attack" not in own
     assert gather(preset=name) == own
     assert for_clean(gather(preset=name)).attack is None
-    attacked = gather(preset=name, options={"attack": "naive"})
-    assert attacked == {**own, **extra, "attack": "naive"}
+    attacked = gather(preset=name, options={"attack": "doorping"})
+    assert attacked == {**own, **extra, "attack": "doorping"}
     resolved = configure(**attacked).flat()
     assert {key: resolved[key] for key in extra} == extra
     # A key from any later layer wins over it.
     for layer in ({"settings": ["trigger_size=1"]}, {"options": {"trigger_size": 1}}):
         said: Any = {"settings": [], "options": {}, **layer}
-        said["options"] = {**said["options"], "attack": "naive"}
+        said["options"] = {**said["options"], "attack": "doorping"}
         assert gather(preset=name, **said)["trigger_size"] == 1
 
 
