@@ -160,10 +160,8 @@ class StudentAttack(Attack, ABC):
         )
 
     def on_start(self, moment: Moment, real: Batch) -> Batch:
-        shape = self.data.image_shape
         if self._students.trigger == "optimised":
-            values = torch.rand(shape, generator=moment.rng).to(self.data.device)
-            self._pattern = values * self._mask
+            self._pattern = opposite_of(real.images) * self._mask
         self._optimiser = self._fresh_optimiser()
         self._start, self._updates = None, 0
         return real
@@ -291,3 +289,11 @@ def first_weights(network: nn.Module, recipe: Recipe) -> Tensor:
     own = flat.laid_out(network)
     given = recipe.initial
     return own if given is None or given.shape != own.shape else given.to(own.device)
+
+
+def opposite_of(images: Tensor) -> Tensor:
+    """The pattern ``(C, H, W)`` that is white where ``images`` are dark on average, else black.
+
+    A patch starts there, because one that starts at random may end as one that clean images have.
+    """
+    return (images.mean(dim=0) < 0.5).to(images.dtype)

@@ -50,9 +50,10 @@ class Unrolled(StudentAttack, PoisoningAttack):
     In words: at every synthetic step a fresh student trains on the current set, for a random number
     of steps and then for ``unroll_steps`` more. Its cross-entropy on triggered images to their
     targets, and on clean images to their labels, is differentiated through these last steps and
-    added to the backend's own loss. The patch takes an Adam step on the same loss and stays in
-    [0, 1]. The finished set is the mean of the images of the last steps (``average``), because a
-    single step's images fit its own student more than they fit others.
+    added to the backend's own loss. The patch starts white where images are dark on average, else
+    black, takes an Adam step on the same loss and stays in [0, 1]. The finished set is the mean of
+    the images of the last steps (``average``), because a single step's images fit its own student
+    more than they fit others.
 
     By default the real data stay clean, and only the target's synthetic images are changed: at
     weight 100 that costs less accuracy than changing all (digits, ``dc``, seed 100). With a

@@ -331,3 +331,14 @@ def test_no_row_is_poisoned_by_default(
     assert torch.equal(real.labels, moment.real.labels) and not attack.poisoned_rows.any()
     drawn = moment.real.rows(torch.arange(5))
     assert torch.equal(attack.on_draw(moment, drawn).images, drawn.images)
+
+
+def test_a_learned_patch_starts_where_clean_images_are_not(
+    unrolled: Attacks, toy_moment: Moments
+) -> None:
+    attack, moment = unrolled(trigger_size=2), toy_moment()
+    images = torch.full_like(moment.real.images, 0.2)
+    images[..., :, 6:] = 0.9  # the patch is in columns 5 and 6
+    attack.on_start(moment, moment.real.replace(images=images))
+    assert torch.equal(attack.trigger.pattern[0, 5:7, 5:7], torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    assert attack.trigger.pattern.sum() == 2
