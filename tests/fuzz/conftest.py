@@ -30,7 +30,18 @@ HOSTILE: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 7, 2**31, 2**63, 2**64, 10**30, 10**400),
     *(0.5, -0.5, 1e30, 1e308, -1e308, 5e-324, float("nan"), float("inf")),
     *("", "x" * 10_000, "\x1b[2J\n", "0", "1e5", "nowhere:Evil", "../../x", "/dev/zero", "\u202e"),
-    *("patch", "blend", "additive", "unbounded", "pixel", "all-to-all", "one-to-one", "foo_bar"),
+    *(
+        "patch",
+        "blend",
+        "additive",
+        "warp",
+        "generator",
+        "unbounded",
+        "pixel",
+        "all-to-all",
+        "one-to-one",
+        "foo_bar",
+    ),
     *([], {}, [[]], {"a": {}}, list(range(1000)), [None], {"": None}),
 )
 DTYPES = (
@@ -132,7 +143,9 @@ class Mutations:
         if not changed.numel():
             return changed
         flat = changed.view(-1)
-        flat[self.rng.randrange(len(flat)) if self.often(2) else slice(None)] = wrong
+        flat[self.rng.randrange(len(flat)) if self.often(2) else slice(None)] = torch.tensor(
+            wrong
+        ).to(changed.dtype)
         return changed
 
     def tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

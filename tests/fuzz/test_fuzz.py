@@ -31,6 +31,8 @@ from PIL import Image
 from torch import Tensor
 
 from distillsec.attacks import goal_from, trigger_from
+from distillsec.attacks.triggers.generator import fresh_weights
+from distillsec.attacks.triggers.warp import identity_grid
 from distillsec.distill.backends.experts import open_buffer
 from distillsec.distill.core.backend import Backend
 from distillsec.distill.core.loop import distil
@@ -137,7 +139,14 @@ def make_trigger(path: Path) -> None:
     mask[:, 5:, 5:] = 1
     info = {"kind": "patch", "target": 0, "range": "pixel", "goal": "all-to-one", "l2": 3.0}
     bound = torch.tensor(0.1, dtype=torch.float64)
-    more = {"perturbation": 0.1 * torch.rand(SHAPE), "linf_bound": bound}
+    more = {
+        "perturbation": 0.1 * torch.rand(SHAPE),
+        "linf_bound": bound,
+        "grid": 0.9 * identity_grid(SHAPE[1:]),
+        "epsilon": torch.full((1, 1, 1), 0.1),
+        "example": torch.rand(SHAPE),
+        **fresh_weights(1, 4, torch.Generator().manual_seed(0)),
+    }
     save_trigger(path / "x", {"pattern": torch.rand(SHAPE), "mask": mask, **more}, info)
 
 
