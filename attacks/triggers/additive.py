@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from ...distill.types import RequestError
-from .base import Trigger, TriggerPicture, TriggerRange, caption, check_within, needed_images, short
+from .base import (
+    Trigger,
+    TriggerPicture,
+    TriggerRange,
+    caption,
+    check_within,
+    extremes,
+    needed_images,
+    short,
+)
 
 Norm = Literal["linf", "l2"]
 
@@ -82,10 +91,7 @@ class AdditiveTrigger(Trigger):
             "norm": self.norm,
             "bound": self.bound,
             "range": self.range,
-            "min": values.min().item(),
-            "max": values.max().item(),
-            "l2": values.norm().item(),
-            "linf": values.abs().max().item(),
+            **extremes(values, values),
         }
 
     def picture(self) -> TriggerPicture:

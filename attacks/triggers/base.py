@@ -134,6 +134,17 @@ def check_within(name: str, values: Tensor, least: float, most: float) -> None:
         )
 
 
+def extremes(values: Tensor, added: Tensor) -> dict[str, float]:
+    """What ``Trigger.describe`` says of the ``values`` that a trigger brings, and of what a black
+    image gains, ``added``."""
+    return {
+        "min": values.min().item(),
+        "max": values.max().item(),
+        "l2": added.norm().item(),
+        "linf": added.abs().max().item(),
+    }
+
+
 def caption(described: Mapping[str, Any], *more: str) -> str:
     """Extreme values and norms in one line, ``more`` between the two."""
     low, high, l2, linf = (short(described[key]) for key in ("min", "max", "l2", "linf"))

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ...distill.training import in_pieces
 from ...distill.types import RequestError
-from .base import Trigger, TriggerPicture, TriggerRange, caption, needed, short
+from .base import Trigger, TriggerPicture, TriggerRange, caption, extremes, needed, short
 
 WIDEST = 256
 """The largest number of channels between the layers that a trigger file may have."""
@@ -82,10 +82,7 @@ class GeneratorTrigger(Trigger):
             "width": len(self.weights["enter.weight"]),
             "epsilon": self.epsilon.max().item(),
             "range": self.range,
-            "min": values.min().item(),
-            "max": values.max().item(),
-            "l2": values.norm().item(),
-            "linf": values.abs().max().item(),
+            **extremes(values, values),
         }
 
     def picture(self) -> TriggerPicture:

@@ -18,6 +18,7 @@ from .base import (
     TriggerRange,
     caption,
     check_within,
+    extremes,
     needed_images,
 )
 
@@ -68,10 +69,7 @@ class MaskedTrigger(Trigger, ABC):
         return {
             "kind": self.kind,
             "range": self.range,
-            "min": values.min().item(),
-            "max": values.max().item(),
-            "l2": added.norm().item(),
-            "linf": added.abs().max().item(),
+            **extremes(values, added),
         }
 
     def picture(self) -> TriggerPicture:
