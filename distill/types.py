@@ -28,7 +28,7 @@ class DistillsecError(Exception):
     """Base of the errors that the suite raises on purpose; the message is one clear line."""
 
     def __str__(self) -> str:
-        """One line of at most 2,000 characters, whatever a file or an option put into it."""
+        """One line of at most 2,000 characters: files and options may hold more."""
         line = " ".join(super().__str__().splitlines())
         half = _LONGEST_MESSAGE // 2 - 2
         return line if len(line) <= _LONGEST_MESSAGE else f"{line[:half]} … {line[-half:]}"

@@ -90,7 +90,7 @@ class RayExecutor(Executor):
 
 
 def _check_address(address: str) -> None:
-    """Refuse an address where nobody listens: Ray itself would try for minutes."""
+    """Refuse an address that does not answer: Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address in (LOCAL, "auto"):
         return

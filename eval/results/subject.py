@@ -11,7 +11,7 @@ def subject(record: Record, *, unattacked: str = "clean") -> str:
     """The data, the distillation and the attack; of a measured set where it is from and its size.
 
     A set that was evaluated or defended may be another person's: nothing is said of how it was made
-    but what its own record claims. An interceptor's attack stands beside it. unattacked: what
+    but what its own record claims. An interceptor's attack is named after it. unattacked: what
     stands in the place of an attack.
     """
     config, measured = record.config, record.distilled

@@ -59,7 +59,7 @@ def run_cell(
 
     given: the keys that were not defaults. resume: resume the run in ``out``; of a finished one the
     record is returned. control_run: a folder with a finished clean twin to reuse. reference_run: a
-    folder with a finished clean run of another seed; its distance from the clean twin stands beside
+    folder with a finished clean run of another seed; its distance from the clean twin is given with
     that of the attacked set. buffer: a folder for expert buffers, by attack (``clean`` for none),
     which later runs may reuse; by default in ``out`` itself. train: returns a trained victim.
     Errors: ``RequestError`` before anything is written. A later failure is also in the record, with
