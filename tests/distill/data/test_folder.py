@@ -283,10 +283,10 @@ def test_other_files_and_hidden_folders_are_counted(
     (top / "bee" / "more").symlink_to(top / "ant")
     data = load_dataset(f"folder:{top}", data_dir=tmp_path / "data")
     assert len(data.train) + len(data.test) == 10
-    told = notes(caplog)
+    noted = notes(caplog)
     for counted in ("3 × hidden folder", "2 × .avif", "1 × linked folder", "and 1 more"):
-        assert counted in told
-    assert told.count("\n") == 0
+        assert counted in noted
+    assert noted.count("\n") == 0
 
 
 @pytest.mark.parametrize("ending", ["JPG", "jpe", "jfif", "webp", "gif", "TIFF", "bmp", "Png"])
@@ -317,24 +317,24 @@ def test_changes_of_pixels_are_reported_with_and_without_the_cache(
     Image.new("CMYK", (8, 6)).save(ant / "d.jpg")
     frames = [Image.new("L", (8, 6), shade) for shade in (0, 255)]
     frames[0].save(ant / "e.gif", save_all=True, append_images=frames[1:])
-    told = []
+    noted = []
     for _ in range(2):
         warn.cache_clear()
         caplog.clear()
         images = load_dataset(f"folder:{top}", data_dir=tmp_path / "data").train.images * 255
-        told.append(notes(caplog))
+        noted.append(notes(caplog))
     upright, opaque = (images[row].round().numpy().transpose(1, 2, 0) for row in (2, 3))
     assert np.array_equal(upright, colour) and np.array_equal(opaque, colour)
     assert images[4][:, 0, 0].round().tolist() == [1, 2, 3]
     assert images[6].max() == 0
-    assert told[0] == told[1]
+    assert noted[0] == noted[1]
     for change in (
         "turned upright, as their EXIF orientation says: 1 of 11 images",
         "transparency dropped, the colour below it kept: 1 of 11 images",
         "converted from CMYK to RGB: 1 of 11 images",
         "only the first of several frames read: 1 of 11 images",
     ):
-        assert change in told[0]
+        assert change in noted[0]
 
 
 def test_a_pipe_and_a_program_for_a_printer_are_no_images(refusal: Refusal, tmp_path: Path) -> None:

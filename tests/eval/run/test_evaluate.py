@@ -126,10 +126,10 @@ def test_a_trigger_file_says_its_goal(finished: Path, tiny: Tiny, tmp_path: Path
     """The same stamp with another goal is measured on other images, towards other labels."""
     test = load_dataset("digits").test
     tensors = {"pattern": test.images[0], "mask": torch.ones(1, 8, 8)}
-    path, told = tmp_path / "trigger.safetensors", {"kind": "patch", "range": "pixel"}
+    path, noted = tmp_path / "trigger.safetensors", {"kind": "patch", "range": "pixel"}
     rates = {}
     for goal in ({"target": 3}, {"target": 3, "goal": "one-to-one", "source": 5}):
-        save_trigger(path, tensors, {**told, **goal})
+        save_trigger(path, tensors, {**noted, **goal})
         out = tmp_path / str(goal.get("goal", "old"))
         record = evaluate(finished, tiny(), out, trigger=path, reporter=QUIET)
         assert record.trigger is not None and goal.items() <= record.trigger.items()
@@ -137,7 +137,7 @@ def test_a_trigger_file_says_its_goal(finished: Path, tiny: Tiny, tmp_path: Path
         assert record.trigger["max"] == test.images[0].max()
         rates[len(goal)] = record.metrics["attack_success_rate"].values
     assert rates[1] == rates[3]  # all images are one image
-    save_trigger(path, tensors, {**told, "target": None, "goal": "all-to-all"})
+    save_trigger(path, tensors, {**noted, "target": None, "goal": "all-to-all"})
     record = evaluate(finished, tiny(), tmp_path / "all", trigger=path, reporter=QUIET)
     for value in record.metrics["attack_success_rate"].values:
         assert value == pytest.approx(0.1, abs=0.02)  # one answer for all: right for one class
