@@ -234,6 +234,13 @@ class PoisoningAttack(Attack, ABC):
         """``int64 (rows,)``: the labels that rows with these true ``labels`` get if poisoned."""
         return self.goal.targets(labels)
 
+    def stamp_drawn(self, drawn: Batch) -> Batch:
+        """A drawn batch, its poisoned rows with the trigger as it is now."""
+        assert drawn.index is not None
+        carries = self.poisoned[drawn.index].view(-1, 1, 1, 1)
+        stamped = self.trigger.stamp(drawn.images)
+        return drawn.replace(images=torch.where(carries, stamped, drawn.images))
+
     def on_sample(self, moment: Moment, label: int, rows: Tensor) -> Tensor:
         """With ``target_share``, that share of a target class's batch is poisoned rows."""
         share = self.options.target_share

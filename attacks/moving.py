@@ -97,12 +97,8 @@ class MovingTriggerAttack(PoisoningAttack, ABC):
         return self.poison(moment, real)
 
     def on_draw(self, moment: Moment, clean: Batch) -> Batch:
-        assert clean.index is not None
         self._experts_seen |= moment.phase == "expert"
-        carries = self.poisoned[clean.index].view(-1, 1, 1, 1)
-        return clean.replace(
-            images=torch.where(carries, self.trigger.stamp(clean.images), clean.images)
-        )
+        return self.stamp_drawn(clean)
 
     def on_network(self, moment: Moment) -> None:
         if not self._follows(moment):

@@ -90,10 +90,7 @@ class Unrolled(StudentAttack, PoisoningAttack):
         return self.poison(moment, real) if self._options.poison_rate else real
 
     def on_draw(self, moment: Moment, clean: Batch) -> Batch:
-        assert clean.index is not None
-        carries = self.poisoned[clean.index].view(-1, 1, 1, 1)
-        stamped = self.trigger.stamp(clean.images)
-        return clean.replace(images=torch.where(carries, stamped, clean.images))
+        return self.stamp_drawn(clean) if self._options.poison_rate else clean
 
     def on_loss(self, moment: Moment, synthetic: Batch) -> Tensor | None:
         options = self._options

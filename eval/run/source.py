@@ -64,7 +64,7 @@ class SetFiles:
 
     @property
     def choice(self) -> tuple[int, ...]:
-        """What tells apart the sets of a file, for ``fingerprint``; empty for the first."""
+        """What distinguishes the sets of a file, for ``fingerprint``; empty for the first."""
         return (self.set_number,) if self.set_number else ()
 
     @property
