@@ -18,6 +18,7 @@ from pydantic import (
 from torch import Tensor, nn
 
 from ..distill.core.hooks import Hook, Moment
+from ..distill.devices import moved
 from ..distill.randomness import Streams
 from ..distill.types import Batch, Distillate, RequestError
 from .case import TestCase, make_test_case
@@ -309,4 +310,4 @@ def _pick(rows: Tensor, count: int, moment: Moment) -> Tensor:
         chosen = torch.randperm(len(rows), generator=moment.rng)[:count]
     else:
         chosen = torch.randint(len(rows), (count,), generator=moment.rng)
-    return rows[chosen.to(rows.device)]
+    return rows[moved(chosen, rows.device)]

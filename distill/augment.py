@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .devices import moved
 from .plugins import look_up
 from .preprocessing import Preprocessing
 
@@ -132,7 +133,8 @@ def _draw_color(rows: int, size: Size, generator: torch.Generator) -> Tensor:
 
 def _color(images: Tensor, parameters: Tensor) -> Tensor:
     """Brightness, then saturation about each pixel's grey, then contrast about the image's mean."""
-    brightness, saturation, contrast = parameters.to(images)[:, :, None, None, None].unbind(1)
+    own = moved(parameters, images.device).to(images.dtype)
+    brightness, saturation, contrast = own[:, :, None, None, None].unbind(1)
     images = images + brightness
     grey = images.mean(dim=1, keepdim=True)
     images = (images - grey) * saturation + grey
@@ -154,9 +156,9 @@ def _crop(images: Tensor, parameters: Tensor) -> Tensor:
     if len(parameters) == 1:
         top, left = (int(shift) for shift in (parameters[0] + torch.tensor([down, right])))
         return padded[:, :, top : top + height, left : left + width]
-    moved = parameters.to(images.device)
-    rows = torch.arange(down, down + height, device=images.device) + moved[:, :1]
-    columns = torch.arange(right, right + width, device=images.device) + moved[:, 1:]
+    shifts = moved(parameters, images.device)
+    rows = torch.arange(down, down + height, device=images.device) + shifts[:, :1]
+    columns = torch.arange(right, right + width, device=images.device) + shifts[:, 1:]
     rows = rows[:, None, :, None].expand(-1, channels, -1, padded.shape[3])
     columns = columns[:, None, None, :].expand(-1, channels, height, -1)
     return padded.gather(2, rows).gather(3, columns)
@@ -171,7 +173,7 @@ def _draw_cutout(rows: int, size: Size, generator: torch.Generator) -> Tensor:
 
 def _cutout(images: Tensor, parameters: Tensor) -> Tensor:
     """Zero a square of half the image's sides; what lies beyond the border is lost."""
-    centres = parameters.to(images.device)
+    centres = moved(parameters, images.device)
     inside = []
     for axis, side in enumerate(images.shape[2:]):
         length = _share_of(side, _CUTOUT_SHARE)
@@ -190,7 +192,8 @@ def _draw_flip(rows: int, size: Size, generator: torch.Generator) -> Tensor:
 
 def _flip(images: Tensor, parameters: Tensor) -> Tensor:
     """Mirror left and right."""
-    return torch.where(parameters.to(images.device)[:, :, None, None], images.flip(3), images)
+    flips = moved(parameters, images.device)
+    return torch.where(flips[:, :, None, None], images.flip(3), images)
 
 
 def _draw_scale(rows: int, size: Size, generator: torch.Generator) -> Tensor:
@@ -217,7 +220,8 @@ def _rotate(images: Tensor, parameters: Tensor) -> Tensor:
 
 def _resample(images: Tensor, matrices: Tensor) -> Tensor:
     """Bilinear samples at linearly mapped points: coordinates from -1 to 1, zero outside."""
-    maps = functional.pad(matrices.view(-1, 2, 2), (0, 1)).to(images)
+    maps = functional.pad(matrices.view(-1, 2, 2), (0, 1))
+    maps = moved(maps, images.device).to(images.dtype)
     grid = functional.affine_grid(maps, [len(maps), *images.shape[1:]], align_corners=False)
     return functional.grid_sample(images, grid.expand(len(images), -1, -1, -1), align_corners=False)
 

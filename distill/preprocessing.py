@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, final
 
 import torch
@@ -111,8 +112,14 @@ class Preprocessing:
         return {"mean": list(self.mean), "std": list(self.std), "zca": zca}
 
     def _channels(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = images.new_tensor(self.mean), images.new_tensor(self.std)
-        return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+        mean, std = (_row(each, images.dtype, images.device) for each in (self.mean, self.std))
+        return mean, std
+
+
+@lru_cache(maxsize=256)
+def _row(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``values`` as ``(1, C, 1, 1)``, kept: each copy to a GPU would wait for it."""
+    return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
 
 
 def digest(*tensors: Tensor) -> str:

@@ -13,7 +13,9 @@ from typing import Any, Literal, TypeVar, final
 import torch
 from torch import Tensor, nn
 
+from ..engine import PLAIN, Engine
 from ..types import Batch, DistillsecError, Recipe, RunError
+from .finite import FiniteChecks
 
 Phase = Literal["expert", "distill"]
 Event = Literal["on_start", "on_sample", "on_draw", "on_loss", "on_synthetic", "on_finish"]
@@ -43,7 +45,7 @@ class Moment:
     real: the clean training set. synthetic: the current set, detached (``None`` at ``on_start``).
     recipe: how victims will train. fresh_network: an untrained network of the distilling
     architecture; train_student: one trained on the current set. Each call gives another.
-    rng: the attack's random stream, private to this event.
+    rng: the attack's random stream, private to this event. engine: how networks' passes run.
     """
 
     phase: Phase
@@ -57,6 +59,7 @@ class Moment:
     fresh_network: Callable[[], nn.Module]
     train_student: Callable[[], nn.Module]
     rng: torch.Generator
+    engine: Engine = PLAIN
 
 
 class Hook:
@@ -122,20 +125,29 @@ def listeners(hooks: Sequence[Hook], event: str) -> list[Hook]:
 
 
 def fold(
-    hooks: Sequence[Hook], event: Event, moment: Callable[[], Moment], value: Value, *before: Any
+    hooks: Sequence[Hook],
+    event: Event,
+    moment: Callable[[], Moment],
+    value: Value,
+    *before: Any,
+    checks: FiniteChecks | None = None,
 ) -> Value:
     """Pass ``value`` through the hooks in list order.
 
     ``moment`` is called only where a hook listens (a moment may copy a network). ``before`` are
-    the event's arguments before the value. Errors: ``RunError``, with the hook, the event and the
-    step, for any exception in a hook and for an answer of another type, shape, dtype or device or
-    with values that are not finite.
+    the event's arguments before the value. checks: where answers wait to be checked for NaN and
+    infinity; without it they are checked at once. Errors: ``RunError``, with the hook, the event
+    and the step, for any exception in a hook and for an answer of another type, shape, dtype or
+    device or with values that are not finite.
     """
+    waiting = FiniteChecks() if checks is None else checks
     for hook in listeners(hooks, event):
         now = moment()
         answer = call(hook, event, now, *before, value)
-        _check_alike(answer, value, f"{hook.name}.{event} at step {now.step}")
+        _check_alike(answer, value, f"{hook.name}.{event} at step {now.step}", waiting)
         value = answer
+    if checks is None:
+        waiting.read()
     return value
 
 
@@ -146,12 +158,16 @@ def announce(hooks: Sequence[Hook], moment: Callable[[], Moment]) -> None:
 
 
 def extra_loss(
-    hooks: Sequence[Hook], moment: Callable[[], Moment], synthetic: Batch
+    hooks: Sequence[Hook],
+    moment: Callable[[], Moment],
+    synthetic: Batch,
+    checks: FiniteChecks | None = None,
 ) -> Tensor | None:
-    """The sum of the hooks' losses, or ``None``.
+    """The sum of the hooks' losses, or ``None``; ``checks`` as for ``fold``.
 
     Errors: as for ``fold``; a loss must be one finite number, attached to the images.
     """
+    waiting = FiniteChecks() if checks is None else checks
     total: Tensor | None = None
     for hook in listeners(hooks, "on_loss"):
         now = moment()
@@ -163,9 +179,10 @@ def extra_loss(
             raise RunError(f"{where} must return one number")
         if not loss.requires_grad:
             raise RunError(f"{where}: the loss is not attached to the synthetic images")
-        if not bool(loss.isfinite()):
-            raise RunError(f"{where}: the loss is {loss.item()}")
+        waiting.expect(loss, f"{where}: the loss is not finite")
         total = loss if total is None else total + loss
+    if checks is None:
+        waiting.read()
     return total
 
 
@@ -180,25 +197,25 @@ def call(hook: Hook, event: str, moment: Moment, *arguments: Any) -> Any:
         raise RunError(f"{hook.name}.{event} at step {moment.step}: {kind}: {error}") from error
 
 
-def _check_alike(answer: object, asked: Batch | Tensor, where: str) -> None:
+def _check_alike(answer: object, asked: Batch | Tensor, where: str, checks: FiniteChecks) -> None:
     """Refuse an answer that cannot replace the original value."""
     if isinstance(asked, Batch):
         if not isinstance(answer, Batch):
             raise RunError(f"{where} must return a Batch, not {type(answer).__name__}")
-        _check_tensor(answer.images, asked.images, f"{where}: images")
-        _check_tensor(answer.labels, asked.labels, f"{where}: labels")
+        _check_tensor(answer.images, asked.images, f"{where}: images", checks)
+        _check_tensor(answer.labels, asked.labels, f"{where}: labels", checks)
         if asked.index is not None and answer.index is None:
             raise RunError(f"{where}: the batch lost its index")
     else:
-        _check_tensor(answer, asked, where)
+        _check_tensor(answer, asked, where, checks)
 
 
-def _check_tensor(answer: object, asked: Tensor, where: str) -> None:
+def _check_tensor(answer: object, asked: Tensor, where: str, checks: FiniteChecks) -> None:
     if not isinstance(answer, Tensor):
         raise RunError(f"{where} must be a tensor, not {type(answer).__name__}")
     for trait in ("shape", "dtype", "device"):
         given, wanted = getattr(answer, trait), getattr(asked, trait)
         if given != wanted:
             raise RunError(f"{where}: {trait} is {given}, expected {wanted}")
-    if answer.is_floating_point() and not bool(answer.isfinite().all()):
-        raise RunError(f"{where}: values are not finite")
+    if answer.is_floating_point():
+        checks.expect(answer, f"{where}: values are not finite")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..types import Batch, Distillate, RequestError, RunError
+from ..types import Batch, Distillate, RequestError
 from .backend import Backend
 from .hooks import Hook, announce, extra_loss, fold, listeners
 from .resume import LoopState
@@ -79,8 +78,9 @@ def distil(
                 backend.advance(run, network, synthetic.batch())
                 announce(hooks, run.moments.at("on_network", network))
             run.observer.on_step(position.step + 1, position.total_steps)
+        run.checks.read()
+        loss = torch.stack(losses).mean().item()
         state_now = partial(LoopState.of, iteration + 1, synthetic, optimiser, hooks)
-        loss = sum(losses) / len(losses)
         run.observer.on_iteration(iteration + 1, loss, synthetic.distillate(), state_now)
     position.enter(task.iterations)
     finished = fold(hooks, "on_finish", run.moments.at("on_finish"), synthetic.batch())
@@ -94,25 +94,25 @@ def _set_rates(optimiser: torch.optim.Optimizer, rates: Sequence[float], factor:
 
 def _back_propagate(
     run: Run, backend: Backend, network: nn.Module, optimiser: torch.optim.Optimizer
-) -> float:
-    """Leave the gradient of one step's loss, the hooks' losses included; returns the loss."""
+) -> Tensor:
+    """Leave the gradient of one step's loss, the hooks' losses included; returns the loss.
+
+    It is a detached scalar on the images' device, which the CPU does not wait for.
+    """
     optimiser.zero_grad()
     pixels = run.synthetic.pixels()
     # Each partial loss stops at this leaf, so that its graph is freed before the next is built.
     seen = pixels.detach().requires_grad_()
     synthetic = Batch(images=seen, labels=run.synthetic.labels)
-    total = 0.0
+    total = seen.new_zeros(())
     for loss in backend.losses(run, network, synthetic):
         loss.backward(inputs=[seen, *run.synthetic.learned.values()])
-        total += loss.item()
-    extra = extra_loss(run.hooks, run.moments.at("on_loss", network), synthetic)
+        total += loss.detach()
+    extra = extra_loss(run.hooks, run.moments.at("on_loss", network), synthetic, run.checks)
     if extra is not None:
         extra.backward(inputs=[seen])
-        total += extra.item()
-    if not math.isfinite(total):
-        raise RunError(
-            f"the distillation diverged: the loss is {total} at step {run.position.step}"
-        )
+        total += extra.detach().squeeze()
+    _expect_finite(run, total, "the loss")
     pixels.backward(seen.grad)
     return total
 
@@ -120,13 +120,18 @@ def _back_propagate(
 def _change_images(run: Run) -> None:
     """After the optimiser's step: ``on_synthetic``, and the projection of the pixels."""
     synthetic = run.synthetic
-    if bad := synthetic.not_finite():
-        step = run.position.step
-        raise RunError(f"the distillation diverged: {bad} is not finite at step {step}")
+    for name, value in synthetic.values().items():
+        _expect_finite(run, value, name)
     if listeners(run.hooks, "on_synthetic"):
-        offered = synthetic.batch()
-        answer = fold(run.hooks, "on_synthetic", run.moments.at("on_synthetic"), offered)
+        offered, moment = synthetic.batch(), run.moments.at("on_synthetic")
+        answer = fold(run.hooks, "on_synthetic", moment, offered, checks=run.checks)
         if answer is not offered:  # a detour through pixel space would cost the last bits
             synthetic.write(answer.images)
     if run.task.clip_pixels:
         synthetic.write(synthetic.batch().images.clamp(0, 1))
+
+
+def _expect_finite(run: Run, value: Tensor, name: str) -> None:
+    run.checks.expect(
+        value, f"the distillation diverged: {name} is not finite at step {run.position.step}"
+    )

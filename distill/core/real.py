@@ -8,9 +8,11 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ..devices import moved
 from ..training import shuffled
 from ..types import Batch, RequestError, RunError
-from .hooks import Hook, fold, listeners
+from .finite import FiniteChecks
+from .hooks import Event, Hook, Value, fold, listeners
 from .moments import Moments
 
 
@@ -22,9 +24,16 @@ class RealData:
     the ``classes`` has no row left; ``RunError`` where a hook fails.
     """
 
-    def __init__(self, batch: Batch, classes: int, hooks: Sequence[Hook], moments: Moments) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        classes: int,
+        hooks: Sequence[Hook],
+        moments: Moments,
+        checks: FiniteChecks,
+    ) -> None:
         self.batch = batch
-        self._hooks, self._moments = hooks, moments
+        self._hooks, self._moments, self._checks = hooks, moments, checks
         self._rows = [torch.nonzero(batch.labels == label)[:, 0] for label in range(classes)]
         empty = [label for label, rows in enumerate(self._rows) if not len(rows)]
         if empty:
@@ -34,7 +43,7 @@ class RealData:
         """At most ``count`` rows of class ``label``, without repetition."""
         rows = self._rows[label]
         order = torch.randperm(len(rows), generator=generator)[:count]
-        return self._show(self._sample(label, rows[order.to(rows.device)]))
+        return self._show(self._sample(label, rows[moved(order, rows.device)]))
 
     def draw_mixed(self, count: int, generator: torch.Generator) -> Batch:
         """At most ``count`` rows of all classes, in random order."""
@@ -60,11 +69,15 @@ class RealData:
 
     def _sample(self, label: int, rows: Tensor) -> Tensor:
         """The rows that the hooks choose in place of ``rows`` of class ``label``."""
-        chosen = fold(self._hooks, "on_sample", self._moments.at("on_sample"), rows, label)
+        chosen = self._fold("on_sample", rows, label)
         if chosen is not rows and not bool(((chosen >= 0) & (chosen < len(self.batch))).all()):
             step = self._moments.position.step
             raise RunError(f"on_sample at step {step}: a row outside the training set")
         return chosen
 
     def _show(self, rows: Tensor) -> Batch:
-        return fold(self._hooks, "on_draw", self._moments.at("on_draw"), self.batch.rows(rows))
+        return self._fold("on_draw", self.batch.rows(rows))
+
+    def _fold(self, event: Event, value: Value, *before: int) -> Value:
+        moment = self._moments.at(event)
+        return fold(self._hooks, event, moment, value, *before, checks=self._checks)

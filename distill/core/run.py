@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from ..types import Distillate
+from .finite import FiniteChecks
 from .hooks import Hook
 from .moments import Moments
 from .position import Position
@@ -34,7 +35,10 @@ class Observer:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """One run of ``task``: where it is, the real data, the synthetic images, who listens."""
+    """One run of ``task``: where it is, the real data, the synthetic images, who listens.
+
+    checks: what must be finite, read at the end of each iteration.
+    """
 
     task: Task
     position: Position
@@ -43,3 +47,4 @@ class Run:
     moments: Moments
     hooks: Sequence[Hook]
     observer: Observer
+    checks: FiniteChecks

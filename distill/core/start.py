@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..types import RequestError
 from .backend import Backend
+from .finite import FiniteChecks
 from .hooks import Hook, fold
 from .moments import Moments
 from .position import Position
@@ -34,7 +35,8 @@ def start_run(
     synthetic = SyntheticSet(space, learned, partial(backend.recipe, task))
     moments = Moments(task, position, synthetic)
     left = fold(hooks, "on_start", moments.at("on_start"), task.real)
-    real = RealData(left, task.classes, hooks, moments)
+    checks = FiniteChecks()
+    real = RealData(left, task.classes, hooks, moments, checks)
     start = backend.start(real)
     if start is None:
         labels = torch.arange(task.classes, device=device).repeat_interleave(task.ipc)
@@ -49,6 +51,7 @@ def start_run(
         moments=moments,
         hooks=hooks,
         observer=observer or Observer(),
+        checks=checks,
     )
 
 

@@ -35,6 +35,7 @@ class SyntheticSet:
             name: value.detach().clone().requires_grad_() for name, value in learned.items()
         }
         self.has_images = False
+        self._rows_of: dict[int, Tensor] = {}
         self._space, self._recipe = space, recipe
 
     def place(self, images: Tensor, labels: Tensor) -> None:
@@ -64,7 +65,12 @@ class SyntheticSet:
         with torch.no_grad():
             self.leaf.copy_(self._space.normalise(images))
 
-    def not_finite(self) -> str | None:
-        """What holds NaN or infinity: "an image" or a name in ``learned``; ``None`` for nothing."""
-        values = {"an image": self.leaf, **self.learned}
-        return next((name for name, value in values.items() if not value.isfinite().all()), None)
+    def values(self) -> dict[str, Tensor]:
+        """All that is optimised, by what a message calls it."""
+        return {"an image": self.leaf, **self.learned}
+
+    def rows_of(self, label: int) -> Tensor:
+        """``int64 (n,)``: the rows of class ``label``, found once in a run."""
+        if label not in self._rows_of:
+            self._rows_of[label] = torch.nonzero(self.labels == label)[:, 0]
+        return self._rows_of[label]

@@ -184,8 +184,8 @@ def test_losses_are_added_and_none_counts_for_nothing(toy_moment: Moments) -> No
         (lambda b: 3.0, "must return one number"),
         (lambda b: b.images, "must return one number"),
         (lambda b: b.images.detach().sum(), "not attached to the synthetic images"),
-        (lambda b: b.images.sum() * torch.nan, "the loss is nan"),
-        (lambda b: b.images.sum() / 0, "the loss is inf"),
+        (lambda b: b.images.sum() * torch.nan, "the loss is not finite"),
+        (lambda b: b.images.sum() / 0, "the loss is not finite"),
     ],
 )
 def test_a_loss_that_is_none_is_refused(
