@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..distill.core.hooks import Moment
+from ..distill.trainer import training
 from ..distill.training import in_pieces, sgd, train_epoch
 from ..distill.types import Batch, RequestError, RunError
 from .base import Attack, AttackOptions, DataInfo, ThreatModel
@@ -215,11 +216,11 @@ class SneakDoor(Attack):
             augment="",
         )
         network = moment.fresh_network().train()
-        optimiser = sgd(network, recipe)
-        for _ in range(recipe.epochs):
-            loss = train_epoch(network, optimiser, real, recipe, moment.rng)
-            if not bool(loss.isfinite()):
-                raise RunError("sneakdoor's surrogate diverged: lower surrogate_lr")
+        with training(network, sgd(network, recipe), moment.engine) as trainer:
+            for _ in range(recipe.epochs):
+                loss = train_epoch(trainer, real, recipe, moment.rng)
+                if not bool(loss.isfinite()):
+                    raise RunError("sneakdoor's surrogate diverged: lower surrogate_lr")
         return network.eval().requires_grad_(False)
 
     def _idle_trigger(self) -> GeneratorTrigger:

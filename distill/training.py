@@ -11,24 +11,26 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from . import weights
 from .augment import Augmentation, parse_strategy
+from .devices import moved
+from .engine import PLAIN, Engine
+from .slopes import even_pieces, micro_batch
+from .trainer import NetworkTrainer, training
 from .types import Batch, Recipe, RunError
 
-# On a CPU a batch of 256 falls out of the cache; see benchmarks/results/cpu-levers.json.
-_CPU_MICRO_BATCH = 32
-_GPU_MICRO_BATCH = 2048
 
-
-def micro_batch(device: torch.device) -> int:
-    """How many images to pass through a network at once on ``device``."""
-    return _CPU_MICRO_BATCH if device.type == "cpu" else _GPU_MICRO_BATCH
-
-
-def fit(network: nn.Module, batch: Batch, recipe: Recipe, generator: torch.Generator) -> nn.Module:
+def fit(
+    network: nn.Module,
+    batch: Batch,
+    recipe: Recipe,
+    generator: torch.Generator,
+    engine: Engine = PLAIN,
+) -> nn.Module:
     """Train ``network`` in place on ``batch`` by ``recipe`` and return it in evaluation mode.
 
     SGD with the recipe's momentum and weight decay, every epoch in a fresh order, the learning
     rate cut to a tenth for the second half; or the recipe's own steps where it has any.
-    ``generator`` (CPU) gives orders and augmentation.
+    ``generator`` (CPU) gives orders and augmentation. engine: how the passes run; the recipe's own
+    steps run plainly.
 
     Deviation from the published evaluation: it runs one epoch more and drops the rate (losing the
     momentum) after epoch ``epochs // 2 + 1``; here the momentum stays.
@@ -37,28 +39,30 @@ def fit(network: nn.Module, batch: Batch, recipe: Recipe, generator: torch.Gener
     network.train()
     if recipe.initial is not None and recipe.initial.numel() == weights.count(network):
         weights.write(network, recipe.initial)
-    loss = (_fit_by_steps if recipe.steps else _fit_by_epochs)(network, batch, recipe, generator)
+    if recipe.steps:
+        loss = _fit_by_steps(network, batch, recipe)
+    else:
+        loss = _fit_by_epochs(network, batch, recipe, generator, engine)
     if not bool(loss.isfinite()):
         raise RunError(f"training did not converge: the loss is {loss.item()}")
     return network.eval()
 
 
 def _fit_by_epochs(
-    network: nn.Module, batch: Batch, recipe: Recipe, generator: torch.Generator
+    network: nn.Module, batch: Batch, recipe: Recipe, generator: torch.Generator, engine: Engine
 ) -> Tensor:
     """The recipe's epochs; returns the last mini-batch's loss."""
     optimiser = sgd(network, recipe)
-    schedule = drop_at_half(optimiser, recipe.epochs)
     loss = torch.zeros(())
-    for _ in range(recipe.epochs):
-        loss = train_epoch(network, optimiser, batch, recipe, generator)
-        schedule.step()
+    with training(network, optimiser, engine) as trainer:
+        for epoch in range(recipe.epochs):
+            dropped = epoch >= drop_epoch(recipe.epochs)
+            optimiser.param_groups[0]["lr"] = recipe.lr * (0.1 if dropped else 1.0)
+            loss = train_epoch(trainer, batch, recipe, generator)
     return loss
 
 
-def _fit_by_steps(
-    network: nn.Module, batch: Batch, recipe: Recipe, generator: torch.Generator
-) -> Tensor:
+def _fit_by_steps(network: nn.Module, batch: Batch, recipe: Recipe) -> Tensor:
     """The recipe's steps, each on its own rows at its own rate; returns the last step's loss."""
     parameters = list(network.parameters())
     loss = torch.zeros(())
@@ -96,34 +100,23 @@ def sgd(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 
 
 def train_epoch(
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    recipe: Recipe,
-    generator: torch.Generator,
+    trainer: NetworkTrainer, batch: Batch, recipe: Recipe, generator: torch.Generator
 ) -> Tensor:
     """One epoch over ``batch`` in random order; returns the last mini-batch's loss, detached."""
     order = shuffled(len(batch), recipe.batch_size, generator, batch.images.device)
     pieces = (batch.rows(rows) for rows in order)
-    return train_on(network, optimiser, pieces, recipe, generator)
+    return train_on(trainer, pieces, recipe, generator)
 
 
 def train_on(
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    pieces: Iterable[Batch],
-    recipe: Recipe,
-    generator: torch.Generator,
+    trainer: NetworkTrainer, pieces: Iterable[Batch], recipe: Recipe, generator: torch.Generator
 ) -> Tensor:
     """One step on each mini-batch, augmented; returns the last one's loss, detached."""
     augment = augmenter(recipe, generator)
     loss = torch.zeros(())
     for piece in pieces:
-        loss = functional.cross_entropy(network(augment(piece.images)), piece.labels)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return loss.detach()
+        loss = trainer.step(piece.replace(images=augment(piece.images)))
+    return loss
 
 
 def augmenter(recipe: Recipe, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
@@ -149,7 +142,7 @@ def shuffled(
     wanted: int | None = None,
 ) -> Iterator[Tensor]:
     """Row numbers 0 to ``count`` − 1 in random order, in pieces of ``size``; ``wanted`` of them."""
-    yield from torch.randperm(count, generator=generator)[:wanted].to(device).split(size)
+    yield from moved(torch.randperm(count, generator=generator)[:wanted], device).split(size)
 
 
 @torch.no_grad()
@@ -159,7 +152,7 @@ def in_pieces(answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict(network: nn.Module, images: Tensor) -> Tensor:
+def predict(network: nn.Module, images: Tensor, engine: Engine = PLAIN) -> Tensor:
     """Class numbers ``int64 (N,)`` for pixel-space ``images``; the network's mode is kept.
 
     Errors: ``RunError`` when a logit is not finite: the last step of a training that diverges
@@ -167,11 +160,23 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
     """
     training = network.training
     network.eval()
-    logits = in_pieces(network, images)
+    static = engine.static(network)
+    if static is None:
+        logits = in_pieces(network, images)
+    else:
+        logits = in_full_pieces(static.first_order, images)
     network.train(training)
     if not bool(logits.isfinite().all()):
         raise RunError("the network's logits are not finite: its training did not converge")
     return logits.argmax(dim=1)
+
+
+@torch.no_grad()
+def in_full_pieces(answer: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """As ``in_pieces``, in pieces of one size, the last filled up: a graph knows one shape."""
+    size = even_pieces(len(images), images.device)
+    filled = torch.cat([images, images[: -len(images) % size]])
+    return torch.cat([answer(piece) for piece in filled.split(size)])[: len(images)]
 
 
 def accuracy(network: nn.Module, batch: Batch) -> float:

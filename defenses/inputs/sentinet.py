@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ...distill.networks.registry import Network
-from ...distill.training import in_pieces, micro_batch
+from ...distill.slopes import micro_batch
+from ...distill.training import in_pieces
 from ..base import DefenderView, DefenseOptions, InputScorer
 from ..common.maps import split_at_last_maps
 

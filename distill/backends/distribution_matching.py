@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import final
 
 import torch
@@ -13,9 +14,11 @@ from ..augment import Augmentation, Transform, parse_strategy
 from ..core.backend import Backend, BackendOptions
 from ..core.run import Run
 from ..core.task import Start
+from ..engine import StaticNetwork
 from ..networks.makers import embed
 from ..networks.registry import batch_norm_layers
-from ..training import micro_batch
+from ..slopes import micro_batch
+from ..training import in_full_pieces
 from ..types import Batch, Recipe
 from .matching import mean_distance
 
@@ -76,6 +79,10 @@ class DM(Backend):
 
     def losses(self, run: Run, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
         pairs = self._pairs(run, synthetic)
+        static = run.task.engine.static(network)
+        if static is not None and not batch_norm_layers(network):
+            yield _at_once(static, list(pairs))
+            return
         if batch_norm_layers(network):
             yield _together(network, list(pairs))
             return
@@ -93,7 +100,7 @@ class DM(Backend):
         draws, augments = run.position.generator("draw"), run.position.generator("augment")
         for label in range(run.task.classes):
             real = run.real.draw(label, self._options.batch_real, draws).images
-            fake = synthetic.images[synthetic.labels == label]
+            fake = synthetic.images[run.synthetic.rows_of(label)]
             same: Transform = self._augmentation.draw(real.shape, augments, shared=True)
             yield same(real), same(fake)
 
@@ -105,3 +112,29 @@ def _together(network: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         targets = embed(network, torch.cat(real)).split([len(images) for images in real])
     embedded = embed(network, torch.cat(fake)).split([len(images) for images in fake])
     return torch.stack([mean_distance(*each) for each in zip(embedded, targets, strict=True)]).sum()
+
+
+def _at_once(static: StaticNetwork, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The distances of all classes, summed, from one captured pass for each side."""
+    real, fake = (torch.cat([pair[side] for pair in pairs]) for side in (0, 1))
+    sizes = tuple((len(real), len(fake)) for real, fake in pairs)
+    matched = static.captured(("means", sizes), partial(_match_means, static, sizes))
+    value, slope = matched(real, fake)
+    # The value is the distance, the gradient at the images is its slope.
+    return value + ((fake - fake.detach()) * slope).sum()
+
+
+def _match_means(
+    static: StaticNetwork, sizes: Sequence[tuple[int, int]], real: Tensor, fake: Tensor
+) -> tuple[Tensor, ...]:
+    """The summed distance of all classes, and its gradient on the synthetic images ``fake``.
+
+    The images lie class by class; sizes: how many real and synthetic ones each class has.
+    """
+    reals, fakes = ([pair[side] for pair in sizes] for side in (0, 1))
+    targets = in_full_pieces(static.embed, real).split(reals)
+    seen = fake.detach().requires_grad_()
+    embedded = static.embed(seen).split(fakes)
+    distances = [mean_distance(*each) for each in zip(embedded, targets, strict=True)]
+    value = torch.stack(distances).sum()
+    return value.detach(), torch.autograd.grad(value, seen)[0]

@@ -28,6 +28,7 @@ from ..core.resume import (
     restore_optimiser,
 )
 from ..core.run import Run
+from ..engine import Engine
 from ..files.prefixes import add_prefix, select_prefix
 from ..files.safe import (
     fault,
@@ -42,6 +43,7 @@ from ..files.safe import (
 from ..notices import warn
 from ..preprocessing import digest
 from ..randomness import Streams
+from ..trainer import training
 from ..training import drop_epoch, sgd, train_on
 from ..types import Batch, Recipe, RequestError, RunError
 
@@ -239,13 +241,15 @@ class _ExpertTraining:
         """Train the experts of one file in lockstep, from the checkpoint if there is one."""
         plan, first = self._plan, file * self._plan.per_file
         experts = range(first, min(first + plan.per_file, plan.experts))
-        group = _ExpertGroup([self._untrained(expert) for expert in experts], plan)
+        engine = self._run.task.engine
+        group = _ExpertGroup([self._untrained(expert) for expert in experts], plan, engine)
         for epoch in range(self._resume(file, group), plan.epochs):
             for place, expert in enumerate(experts):
                 self._run.position.enter_expert(self._round, expert, epoch)
                 generator = self._streams.generator("expert", self._round, expert, epoch)
                 batches = self._run.real.batches(plan.recipe.batch_size, generator, plan.rows)
                 group.train(place, epoch, batches, generator)
+                self._run.checks.read()
                 if epoch + 1 < plan.epochs:
                     network = group.networks[place]
                     announce(self._run.hooks, self._run.moments.at("on_network", network))
@@ -299,8 +303,8 @@ class _ExpertTraining:
 class _ExpertGroup:
     """Experts that train in lockstep: networks, optimisers, and the path ``(k, epochs + 1, P)``."""
 
-    def __init__(self, networks: list[nn.Module], plan: ExpertPlan) -> None:
-        self.networks, self._plan = networks, plan
+    def __init__(self, networks: list[nn.Module], plan: ExpertPlan, engine: Engine) -> None:
+        self.networks, self._plan, self._engine = networks, plan, engine
         self._optimisers = [sgd(network, plan.recipe) for network in networks]
         shape = (len(networks), plan.epochs + 1, flat.count(networks[0]))
         self.path = torch.zeros(shape)
@@ -315,7 +319,8 @@ class _ExpertGroup:
         dropped = plan.decay and epoch > drop_epoch(plan.epochs)
         for part in optimiser.param_groups:
             part["lr"] = plan.recipe.lr * (0.1 if dropped else 1.0)
-        train_on(network, optimiser, batches, plan.recipe, generator)
+        with training(network, optimiser, self._engine) as trainer:
+            train_on(trainer, batches, plan.recipe, generator)
         weights = flat.laid_out(network)
         if not bool(weights.isfinite().all()):
             raise RunError(f"an expert diverged in epoch {epoch + 1}: lower expert_lr")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal, final
 
 import numpy
@@ -12,13 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..augment import Augmentation, parse_strategy
+from ..captured import side_by_side
 from ..core.backend import Backend, BackendOptions
 from ..core.run import Run
 from ..core.task import Start
+from ..engine import StaticNetwork
 from ..networks.registry import batch_norm_layers
-from ..training import micro_batch, train_epoch
+from ..slopes import even_pieces, mean_slopes, micro_batch
+from ..trainer import training
+from ..training import train_epoch
 from ..types import Batch, Recipe
-from .matching import DISTANCES
+from .matching import DISTANCES, Gradients
+
+Distance = Callable[[Gradients, Gradients], Tensor]
 
 # Published (ipc, outer loop, inner loop); other values of IPC interpolate.
 _PUBLISHED_LOOPS = ((1, 1, 1), (10, 10, 50), (20, 20, 25), (30, 30, 20), (40, 40, 15), (50, 50, 10))
@@ -87,25 +94,38 @@ class _GradientMatching(Backend):
         return run.task.fresh_network(run.position.iteration, 0)
 
     def losses(self, run: Run, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
-        draws, augments = run.position.generator("draw"), run.position.generator("augment")
         self._freeze_batch_norm(run, network)
+        pairs = self._pairs(run, synthetic)
+        static = run.task.engine.static(network)
+        if static is not None:
+            yield _together(static, list(pairs), self._distance)
+            return
         weights = list(network.parameters())
-        for label in range(run.task.classes):
-            real = run.real.draw(label, self._options.batch_real, draws)
-            fake = synthetic.rows(synthetic.labels == label)
-            if self._augmentation.strategy:
-                same = self._augmentation.draw(real.images.shape, augments, shared=True)
-                real, fake = (b.replace(images=same(b.images)) for b in (real, fake))
+        for real, fake in pairs:
             loss = functional.cross_entropy(network(fake.images), fake.labels)
             gradient = torch.autograd.grad(loss, weights, create_graph=True)
-            yield self._distance(gradient, _gradient(network, weights, real))
+            size = micro_batch(real.images.device)
+            _, wanted = mean_slopes(network, weights, real, size)
+            yield self._distance(gradient, wanted)
 
     def advance(self, run: Run, network: nn.Module, synthetic: Batch) -> None:
         network.train()
         optimiser = torch.optim.SGD(network.parameters(), lr=self._options.lr_net)
         generator = run.position.generator("network")
-        for _ in range(self._inner):
-            train_epoch(network, optimiser, synthetic, self._inner_recipe, generator)
+        with training(network, optimiser, run.task.engine) as trainer:
+            for _ in range(self._inner):
+                train_epoch(trainer, synthetic, self._inner_recipe, generator)
+
+    def _pairs(self, run: Run, synthetic: Batch) -> Iterator[tuple[Batch, Batch]]:
+        """Class by class, a real batch and the synthetic images, augmented alike."""
+        draws, augments = run.position.generator("draw"), run.position.generator("augment")
+        for label in range(run.task.classes):
+            real = run.real.draw(label, self._options.batch_real, draws)
+            fake = synthetic.rows(run.synthetic.rows_of(label))
+            if self._augmentation.strategy:
+                same = self._augmentation.draw(real.images.shape, augments, shared=True)
+                real, fake = (b.replace(images=same(b.images)) for b in (real, fake))
+            yield real, fake
 
     def _freeze_batch_norm(self, run: Run, network: nn.Module) -> None:
         """Take batch norm's statistics from real images: one image per class has none."""
@@ -163,12 +183,55 @@ class DSA(_GradientMatching):
         return strategy
 
 
-def _gradient(network: nn.Module, weights: list[nn.Parameter], batch: Batch) -> list[Tensor]:
-    """The mean loss's gradient on ``batch``, gathered in pieces that fit the cache."""
-    size = micro_batch(batch.images.device)
-    total: list[Tensor] = []
-    for images, labels in zip(batch.images.split(size), batch.labels.split(size), strict=True):
-        loss = functional.cross_entropy(network(images), labels, reduction="sum") / len(batch)
-        piece = torch.autograd.grad(loss, weights)
-        total = [a + b for a, b in zip(total, piece, strict=True)] if total else list(piece)
-    return total
+def _together(
+    static: StaticNetwork, pairs: list[tuple[Batch, Batch]], distance: Distance
+) -> Tensor:
+    """The distances of all classes, summed, attached to the synthetic images.
+
+    One captured function gives their values and their gradients on the images.
+    """
+    sides = [_joined([pair[side] for pair in pairs]) for side in (0, 1)]
+    sizes = tuple((len(real), len(fake)) for real, fake in pairs)
+    matched = static.captured(("match", sizes), partial(_match, static, sizes, distance))
+    (real, truth), (fake, labels) = sides
+    value, slope = matched(real, truth, fake, labels)
+    # The value is the distance, the gradient at the images is its slope.
+    return value + ((fake - fake.detach()) * slope).sum()
+
+
+def _joined(batches: list[Batch]) -> tuple[Tensor, Tensor]:
+    return torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
+
+
+def _match(
+    static: StaticNetwork,
+    sizes: Sequence[tuple[int, int]],
+    distance: Distance,
+    real: Tensor,
+    truth: Tensor,
+    fake: Tensor,
+    labels: Tensor,
+) -> tuple[Tensor, ...]:
+    """The summed distance of all classes, and its gradient on the synthetic images ``fake``.
+
+    The images lie class by class; sizes: how many real and synthetic ones each class has.
+    """
+    reals, fakes = ([pair[side] for pair in sizes] for side in (0, 1))
+
+    def one(images: Tensor, goal: Tensor, seen: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        batch = Batch(images=images, labels=goal)
+        size = even_pieces(len(batch), images.device)
+        _, wanted = mean_slopes(static.first_order, static.weights, batch, size)
+        seen = seen.detach().requires_grad_()
+        loss = functional.cross_entropy(static.module(seen), own)
+        gradient = torch.autograd.grad(loss, static.weights, create_graph=True)
+        value = distance(gradient, wanted)
+        (slope,) = torch.autograd.grad(value, seen)
+        return value.detach(), slope
+
+    parts = zip(
+        real.split(reals), truth.split(reals), fake.split(fakes), labels.split(fakes), strict=True
+    )
+    found = side_by_side([partial(one, *part) for part in parts], real.device)
+    values, slopes = zip(*found, strict=True)
+    return torch.stack(values).sum(), torch.cat(slopes)

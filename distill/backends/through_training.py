@@ -15,10 +15,11 @@ from .. import weights as flat
 from ..core.backend import Backend, BackendOptions
 from ..core.run import Run
 from ..core.task import Task
+from ..engine import Engine
 from ..networks.registry import batch_norm_layers
-from ..training import micro_batch
+from ..slopes import micro_batch
 from ..types import Batch, Recipe, RequestError, Step
-from .unroll import StudentStep, unroll
+from .unroll import StudentStep, unroll, value_and_slope
 
 _BETAS = (0.5, 0.999)
 
@@ -130,9 +131,10 @@ class DD(Backend):
             rates = functional.softplus(run.synthetic.learned["raw_rates"])
             student = network if number == 0 else self._student(task, iteration, number)
             start = flat.laid_out(student)
-            last = unroll(student, start, synthetic, steps, rates, self._options.gradient)
+            gradient, engine = self._options.gradient, task.engine
+            last = unroll(student, start, synthetic, steps, rates, gradient, engine)
             real = run.real.draw_mixed(self._options.batch_real, draws)
-            loss = _loss(student, last, real) / count
+            loss = _loss(student, last, real, engine) / count
             self._last = last.detach() if number == 0 else self._last
             yield loss
 
@@ -153,15 +155,15 @@ class DD(Backend):
         return [group.flatten() for group in rows.split(self._options.per_step, dim=1)]
 
 
-def _loss(network: nn.Module, weights: Tensor, real: Batch) -> Tensor:
+def _loss(network: nn.Module, weights: Tensor, real: Batch, engine: Engine) -> Tensor:
     """Mean loss on ``real`` with ``weights``, attached to them, gathered in pieces that fit."""
     size = len(real) if batch_norm_layers(network) else micro_batch(real.images.device)
     now = weights.detach().requires_grad_()
+    static = engine.static(network)
     total, slope = torch.zeros((), device=now.device), torch.zeros_like(now)
     for images, labels in zip(real.images.split(size), real.labels.split(size), strict=True):
-        piece = flat.loss(network, now, Batch(images=images, labels=labels))
-        share = len(labels) / len(real)
-        (found,) = torch.autograd.grad(piece, now)
+        batch, share = Batch(images=images, labels=labels), len(labels) / len(real)
+        piece, found = value_and_slope(network, static, now, batch)
         total, slope = total + share * piece.detach(), slope + share * found
     # The value is the loss, the gradient at the weights is its slope: no graph is kept for it.
     return total + (weights - weights.detach()) @ slope

@@ -16,6 +16,7 @@ from ..core.backend import Backend, BackendOptions
 from ..core.position import Position
 from ..core.run import Run
 from ..core.task import Start, Task
+from ..devices import moved
 from ..types import Batch, Recipe, RequestError, RunError
 from .experts import Buffer, ExpertPlan, open_buffer
 from .matching import trajectory_distance
@@ -114,6 +115,7 @@ class MTT(Backend):
         self._augmentation = Augmentation(parse_strategy(options.augment), recipe.preprocessing)
         self._round: int | None = None
         self._buffer: Buffer | None = None
+        self._ends: tuple[Tensor, Tensor] | None = None
         self._last: Tensor | None = None
 
     # Images, rate, recipe ------------------------------------------------------------------------
@@ -146,16 +148,18 @@ class MTT(Backend):
         return 1
 
     def network(self, run: Run) -> nn.Module:
-        start, _ = self._start_and_target(run)
+        self._ends = self._start_and_target(run)
         network = run.task.network(0).train()
-        flat.write(network, start)
+        flat.write(network, self._ends[0])
         return network
 
     def losses(self, run: Run, network: nn.Module, synthetic: Batch) -> Iterator[Tensor]:
-        start, target = self._start_and_target(run)
+        assert self._ends is not None
+        start, target = self._ends
         steps = self._student_steps(run.position, synthetic)
         rates = _positive_rate(run.synthetic.learned).expand(len(steps))
-        last = unroll(network, start, synthetic, steps, rates, self._options.gradient)
+        gradient, engine = self._options.gradient, run.task.engine
+        last = unroll(network, start, synthetic, steps, rates, gradient, engine)
         self._last = last.detach()
         yield trajectory_distance(last, start, target)
 
@@ -171,7 +175,7 @@ class MTT(Backend):
         expert = int(torch.randint(options.experts, (1,), generator=generator))
         epoch = int(torch.randint(options.max_start_epoch, (1,), generator=generator))
         start, target = (
-            self._buffer.weights(expert, when).to(run.synthetic.leaf.device)
+            moved(self._buffer.weights(expert, when), run.synthetic.leaf.device)
             for when in (epoch, epoch + options.expert_epochs)
         )
         return start, target
@@ -185,7 +189,7 @@ class MTT(Backend):
         for _ in range(self._options.student_steps):
             if not batches:
                 order = torch.randperm(len(synthetic), generator=draws)
-                batches = list(order.to(synthetic.images.device).split(size))
+                batches = list(moved(order, synthetic.images.device).split(size))
             rows = batches.pop()
             shape = (len(rows), *synthetic.images.shape[1:])
             transform = self._augmentation.draw(shape, augments, shared=False)

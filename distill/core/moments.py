@@ -47,6 +47,7 @@ class Moments:
             fresh_network=lambda: self._fresh_network(*key, next(networks)),
             train_student=lambda: self._train_student(*key, next(students)),
             rng=self._task.streams.generator("attack", *key),
+            engine=self._task.engine,
         )
 
     def _fresh_network(self, *key: int) -> nn.Module:
@@ -58,7 +59,7 @@ class Moments:
         streams, synthetic = self._task.streams, self._synthetic
         network = self._task.network(streams.integer("attack", *key, 0))
         generator = streams.generator("attack", *key, 1)
-        return fit(network, synthetic.batch(), synthetic.recipe, generator)
+        return fit(network, synthetic.batch(), synthetic.recipe, generator, self._task.engine)
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any, Literal, final
 
 from torch import nn
 
+from ..engine import PLAIN, Engine
 from ..randomness import Streams
 from ..types import Batch, Recipe
 
@@ -27,7 +28,7 @@ class Task:
     step. recipe: how victims will train. network: a fresh network from a seed. streams: the run's
     random streams. scratch: a folder for what a backend keeps on disk; ``None``: it keeps nothing.
     identity: the part of the configuration that trained networks depend on. It decides whether
-    networks found in ``scratch`` may be reused.
+    networks found in ``scratch`` may be reused. engine: how the networks' passes run.
     """
 
     real: Batch
@@ -41,6 +42,7 @@ class Task:
     streams: Streams
     scratch: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
+    engine: Engine = PLAIN
 
     def fresh_network(self, *key: int) -> nn.Module:
         """An untrained network in training mode, its weights drawn from ``network`` at ``key``."""

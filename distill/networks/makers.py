@@ -7,6 +7,7 @@ from typing import cast, final
 
 from torch import Tensor, nn
 
+from ..engine import PLAIN, Engine
 from ..preprocessing import Preprocessing
 from .layers import Shape
 from .registry import NetworkSpec, build_network
@@ -18,7 +19,7 @@ class NetworkMaker:
     """Fresh networks of one architecture for one kind of images, by seed.
 
     spec: which network. image_shape: (C, H, W). classes: how many. preprocessing: what the network
-    does with pixels first, on ``device``.
+    does with pixels first, on ``device``. engine: how the networks' passes run.
     """
 
     spec: NetworkSpec
@@ -26,6 +27,7 @@ class NetworkMaker:
     classes: int
     preprocessing: Preprocessing
     device: str = "cpu"
+    engine: Engine = PLAIN
 
     def __call__(self, seed: int) -> nn.Module:
         """A network in training mode whose weights depend on ``seed`` alone."""

@@ -7,7 +7,7 @@ A network normalises on entry, so that mean and standard deviation are in one pl
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal, cast, final
 
 import torch
@@ -51,7 +51,12 @@ class NetworkSpec(BaseModel):
 
 @final
 class Network(nn.Module):
-    """normalise, trunk, head. trunk: normalised images to ``(N, features)``, activated."""
+    """normalise, trunk, head. trunk: normalised images to ``(N, features)``, activated.
+
+    kind: equal for networks that differ in their weights only; ``None`` where that is not known.
+    """
+
+    kind: Hashable = None
 
     def __init__(self, normalise: Normalise, trunk: nn.Module, head: nn.Linear) -> None:
         super().__init__()
@@ -121,6 +126,7 @@ def build_network(
             network = UserNetwork(normalise, _user_body(spec, image_shape, classes))
         else:
             network = _build(spec, normalise, image_shape, classes)
+            network.kind = (spec, image_shape, classes, mean, std, id(preprocessing.zca))
     return network.to(device)
 
 
