@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..distill.core.hooks import Moment
+from ..distill.devices import moved
 from ..distill.types import Batch, RequestError
 from .base import AttackOptions, DataInfo, PoisoningAttack, PoisoningOptions, ThreatModel
 from .search import OBJECTIVES, Carriers, ObjectiveName, SearchOptions, SearchSpace
@@ -66,8 +67,10 @@ class MovingTriggerAttack(PoisoningAttack, ABC):
         self._mean = torch.tensor(data.mean, device=data.device).view(shape)
         self._std = torch.tensor(data.std, device=data.device).view(shape)
         self._pattern = torch.zeros(data.image_shape, device=data.device)
-        self._moves = self._updates = self._idle_updates = 0
+        self._moves = self._updates = 0
+        self._idle_updates: int | Tensor = 0  # counted on the device
         self._experts_seen = False
+        self._eligible: Tensor | None = None
 
     @abstractmethod
     def first_pattern(self, rng: torch.Generator) -> Tensor:
@@ -92,8 +95,10 @@ class MovingTriggerAttack(PoisoningAttack, ABC):
 
     def on_start(self, moment: Moment, real: Batch) -> Batch:
         self._pattern = self.first_pattern(moment.rng)
-        self._moves = self._updates = self._idle_updates = 0
+        self._moves = self._updates = 0
+        self._idle_updates = 0
         self._experts_seen = False
+        self._eligible = None
         return self.poison(moment, real)
 
     def on_draw(self, moment: Moment, clean: Batch) -> Batch:
@@ -111,7 +116,7 @@ class MovingTriggerAttack(PoisoningAttack, ABC):
             return
         found = self._objective.search(moment, self._carriers(moment), self._search_options())
         self._updates += 1
-        self._idle_updates += bool(torch.equal(found, self._pattern))
+        self._idle_updates = self._idle_updates + (found == self._pattern).all()
         self._pattern = found
 
     def _follows(self, moment: Moment) -> bool:
@@ -129,14 +134,14 @@ class MovingTriggerAttack(PoisoningAttack, ABC):
         return {
             **super().counters(),
             "trigger_updates": self._updates,
-            "idle_trigger_updates": self._idle_updates,
+            "idle_trigger_updates": int(self._idle_updates),
         }
 
     def state_dict(self) -> dict[str, Tensor]:
         return {
             "pattern": self._pattern,
             "counts": torch.tensor(
-                [self._moves, self._updates, self._idle_updates, self._experts_seen]
+                [self._moves, self._updates, int(self._idle_updates), self._experts_seen]
             ),
         }
 
@@ -152,15 +157,18 @@ class MovingTriggerAttack(PoisoningAttack, ABC):
     def _carriers(self, moment: Moment) -> Carriers:
         """The pattern, and clean images to stamp it on with the labels that they are to get."""
         real = moment.real
-        eligible = torch.nonzero(self.goal.eligible(real.labels))[:, 0]
+        if self._eligible is None:
+            self._eligible = torch.nonzero(self.goal.eligible(real.labels))[:, 0]
+        eligible = self._eligible
         order = torch.randperm(len(eligible), generator=moment.rng)[: self.options.carriers]
-        rows = eligible[order.to(eligible.device)]
+        rows = eligible[moved(order, eligible.device)]
         return Carriers(
             images=real.images[rows],
             targets=self.goal.targets(real.labels[rows]),
             pattern=self._pattern,
             space=self.search_space(),
             stamp=lambda pattern, images: self.trigger_of(pattern).stamp(images),
+            owner=id(self),
         )
 
     def _search_options(self) -> SearchOptions:

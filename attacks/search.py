@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, final
 
 import torch
@@ -46,7 +47,8 @@ class Carriers:
 
     images: clean images ``(N, C, H, W)`` that the goal is about, targets: ``int64 (N,)``, the
     labels they are to get. pattern: ``(C, H, W)``, in ``space``. stamp: images with a pattern, from
-    the pattern and clean images, differentiable in the pattern.
+    the pattern and clean images, differentiable in the pattern. owner: equal for carriers that
+    differ in images, targets and pattern only.
     """
 
     images: Tensor
@@ -54,6 +56,7 @@ class Carriers:
     pattern: Tensor
     space: SearchSpace
     stamp: Callable[[Tensor, Tensor], Tensor]
+    owner: Hashable = None
 
 
 @final
@@ -68,6 +71,16 @@ class SearchOptions:
     students: int
 
 
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LivePasses:
+    """A live ``network`` with its passes: ``logits`` and ``features`` (what enters its head)."""
+
+    network: nn.Module
+    logits: Callable[[Tensor], Tensor]
+    features: Callable[[Tensor], Tensor]
+
+
 Loss = Callable[[Tensor], Tensor]  # from a pattern (C, H, W), pixel space, to a scalar
 
 
@@ -76,16 +89,17 @@ def optimise_pattern(
 ) -> Tensor:
     """Adam on the pixels under the mask, in normalised units; returns the new pattern.
 
-    Stops early once the loss is below ``stop_below``. Where the space has a projection, every step
-    ends with it.
+    Stops early once the loss is below ``stop_below``, which losses of 0 or more never are at 0.
+    Where the space has a projection, every step ends with it.
     """
     space = carriers.space
     start = (carriers.pattern - space.shift) / space.scale
     moved = start.clone().requires_grad_()
-    optimiser = torch.optim.Adam([moved], lr=options.lr, betas=_BETAS)
+    on_gpu = moved.is_cuda  # there the steps are counted on the GPU too
+    optimiser = torch.optim.Adam([moved], lr=options.lr, betas=_BETAS, capturable=on_gpu)
     for _ in range(options.steps):
         value = loss(_pixels(moved, space))
-        if value.item() < stop_below:
+        if stop_below > 0 and value.item() < stop_below:
             break
         (gradient,) = torch.autograd.grad(value, moved)
         moved.grad = gradient * space.mask
@@ -94,10 +108,10 @@ def optimise_pattern(
             with torch.no_grad():
                 pixels = space.project(_pixels(moved, space))
                 moved.copy_((pixels - space.shift) / space.scale)
-    if torch.equal(moved.detach(), start):
-        return carriers.pattern
     found = _pixels(moved.detach(), space) * space.mask
-    return space.project(found) if space.project else found
+    found = space.project(found) if space.project else found
+    # Without a step there is no rounding either: an update that did nothing is recognised by that.
+    return torch.where((moved.detach() == start).all(), carriers.pattern, found)
 
 
 def _pixels(moved: Tensor, space: SearchSpace) -> Tensor:
@@ -143,27 +157,60 @@ def neuron(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tensor
     linear layer: by summed absolute weights into the head) among those that respond to at least
     one carrier; their mean activation is driven to ``alpha`` × its first value.
     """
-    network = _network(moment)
-    hidden = penultimate_linear(network)
+    return _against_network(moment, carriers, options, _drive_neurons)
+
+
+def _drive_neurons(live: LivePasses, carriers: Carriers, options: SearchOptions) -> Tensor:
+    hidden = penultimate_linear(live.network)
     with torch.no_grad():
-        before = embed(network, _stamped(carriers.pattern, carriers))
-    weights = _head_weights(network) if hidden is None else hidden.weight.abs().sum(dim=1)
+        before = live.features(_stamped(carriers.pattern, carriers))
+    weights = _head_weights(live.network) if hidden is None else hidden.weight.abs().sum(dim=1)
     alive = before.abs().sum(dim=0) > 0
-    if not bool(alive.any()):
-        return carriers.pattern
     ranked = torch.where(alive, weights, -torch.inf)
-    units = ranked.topk(min(options.neurons, int(alive.sum()))).indices
+    units = ranked.topk(min(options.neurons, len(ranked))).indices
+    counted = alive[units].to(before.dtype)
+    share = counted / counted.sum().clamp(min=1)  # none alive: the loss is 0, and nothing moves
 
     def activation(pattern: Tensor) -> Tensor:
-        return embed(network, _stamped(pattern, carriers))[:, units].mean(dim=0)
+        return live.features(_stamped(pattern, carriers))[:, units].mean(dim=0)
 
     wanted = options.alpha * before[:, units].mean(dim=0)
-    return optimise_pattern(carriers, options, _distance_to(wanted, activation), stop_below=0.0)
+
+    def loss(pattern: Tensor) -> Tensor:
+        return ((activation(pattern) - wanted).square() * share).sum()
+
+    return optimise_pattern(carriers, options, loss, stop_below=0.0)
 
 
 def target_logit(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tensor:
     """Cross-entropy of stamped carriers to their targets, on the live distilling network."""
-    return _lower_cross_entropy([_network(moment)], carriers, options)
+    return _against_network(moment, carriers, options, _reach_targets)
+
+
+def _reach_targets(live: LivePasses, carriers: Carriers, options: SearchOptions) -> Tensor:
+    return _lower_cross_entropy([live.logits], carriers, options)
+
+
+def _against_network(
+    moment: Moment,
+    carriers: Carriers,
+    options: SearchOptions,
+    search: Callable[[LivePasses, Carriers, SearchOptions], Tensor],
+) -> Tensor:
+    """What ``search`` finds on the live network, captured where the engine does that."""
+    network = _network(moment)
+    static = moment.engine.static(network)
+    if static is None:
+        plain = LivePasses(network=network, logits=network, features=partial(embed, network))
+        return search(plain, carriers, options)
+    live = LivePasses(network=static.module, logits=static.first_order, features=static.embed)
+
+    def found(images: Tensor, targets: Tensor, pattern: Tensor) -> tuple[Tensor, ...]:
+        given = replace(carriers, images=images, targets=targets, pattern=pattern)
+        return (search(live, given, options),)
+
+    captured = static.captured((search, options, carriers.owner), found)
+    return captured(carriers.images, carriers.targets, carriers.pattern)[0].clone()
 
 
 def student(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tensor:
@@ -174,7 +221,7 @@ def student(moment: Moment, carriers: Carriers, options: SearchOptions) -> Tenso
 
 
 def _lower_cross_entropy(
-    networks: list[nn.Module], carriers: Carriers, options: SearchOptions
+    networks: Sequence[Callable[[Tensor], Tensor]], carriers: Carriers, options: SearchOptions
 ) -> Tensor:
     targets = carriers.targets
 

@@ -231,7 +231,8 @@ def test_neuron_changes_nothing_where_every_unit_is_dead(
     network = toy_task("convnet-baadd", head=8).network(0)
     with torch.no_grad():
         hidden_layer(network).bias.fill_(-1000)
-    assert neuron(toy_moment(network), carriers, options()) is carriers.pattern
+    found = neuron(toy_moment(network), carriers, options())
+    assert torch.equal(found, carriers.pattern)
 
 
 def fooling(networks: list[nn.Module], pattern: Tensor, carriers: Carriers) -> float:
