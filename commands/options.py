@@ -12,6 +12,7 @@ import yaml
 
 from ..attacks.triggers import TriggerRange
 from ..defenses.base import Budget
+from ..distill.engine import Precision, Speed
 from ..distill.types import RequestError
 from ..eval.config.layers import for_clean, gather, without_attack
 from ..eval.config.received import machine_keys, received_keys
@@ -118,6 +119,21 @@ MACHINE = _group(
     click.option("--seed", type=int, help="The distillation seed."),
     click.option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps."),
     click.option("--threads", type=int, help="CPU threads; another count gives other bits."),
+    click.option(
+        "--speed",
+        type=click.Choice(get_args(Speed)),
+        help="plain, or fast: compiled passes and CUDA graphs (default: fast on a GPU).",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(get_args(Precision)),
+        help="Of products on a GPU (default: tf32); bf16 is for fast first-order passes.",
+    ),
+    click.option(
+        "--deterministic/--no-deterministic",
+        default=None,
+        help="The same bits for the same seed on a GPU too; slower.",
+    ),
 )
 SEEDS = _group(
     click.option("--seeds", type=click.IntRange(1), help="Number of seeds, counted from --seed."),

@@ -133,7 +133,9 @@ def test_a_quick_command_runs(
     for picture in ("logo.png", "photo.jpg"):
         Image.new("RGB", (40, 30), "orange").save(tmp_path / picture)
     monkeypatch.chdir(tmp_path)
-    words = words if words[0] == "list" else [*words, "--print-config", "--device", "cpu"]
+    if words[0] != "list":
+        machine = [] if "--device" in words else ["--device", "cpu"]
+        words = [*words, "--print-config", *machine]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.stderr
     assert done.stdout

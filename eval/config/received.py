@@ -20,7 +20,7 @@ from .schema import DataSection, RunSection, SetSection, VictimSection, find_att
 
 _NAMES = {"attack", "backend", "network", "victim_network", "dataset"}
 _PATHS = {"trigger_image"}
-_MACHINE = {"device", "threads"}
+_MACHINE = {"device", "threads", "speed", "precision", "deterministic"}
 _SECTIONS: tuple[type[BaseModel], ...] = (
     DataSection,
     NetworkSpec,
@@ -63,7 +63,7 @@ def received_keys(config: Mapping[str, Any], own: Mapping[str, Any]) -> Received
 
 
 def machine_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The device and the threads of a run that is to be resumed: others would give other bits.
+    """What a run that is to be resumed says of its machine: another one would give other bits.
 
     More threads than this machine has cores are left out.
     """

@@ -16,13 +16,23 @@ from typing import Any, final
 
 import torch
 from joblib import cpu_count
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from ...attacks import ATTACKS, Attack, AttackOptions
 from ...distill.augment import parse_strategy
 from ...distill.backends import BACKENDS
 from ...distill.core.backend import Backend, BackendOptions
 from ...distill.data.registry import dataset_entry
+from ...distill.engine import Precision, Speed
 from ...distill.networks.registry import NetworkSpec
 from ...distill.plugins import is_reference, load_object, look_up
 from ...distill.types import RequestError
@@ -99,6 +109,31 @@ class RunSection(Section):
     curve_every: int = Field(
         0, ge=0, description="iterations between two victims for the learning curve (0: no curve)"
     )
+    speed: Speed | None = Field(
+        None,
+        description="plain: the reference path; fast: compiled passes, and CUDA graphs on a GPU "
+        "(default: fast on a GPU, plain on a CPU, where compiling pays for long runs only)",
+    )
+    precision: Precision | None = Field(
+        None,
+        description="of products on a GPU: float32, tf32, or bf16 for fast passes without a second "
+        "derivative (default: tf32 on a GPU, float32 elsewhere)",
+    )
+    deterministic: bool = Field(
+        False, description="the same bits for the same seed on a GPU too, at a price"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_newer_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what came later where it says what held before: hashes stay as they were."""
+        values: dict[str, Any] = dump(self)
+        before: dict[str, object] = {
+            "precision": usual_precision(self.device),
+            "deterministic": False,
+        }
+        if not on_gpu(self.device):
+            before["speed"] = "plain"
+        return {k: v for k, v in values.items() if k not in before or v not in (before[k], None)}
 
 
 @final
@@ -282,8 +317,25 @@ def _resolve_machine(run: RunSection) -> RunSection:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     _check_device(device)
+    speed = run.speed or ("fast" if on_gpu(device) else "plain")
+    precision = run.precision or usual_precision(device)
+    if precision == "tf32" and not on_gpu(device):
+        raise RequestError(f"precision tf32 is a GPU's: {device} takes float32 or bf16")
+    if precision == "bf16" and speed == "plain":
+        raise RequestError("precision bf16 needs the fast path: --speed fast")
     threads = run.threads or cpu_count()
-    return run.model_copy(update={"device": device, "threads": threads})
+    found = {"device": device, "threads": threads, "speed": speed, "precision": precision}
+    return run.model_copy(update=found)
+
+
+def on_gpu(device: str) -> bool:
+    """Whether ``device`` is a CUDA GPU; "auto" is not yet one."""
+    return device.startswith("cuda")
+
+
+def usual_precision(device: str) -> Precision:
+    """What a device's products are computed in unless asked otherwise."""
+    return "tf32" if on_gpu(device) else "float32"
 
 
 def _check_device(device: str) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ...attacks import TestCase
+from ...distill.engine import PLAIN, Engine
 from ...distill.training import predict
 from ...distill.types import Batch
 from .statistics import FEWEST_VALUES, t_interval, wilson
@@ -102,9 +103,9 @@ def is_scores(found: object) -> bool:
     return all(isinstance(value, int | float) and 0 <= value <= 1 for value in values)
 
 
-def rates(network: nn.Module, test: Batch, case: TestCase | None) -> Scores:
-    """The rates of one victim; see ``rates_of``."""
-    return rates_of(partial(predict, network), test, case)
+def rates(network: nn.Module, test: Batch, case: TestCase | None, engine: Engine = PLAIN) -> Scores:
+    """The rates of one victim, whose passes ``engine`` runs; see ``rates_of``."""
+    return rates_of(partial(predict, network, engine=engine), test, case)
 
 
 def rates_of(

@@ -69,4 +69,4 @@ class Watcher(Observer):
         current, network = self._finish(made), setup.primary_network
         victim = train_victim(current, network, setup.streams, 0)
         case = self._attack.test_case(test.images, test.labels) if self._attack else None
-        return rates(victim, test, case)
+        return rates(victim, test, case, network.engine)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...distill.files.artifact import pixel_range
 from ...distill.types import DistilledSet, hard_labels
+from ..config.schema import on_gpu
 from ..results.metrics import Distance, distance, mean_distance
 from ..results.record import Record, RecordKind, command_line, environment
 from .setup import Setup
@@ -22,7 +23,10 @@ def new_record(setup: Setup, given: Sequence[str], kind: RecordKind | None = Non
         config_given=sorted(given),
         config_key=config.key(),
         control_key=config.control_key(),
-        environment=environment(config.run.device),
+        environment={
+            **environment(config.run.device),
+            "repeats_bit_for_bit": config.run.deterministic or not on_gpu(config.run.device),
+        },
         command=command_line(),
         dataset=setup.data.describe(),
         recipe=setup.recipe.describe(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from ...attacks import Attack, DataInfo
 from ...distill.core.backend import Backend
 from ...distill.core.task import Task
 from ...distill.data.registry import ImageSet, load_dataset
+from ...distill.engine import Engine
 from ...distill.memory import keep_freed_memory
 from ...distill.networks.makers import NetworkMaker
 from ...distill.networks.registry import NetworkSpec
@@ -21,6 +23,8 @@ from ...distill.randomness import Streams
 from ...distill.types import Distillate, DistilledSet, Recipe, RequestError
 from ..config.schema import Config
 from .recipes import override, victims_recipe
+
+_MACHINE = ("device", "threads", "speed", "precision", "deterministic")
 
 
 @final
@@ -63,6 +67,7 @@ class Setup:
             streams=self.streams,
             scratch=scratch,
             identity=_identity(self.config),
+            engine=self.network.engine,
         )
 
     def backend(self) -> Backend:
@@ -132,8 +137,10 @@ def build(config: Config, data: ImageSet) -> Setup:
             classes=len(data.classes),
             preprocessing=data.preprocessing,
             device=config.run.device,
+            engine=engine,
         )
 
+    engine = _engine(config)
     own = config.network
     names = config.victims.victim_network or (own.network,)
     specs = {name: own if name == own.network else NetworkSpec(network=name) for name in names}
@@ -147,16 +154,27 @@ def build(config: Config, data: ImageSet) -> Setup:
     )
 
 
+def _engine(config: Config) -> Engine:
+    """How passes run, set up for this process."""
+    run = config.run
+    assert run.speed is not None and run.precision is not None
+    if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first use
+    torch.use_deterministic_algorithms(run.deterministic)
+    engine = Engine(run.speed, run.precision)
+    engine.apply()
+    return engine
+
+
 def _identity(config: Config) -> dict[str, Any]:
     """What trained networks depend on beside the data they see and the way they train."""
-    options = config.attack_options
+    options, run = config.attack_options, config.run.model_dump()
     return {
         **config.data.model_dump(),
         **config.network.model_dump(),
         "attack": config.attack,
         "attack_options": options.model_dump(mode="json") if options else None,
-        "device": config.run.device,
-        "threads": config.run.threads,
+        **{key: run[key] for key in _MACHINE if key in run},
     }
 
 

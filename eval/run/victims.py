@@ -26,7 +26,8 @@ def train_victim(
     of a set and of its clean twin are pairs.
     """
     fresh = network(streams.integer("victim", number, 0))
-    return fit(fresh, distilled.batch, distilled.recipe, streams.generator("victim", number, 1))
+    generator = streams.generator("victim", number, 1)
+    return fit(fresh, distilled.batch, distilled.recipe, generator, network.engine)
 
 
 VictimTrainer = Callable[[DistilledSet, NetworkMaker, Streams, int], nn.Module]
@@ -76,7 +77,7 @@ class Panel:
                 victim = self._train(distilled, network, self._streams, number)
                 if number == 0 and show is not None:
                     show(victim)
-                known[label] = dict(rates(victim, self._test, case))
+                known[label] = dict(rates(victim, self._test, case, network.engine))
                 self._folder.keep_score(label, known[label])
                 phase.reach(number + 1)
         return [known[label] for label in labels]

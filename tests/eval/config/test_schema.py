@@ -157,6 +157,45 @@ def test_device_and_threads_are_resolved() -> None:
     assert configure(threads=3).run.threads == 3
 
 
+def test_speed_and_precision_are_the_device_s_own() -> None:
+    on_cpu, on_gpu = configure(device="cpu").run, configure(device="cuda:1").run
+    assert (on_cpu.speed, on_cpu.precision) == ("plain", "float32")
+    assert (on_gpu.speed, on_gpu.precision) == ("fast", "tf32")
+    given = configure(device="cuda", speed="plain", precision="float32").run
+    assert (given.speed, given.precision) == ("plain", "float32")
+
+
+def test_the_fast_path_is_part_of_the_identity_and_the_plain_one_changes_no_hash() -> None:
+    plain = configure(device="cpu", threads=1)
+    assert not {"speed", "precision", "deterministic"} & plain.flat().keys()
+    others: list[dict[str, Any]] = [
+        {"speed": "fast"},
+        {"speed": "fast", "precision": "bf16"},
+        {"deterministic": True},
+    ]
+    found = [configure(device="cpu", threads=1, **other) for other in others]
+    assert len({plain.key(), *(each.key() for each in found)}) == len(others) + 1
+    assert [configure(**each.flat()) for each in found] == found
+
+
+def test_a_gpu_s_configuration_says_its_speed() -> None:
+    for speed in ("plain", "fast"):
+        config = configure(device="cuda", threads=1, speed=speed)
+        assert config.flat()["speed"] == speed and configure(**config.flat()) == config
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"device": "cpu", "precision": "tf32"}, "precision tf32 is a GPU's: cpu takes"),
+        ({"device": "cuda", "speed": "plain", "precision": "bf16"}, "bf16 needs the fast path"),
+        ({"speed": "quick"}, "speed: input should be 'plain' or 'fast'"),
+    ],
+)
+def test_a_precision_that_the_path_lacks_is_refused(keys: dict[str, Any], said: str) -> None:
+    refused(keys, said)
+
+
 def test_the_published_recipes_come_with_the_backend() -> None:
     dc, dsa = configure().victims, configure(backend="dsa", dataset="cifar10").victims
     assert (dc.victim_epochs, dc.victim_augment) == (300, "")
