@@ -20,7 +20,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-all lint format clean distclean
+.PHONY: help install demo test test-all bench-quick lint format clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ test: $(VENV)/.tools $(VENV)/.package ## the fast tests, in as many processes as
 
 test-all: $(VENV)/.tools $(VENV)/.package ## the slow tests as well, and those for a GPU where there is one
 	$(RUN) pytest -m "" $(ARGS)
+
+bench-quick: $(VENV)/.package ## the fast path against the plain one at small sizes, one or two minutes
+	$(VENV)/bin/python benchmarks/speed.py $(VENV)/bench-quick.json --quick --rounds 5 $(ARGS)
 
 lint: $(VENV)/.tools $(VENV)/.package ## ruff's rules and format, mypy strict
 	$(RUN) ruff check .
