@@ -6,13 +6,18 @@ The plain path is the reference: tests compare the fast one with it.
 from __future__ import annotations
 
 import copy
+import importlib
 import shutil
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn import functional
 
 from .captured import Captured, Function
 from .fast_layers import with_fast_layers
@@ -83,8 +88,10 @@ class StaticNetwork:
     """
 
     def __init__(self, like: nn.Module, precision: Precision, compiles: bool) -> None:
+        _load_forward_derivatives()
         self.module = with_fast_layers(copy.deepcopy(like))
         self.weights: list[Tensor] = list(self.module.parameters())
+        self._names = [name for name, _ in self.module.named_parameters()]
         self._tensors = [*self.weights, *self.module.buffers()]
         self.velocity = [torch.zeros_like(weight) for weight in self.weights]
         self.is_reserved = False
@@ -93,6 +100,7 @@ class StaticNetwork:
         self._mode: tuple[bool, ...] = ()
         compiles = compiles and _can_compile(self.device)
         self._forward = _compiled(self.module) if compiles else self.module
+        self._along = _compiled(self._derivative) if compiles else self._derivative
         embed: Any = getattr(self.module, "embed", None)
         self._embed = _compiled(embed) if compiles and embed else embed
 
@@ -144,6 +152,27 @@ class StaticNetwork:
             features: Tensor = self._embed(images)
         return features.float()
 
+    def along(self, images: Tensor, labels: Tensor, direction: Sequence[Tensor]) -> Tensor:
+        """The derivative of the mean cross-entropy on ``images`` along ``direction``.
+
+        direction: as the weights. The answer can be differentiated at the images and the weights:
+        that is a second derivative of the loss, which ``torch.compile`` has no other way to.
+        Not for networks that keep statistics of batches.
+        """
+        answer: Tensor = self._along(images, labels, *self.weights, *direction)
+        return answer
+
+    def _derivative(self, images: Tensor, labels: Tensor, *tensors: Tensor) -> Tensor:
+        weights, direction = tensors[: len(self._names)], tensors[len(self._names) :]
+
+        def loss(*values: Tensor) -> Tensor:
+            named = dict(zip(self._names, values, strict=True))
+            logits: Tensor = functional_call(self.module, named, (images,))
+            return functional.cross_entropy(logits, labels)
+
+        found: Tensor = jvp(loss, weights, direction)[1]
+        return found
+
     def captured(
         self, name: Hashable, function: Function, state: Sequence[Tensor] = ()
     ) -> Captured:
@@ -163,11 +192,20 @@ class StaticNetwork:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
-def _compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     # One entry for each shape of a batch and each mode; 8 are allowed otherwise.
     torch._dynamo.config.recompile_limit = _MOST_SHAPES
-    compiled: Callable[[Tensor], Tensor] = torch.compile(function, dynamic=False)
+    compiled: Callable[..., Tensor] = torch.compile(function, dynamic=False)
     return compiled
+
+
+@cache
+def _load_forward_derivatives() -> None:
+    """Import torch's rules for ``jvp``, which it does at the first use, with a warning of its own
+    about its own scripting."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 def _can_compile(device: torch.device) -> bool:

@@ -187,9 +187,14 @@ def _second(
     """The gradient's product with ``adjoint``, and its own gradients at images and weights."""
     flat.write(static.module, now)
     seen = images.detach().requires_grad_()
-    loss = functional.cross_entropy(static.module(seen), labels)
-    slopes = torch.autograd.grad(loss, static.weights, create_graph=True)
-    value = _laid_out(slopes) @ adjoint
+    if static.sees_batches:
+        loss = functional.cross_entropy(static.module(seen), labels)
+        slopes = torch.autograd.grad(loss, static.weights, create_graph=True)
+        value = _laid_out(slopes) @ adjoint
+    else:
+        pieces = adjoint.split([weight.numel() for weight in static.weights])
+        shaped = [piece.view_as(w) for piece, w in zip(pieces, static.weights, strict=True)]
+        value = static.along(seen, labels, shaped)
     to_images, *to_weights = torch.autograd.grad(value, (seen, *static.weights))
     return value.detach(), to_images, _laid_out(to_weights)
 
