@@ -17,6 +17,7 @@ from ...distill.data.registry import ImageSet, load_dataset
 from ...distill.memory import keep_freed_memory
 from ...distill.networks.makers import NetworkMaker
 from ...distill.networks.registry import NetworkSpec
+from ...distill.preprocessing import Preprocessing
 from ...distill.randomness import Streams
 from ...distill.types import Distillate, DistilledSet, Recipe, RequestError
 from ..config.schema import Config
@@ -145,6 +146,14 @@ def build(config: Config, data: ImageSet) -> Setup:
         network=network(own),
         victim_networks={name: network(spec) for name, spec in specs.items()},
     )
+
+
+def with_preprocessing(setup: Setup, preprocessing: Preprocessing) -> Setup:
+    """``setup`` with networks that do ``preprocessing``, of a set's recipe, with pixels first."""
+    if preprocessing == setup.data.preprocessing:
+        return setup
+    moved = preprocessing.to(setup.config.run.device)
+    return build(setup.config, setup.data.with_preprocessing(moved))
 
 
 def _identity(config: Config) -> dict[str, Any]:
