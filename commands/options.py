@@ -342,6 +342,17 @@ def out_folder(given: Given, name: str) -> Path:
     return out
 
 
+def data_configuration(given: Given) -> Config:
+    """The configuration of a command that names the data and the machine alone."""
+    return configure(
+        **{
+            key: value
+            for key, value in given.items()
+            if value not in (None, ()) and key not in _NO_KEYS
+        }
+    )
+
+
 def take_reading(given: Given) -> ReadingOptions:
     """How another project's files are to be read; takes its options out of ``given``."""
     number, space, factor, labels = (given.pop(name) for name in _READING)

@@ -118,6 +118,13 @@ class SetFiles:
             for text in self.read.notes:
                 warn(f"{self.set_file}: {text}")
             return self.read.distilled
+        return self.load_own()
+
+    def load_own(self) -> DistilledSet:
+        """The set in a file of this suite.
+
+        Errors: ``RequestError`` also for options of reading that such a file does not need.
+        """
         if self.reading.number:
             number = self.reading.number
             raise RequestError(f"{self.set_file} holds one set: there is no set {number}")

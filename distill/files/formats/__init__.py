@@ -70,12 +70,11 @@ def read_received(path: Path, number: int | None = None) -> tuple[str, StoredSet
         name = next((name for name, form in FORMATS.items() if form.matches(path)), None)
     except OSError as error:
         raise fault(path, f"cannot be read: {error.strerror or error}") from None
+    if name is None and is_views_folder(path):
+        held = "a teacher's labels for views of images"
+        raise fault(path, f"holds {held}: name the folder of the images, with --labels {path}")
     if name is None:
-        views = (
-            "labels of a teacher for views of images: name the folder of the images, with --labels"
-        )
-        held = views if is_views_folder(path) else f"no set: expected {', '.join(FORMATS)}"
-        raise fault(path, f"holds {held}")
+        raise fault(path, f"is no run folder and holds no set: expected {', '.join(FORMATS)}")
     return name, FORMATS[name].read(path, number)
 
 
