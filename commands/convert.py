@@ -1,4 +1,4 @@
-"""The command that converts sets between the forms of this and other projects: ``convert``."""
+"""The command that converts sets between the formats of this and other projects: ``convert``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ _MOST_FILES = 5
 @click.command()
 @click.argument("source", metavar="IN", type=options.PATH)
 @click.argument("out", metavar="OUT", type=options.PATH)
-@click.option("--form", metavar="NAME", help=f"{', '.join(WRITERS)} (default: by OUT's name).")
+@click.option(
+    "--format", "form", metavar="NAME", help=f"{', '.join(WRITERS)} (default: by OUT's name)."
+)
 @options.READING
 @options.DATA
 @options.MACHINE
@@ -31,7 +33,7 @@ _MOST_FILES = 5
 def convert(
     source: Path, out: Path, form: str | None, as_json: bool, quiet: bool, **given: Any
 ) -> None:
-    """Convert a set between the forms of this and other projects.
+    """Convert a set between the formats of this and other projects.
 
     IN is a run folder, or a file or folder of this or another project: .pt files of DC, DSA, DM,
     IDM, DataDAM, IDC, NCFM, KIP, MTT and DATM, folders of DD-Ranking, image folders, tables of the
@@ -39,11 +41,11 @@ def convert(
     is reported.
 
     \b
-    To this suite's form; in which space the values are is found out, or given with --space:
+    To this suite's format; in which space the values are is found out, or given with --space:
         distillsec convert res_DC_CIFAR10.pt set.safetensors --dataset cifar10
         distillsec convert images_best.pt set.safetensors --dataset cifar10 --space zca
         distillsec convert cifar10_ipc10.pt set.safetensors --dataset cifar10 --factor 2
-    To the forms of others; the ending, or a name with "images", says which:
+    To the formats of others; the ending, or a name with "images", says which:
         distillsec convert runs/a set.pt            # as DC, DSA and DM write it
         distillsec convert runs/a images_best.pt    # with labels_best.pt and lr_best.pt, as MTT
         distillsec convert runs/a set.npz
@@ -78,7 +80,7 @@ def _text(done: Conversion) -> str:
     classes = len(done.distilled.classes)
     lines = [f"{done.source}: {len(batch)} images {shape}, {classes} classes, {kind}"]
     if read is not None:
-        lines.append(f"  form: {read.form} ({FORMATS[read.form].description})")
+        lines.append(f"  format: {read.form} ({FORMATS[read.form].description})")
         lines += [f"  ! {note}" for note in (*read.notes, _recipe_note(done.distilled.recipe))]
     files = [str(file) for file in done.files[:_MOST_FILES]]
     if len(done.files) > _MOST_FILES:

@@ -1,4 +1,4 @@
-"""Convert a set of any project into a file of another form."""
+"""Convert a set of any project into another format."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Conversion:
             "classes": len(self.distilled.classes),
             "soft_labels": batch.labels.ndim == 2,
             "pixel_range": list(pixel_range(batch.images)),
-            "form": self.form,
+            "format": self.form,
             "files": [str(file) for file in self.files],
             "lost": list(self.lost),
         }
@@ -70,12 +70,12 @@ def convert(
     source: a run folder, or a file or folder of this or another project. form: a key of
     ``WRITERS``; by default what the name ``out`` stands for. config: the data that another
     project's set was distilled from; not needed for a set of this suite.
-    Errors: ``RequestError`` for an unknown form, an ``out`` that exists, no ``config`` where one is
-    needed, and whatever reading and writing refuse; nothing is written then.
+    Errors: ``RequestError`` for an unknown format, an ``out`` that exists, no ``config`` where one
+    is needed, and whatever reading and writing refuse; nothing is written then.
     """
     form = form or writer_for(out)
     if form not in WRITERS:
-        raise RequestError(f"unknown form {form!r}: there are {', '.join(WRITERS)}")
+        raise RequestError(f"unknown format {form!r}: there are {', '.join(WRITERS)}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RequestError(f"{out}: exists already")
     if not out.parent.is_dir():

@@ -1,6 +1,6 @@
-"""Every form in which distilled sets are published, read without running code of the files.
+"""Every format in which distilled sets are published, read without running code of the files.
 
-A new form is a file with its reader and an entry in ``FORMATS``.
+A new format is a file with its reader and an entry in ``FORMATS``.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def read_received(path: Path, number: int | None = None) -> tuple[str, StoredSet
     """The set in ``path``, a file or folder of another project, and the name of its format.
 
     number: which of the sets in a file, from 0; ``None``: the first.
-    Raises RequestError, in one line: no such file, no known form, and all that a reader refuses.
+    Raises RequestError, in one line: no such file, no known format, and all that a reader refuses.
     """
     if not path.is_dir():
         check_file(path, _LARGEST_FILE)

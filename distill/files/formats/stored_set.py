@@ -55,7 +55,7 @@ class StoredSet:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A form in which distilled sets are published.
+    """A format in which distilled sets are published.
 
     description: for people. matches: whether a path has it, by structure; cheap, and false for
     what it cannot read. read: the set, from a path and the number of the set in it (``None``: the

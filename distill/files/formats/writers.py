@@ -1,4 +1,4 @@
-"""The forms in which a set of this suite is written for other projects, and what each loses."""
+"""The formats in which a set of this suite is written for others, and what each loses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PREPROCESSING = "the preprocessing (mean, deviation, whitening), which the rece
 @final
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """A form of file. description: for people. write: the set to a path; returns all files that
+    """A format. description: for people. write: the set to a path; returns all files that
     were written. loses: what of the set is not in them, a phrase each."""
 
     description: str
@@ -160,11 +160,11 @@ WRITERS: Final[Mapping[str, Writer]] = {
 
 
 def writer_for(path: Path) -> str:
-    """The form that the name ``path`` stands for. Raises RequestError where it stands for none."""
+    """The format that the name ``path`` stands for; RequestError where it stands for none."""
     if path.suffix in (".pt", ".pth"):
         return "mtt" if "images" in path.name else "dc"
     found = {".safetensors": "distillsec", ".npz": "npz", "": "png"}.get(path.suffix)
     if found is None:
         endings = ".safetensors, .pt, .npz, or a name without an ending for a folder of PNG files"
-        raise fault(path, f"is a name of no known form: expected {endings}, or --form NAME")
+        raise fault(path, f"is a name of no known format: expected {endings}, or --format NAME")
     return found

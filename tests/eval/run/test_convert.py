@@ -1,4 +1,4 @@
-"""Sets from and to the forms of other projects: what comes back, what is lost, what is refused."""
+"""Sets from and to the formats of others: what comes back, what is lost, what is refused."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ def test_equal_sets_give_equal_bytes(ours: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("out", "form", "fault"),
     [
-        ("x.bin", None, "is a name of no known form"),
-        ("x.pt", "tar", "unknown form 'tar': there are distillsec, dc"),
+        ("x.bin", None, "is a name of no known format"),
+        ("x.pt", "tar", "unknown format 'tar': there are distillsec, dc"),
         ("no/x.pt", None, "no such folder"),
         ("ours.safetensors", None, "exists already"),
         ("set.pt", "mtt", 'expected "images" in it'),
@@ -193,7 +193,7 @@ def test_the_report_is_json(cli: Callable[..., Result], finished: Path, tmp_path
     done = cli(*words, "--threads", 1, "--json")
     assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
-    assert (report["form"], report["images"], report["soft_labels"]) == ("npz", 10, False)
+    assert (report["format"], report["images"], report["soft_labels"]) == ("npz", 10, False)
     read = report["read"]
     assert (read["format"], read["space"], read["factor"]) == ("image folder", "uint8", 1)
     assert report["files"] == [str(tmp_path / "x.npz")] and report["lost"]
