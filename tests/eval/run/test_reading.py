@@ -300,14 +300,14 @@ def test_victims_see_what_the_set_was_made_for(
 ) -> None:
     """A whitened set is evaluated with whitening networks, soft labels and the learned rate."""
     path = datm(tmp_path, chosen, setup, whitening)
-    words = ("evaluate", path, "--dataset", "digits", "--threads", 1, "--victims", 1, "--quiet")
-    words = (*words, "--victim-epochs", 60, "--set", "width=16", "--set", "depth=2")
-    found = {}
+    words = ["evaluate", path, "--dataset", "digits", "--threads", 1, "--victims", 1, "--quiet"]
+    words += ["--victim-epochs", 60, "--set", "width=16", "--set", "depth=2"]
+    found: dict[str, float] = {}
     for name, more in (("auto", ()), ("zca", ("--zca",)), ("wrong", ("--space", "normalised"))):
         done = cli(*words, *more, "--out", tmp_path / name)
         assert done.exit_code == 0, done.stderr
         record = read_record(tmp_path / name / "record.json")
-        found[name] = record.mean("clean_test_accuracy")
+        found[name] = record.mean("clean_test_accuracy") or 0.0
         assert ("! read as" in done.stdout) and record.recipe["lr"] == pytest.approx(0.02)
         assert (record.recipe["zca"] is None) == (name == "wrong")
     assert found["auto"] == found["zca"] and found["auto"] > found["wrong"]
@@ -319,8 +319,8 @@ def test_a_folder_is_defended_and_a_file_of_ours_has_its_space(
     folder = tmp_path / "images"
     folder.mkdir()
     image_folder(folder, chosen)
-    words = ("--dataset", "digits", "--threads", 1, "--victims", 1, "--quiet")
-    words = (*words, "--victim-epochs", 1, "--set", "width=4", "--set", "depth=1")
+    words = ["--dataset", "digits", "--threads", 1, "--victims", 1, "--quiet"]
+    words += ["--victim-epochs", 1, "--set", "width=4", "--set", "depth=1"]
     done = cli("defend", folder, *words, "--defense", "scan", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     assert "read as uint8" in done.stdout

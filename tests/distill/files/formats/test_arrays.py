@@ -42,7 +42,7 @@ def save(request: pytest.FixtureRequest) -> Save:
 
 
 def test_arrays_are_known_by_their_shapes(tmp_path: Path, save: Save) -> None:
-    path = save(tmp_path, synthetic=IMAGES, classes_of=LABELS, lr=np.float32([0.5]))
+    path = save(tmp_path, synthetic=IMAGES, classes_of=LABELS, lr=np.array([0.5]))
     form, found = read_received(path)
     assert form == path.suffix[1:] and found.labels is not None
     assert torch.equal(found.images, torch.from_numpy(IMAGES))
