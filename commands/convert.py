@@ -13,6 +13,7 @@ from ..distill.files.formats.writers import WRITERS
 from ..distill.types import Recipe
 from ..eval.run.convert import Conversion
 from ..eval.run.convert import convert as convert_set
+from ..eval.run.progress import Reporter
 from . import options
 from .exits import printable, write_out
 
@@ -36,7 +37,7 @@ def convert(
     """Convert a set between the formats of this and other projects.
 
     IN is a run folder, or a file or folder of this or another project: .pt files of DC, DSA, DM,
-    IDM, DataDAM, IDC, NCFM, KIP, MTT and DATM, folders of DD-Ranking, image folders, tables of the
+    IDM, DataDAM, IDC, NCFM, MTT and DATM, folders of DD-Ranking, image folders, tables of the
     Hugging Face hub, .npz, safetensors. No code of a file runs. What was assumed and what is lost
     is reported.
 
@@ -61,7 +62,7 @@ def convert(
         config=config,
         reading=reading,
         data_dir=data_dir,
-        bars=not (quiet or as_json),
+        bars=Reporter(quiet=quiet or as_json).bars,
     )
     write_out(json.dumps(done.describe(), indent=2) if as_json else printable(_text(done)))
 

@@ -66,7 +66,8 @@ class PixelEvidence:
 
     low, high: their range. outside: the share outside [0, 1]. shift: how far their mean lies from
     the data's, in the data's deviations, over channels. spread: their deviation, as a multiple of
-    the data's. impossible: why they cannot have been stored so; empty where they can.
+    the data's. smoothness: the correlation of neighbouring pixels, −1 to 1; whitening lowers it.
+    impossible: why they cannot have been stored so; empty where they can.
     """
 
     low: float
@@ -74,6 +75,7 @@ class PixelEvidence:
     outside: float
     shift: float
     spread: float
+    smoothness: float
     impossible: str = ""
 
 
@@ -101,6 +103,17 @@ def certain_space(values: Tensor) -> tuple[str, str] | None:
     return None
 
 
+def smoothness(images: Tensor) -> float:
+    """The correlation of horizontal and vertical neighbours in ``(N, C, H, W)``, −1 to 1.
+
+    Values are taken less the mean of their channel; 0 for images without any contrast.
+    """
+    centred = images - images.mean(dim=(0, 2, 3), keepdim=True)
+    across = (centred[..., 1:] * centred[..., :-1]).mean()
+    down = (centred[..., 1:, :] * centred[..., :-1, :]).mean()
+    return float(((across + down) / 2 / centred.square().mean()).nan_to_num())
+
+
 def pixel_evidence(name: str, values: Tensor, pixels: Tensor, data: Preprocessing) -> PixelEvidence:
     """What ``pixels``, the ``values`` read in space ``name``, say beside the data's statistics.
 
@@ -126,5 +139,6 @@ def pixel_evidence(name: str, values: Tensor, pixels: Tensor, data: Preprocessin
         outside=float(((pixels < -ROUNDING) | (pixels > 1 + ROUNDING)).float().mean()),
         shift=float(((own_mean - mean).abs() / deviation).mean()),
         spread=spread,
+        smoothness=smoothness(pixels),
         impossible=impossible,
     )

@@ -10,17 +10,27 @@ from typing import Final, final
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ...distill.data.registry import ImageSet
 from ...distill.files.packing import FACTORS, likeness, unpack, unpack_labels
-from ...distill.files.spaces import SPACES, PixelEvidence, certain_space, pixel_evidence
+from ...distill.files.spaces import (
+    SPACES,
+    PixelEvidence,
+    certain_space,
+    pixel_evidence,
+    smoothness,
+)
 from ...distill.preprocessing import MAX_DIMENSIONS, Preprocessing
 from ...distill.types import Batch, RequestError, hard_labels
 from .small_victims import VICTIMS, SmallVictims
 
-_SHIFT_COST: Final = 0.5
-"""The accuracy that a reading loses for a mean one deviation away from the data's."""
-_CLEAR: Final = 0.05
+# The accuracy that a reading loses for statistics that are not the data's. Distilled images may be
+# noisy and full of contrast, but their mean stays.
+_SHIFT_COST: Final = 1.5  # for each deviation of the data between the means
+_SPREAD_COST: Final = 0.15  # for each factor of 2 between the deviations
+_SMOOTHNESS_COST: Final = 0.5  # for the difference of the correlations of neighbouring pixels
+_CLEAR: Final = 0.1
 """How far the best reading must be ahead to be called clear."""
 _LIKER: Final = 0.1
 """How much more a set must resemble packed means than plain ones to be tried as packed."""
@@ -73,23 +83,31 @@ class Choice:
 
 
 def choose_space(
-    batch: Batch, spaces: DataSpaces, victims: SmallVictims, factor: int = 1
+    batch: Batch,
+    spaces: DataSpaces,
+    victims: SmallVictims,
+    factor: int = 1,
+    *,
+    bars: bool = False,
 ) -> Choice:
     """The space of a set whose images are values as stored; ``factor``: by which it is packed.
 
     Some values are possible in one space only. Of several spaces the one counts in which the
-    victims label clean images best; what a reading's mean lies away from the data's is subtracted.
-    Without clean images the mean and the deviation decide alone.
+    victims label clean images best, less a cost for pixels whose mean, deviation and smoothness are
+    not the data's. Without clean images mean and deviation decide alone.
     Errors: ``RequestError`` for values that are possible in no space.
     """
     certain = certain_space(batch.images)
     if certain is not None:
         name, why = certain
         return Choice(chosen=name, notes=(f"{_read_as(name)}: {why}",))
-    pixels = {name: spaces.pixels(name, batch.images) for name in spaces.names()}
+    read = {
+        name: unpacked(batch.replace(images=spaces.pixels(name, batch.images)), factor)
+        for name in spaces.names()
+    }
     evidence = {
-        name: pixel_evidence(name, batch.images.float(), each, spaces.plain)
-        for name, each in pixels.items()
+        name: pixel_evidence(name, batch.images.float(), each.images, spaces.plain)
+        for name, each in read.items()
     }
     possible = [name for name, seen in evidence.items() if not seen.impossible]
     if not possible:
@@ -97,11 +115,11 @@ def choose_space(
         raise RequestError(f"its values fit no known space ({found})")
     began, accuracies = time.monotonic(), dict[str, float]()
     if len(possible) > 1 and len(victims.clean):
-        for name in possible:
-            read = unpacked(batch.replace(images=pixels[name]), factor)
-            accuracies[name] = victims.accuracy(read, spaces.preprocessing(name))
+        for name in tqdm(possible, desc="trying readings", unit="", disable=not bars):
+            accuracies[name] = victims.accuracy(read[name], spaces.preprocessing(name))
     seconds = time.monotonic() - began
-    scores = {name: _score(evidence[name], accuracies.get(name)) for name in possible}
+    smooth = smoothness(victims.clean.images) if len(victims.clean) else None
+    scores = {name: accuracies.get(name, 0.0) - _cost(evidence[name], smooth) for name in possible}
     first, *others = sorted(scores, key=lambda name: -scores[name])
     notes = [f"{_read_as(first)}: {_why(evidence[first], accuracies, len(victims.clean), seconds)}"]
     if others and scores[first] - scores[others[0]] < _CLEAR:
@@ -170,11 +188,10 @@ def _read_as(name: str) -> str:
     return f"read as {name} ({SPACES[name].description})"
 
 
-def _score(seen: PixelEvidence, accuracy: float | None) -> float:
-    by_mean = -_SHIFT_COST * seen.shift
-    if accuracy is not None:
-        return accuracy + by_mean
-    return by_mean - _SHIFT_COST * abs(math.log2(max(seen.spread, 1e-9)))
+def _cost(seen: PixelEvidence, smooth: float | None) -> float:
+    """What statistics that are not the data's cost a reading; smooth: the data's smoothness."""
+    cost = _SHIFT_COST * seen.shift + _SPREAD_COST * abs(math.log2(seen.spread))
+    return cost if smooth is None else cost + _SMOOTHNESS_COST * abs(seen.smoothness - smooth)
 
 
 def _why(seen: PixelEvidence, accuracies: Mapping[str, float], clean: int, seconds: float) -> str:

@@ -90,7 +90,7 @@ def convert(
                 f"{source} is a set of another project: name the data it was distilled from, "
                 "--dataset NAME"
             )
-        read = read_set(source, prepare(config, data_dir, bars=bars), found.reading)
+        read = read_set(source, prepare(config, data_dir, bars=bars), found.reading, bars=bars)
         distilled = read.distilled
     files = WRITERS[form].write(out, distilled)
     return Conversion(

@@ -77,7 +77,7 @@ def open_set(
         distilled = replace(distilled, recipe=recipe)
         return quantised(distilled) if eight_bits else distilled
 
-    loaded = found.load(setup)
+    loaded = found.load(setup, bars=bars)
     check_fit(found.set_file, loaded, setup)
     setup = with_preprocessing(setup, loaded.recipe.preprocessing)
     setup = in_set_order(found.set_file, loaded, setup)

@@ -77,13 +77,18 @@ class ReadSet:
 
 
 def read_set(
-    path: Path, setup: Setup, options: ReadingOptions, clean: Batch | None = None
+    path: Path,
+    setup: Setup,
+    options: ReadingOptions,
+    clean: Batch | None = None,
+    *,
+    bars: bool = False,
 ) -> ReadSet:
     """The set in ``path``, a file or folder of another project.
 
     setup: the data that the set was distilled from, and the victims' recipe. clean: real images to
     test readings on, by default up to 500 training images of the data; without any the values alone
-    decide.
+    decide. bars: whether trying readings shows a progress bar.
     Errors: ``RequestError`` naming the file: it cannot be read safely, it does not fit the data,
     its values fit no space; an unknown space.
     """
@@ -97,7 +102,11 @@ def read_set(
     spaces = DataSpaces(data)
     try:
         given = options.space or ("zca" if data.zca is not None else None)
-        space = given_space(given) if given else choose_space(stored, spaces, victims, likely)
+        space = (
+            given_space(given)
+            if given
+            else choose_space(stored, spaces, victims, likely, bars=bars)
+        )
         preprocessing = spaces.preprocessing(space.chosen)
         pixels = stored.replace(images=spaces.pixels(space.chosen, stored.images))
         packed = _packing(pixels, preprocessing, victims, options.factor, likely)

@@ -111,10 +111,10 @@ class SetFiles:
         if twin.kind != "distill" or twin.control_key != self.record.control_key:
             raise RequestError(f"{control_run} is no clean twin of {self.path}")
 
-    def load(self, setup: Setup) -> DistilledSet:
+    def load(self, setup: Setup, *, bars: bool = False) -> DistilledSet:
         """The set; files of other projects hold no recipe and get the configuration's."""
         if not self.is_own:
-            self.read = read_set(self.set_file, setup, self.reading)
+            self.read = read_set(self.set_file, setup, self.reading, bars=bars)
             for text in self.read.notes:
                 warn(f"{self.set_file}: {text}")
             return self.read.distilled

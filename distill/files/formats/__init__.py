@@ -47,7 +47,7 @@ FORMATS: Final[Mapping[str, Format]] = {
         read=read_other_safetensors,
     ),
     "torch file": Format(
-        description="a .pt file: DC, DSA, DM, IDM, DataDAM, IDC, NCFM, KIP; MTT and DATM with the "
+        description="a .pt file: DC, DSA, DM, IDM, DataDAM, IDC, NCFM; MTT and DATM with the "
         "files beside it",
         matches=Path.is_file,
         read=read_torch_file,

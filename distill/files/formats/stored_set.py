@@ -109,20 +109,22 @@ def labels_in_order(path: Path, count: int, classes: int) -> Tensor:
 
 
 def load_stored(path: Path, stored: StoredTensor) -> Tensor:
-    """The tensor's values. Raises RequestError naming ``path`` where they cannot be read."""
+    """The tensor's values.
+
+    Raises RequestError naming ``path``: they take too much memory, or cannot be read.
+    """
+    check_built(path, 2 * stored.storage.count * stored.dtype.itemsize)
     try:
         return stored.load()
     except Exception as error:  # zip, zlib and short files share no base class
         raise fault(path, f"a tensor cannot be read: {error!s:.150}") from None
 
 
-def check_stored(path: Path, images: StoredTensor, labels: StoredTensor | None) -> None:
-    """Refuse tensors that take too much memory to read, before any is read."""
-    parts = [images] if labels is None else [images, labels]
-    size = sum(2 * each.storage.count * each.dtype.itemsize for each in parts)
+def check_stored(path: Path, images: StoredTensor, *labels: StoredTensor) -> None:
+    """Refuse images and labels that take too much memory to read, before any is read."""
+    size = sum(2 * each.storage.count * each.dtype.itemsize for each in (images, *labels))
     size += images.count * (images.dtype.itemsize + COPIES * torch.float32.itemsize)
-    if labels is not None:
-        size += labels.count * (labels.dtype.itemsize + torch.int64.itemsize)
+    size += sum(each.count * (each.dtype.itemsize + torch.int64.itemsize) for each in labels)
     check_built(path, size)
 
 

@@ -6,7 +6,7 @@ Structures, read in the publishing code:
   each experiment (``VICO-UoE/DatasetCondensation``, main.py). DataDAM shares
   ``{'data': [images, labels]}``.
 - IDC, NCFM: ``[images, labels]`` (``snu-mllab/Efficient-Dataset-Condensation``, condense.py at
-  086273c; ``gszfwsb/NCFM``, condenser/Condenser.py at 2d7cdaf). KIP: channels last.
+  086273c; ``gszfwsb/NCFM``, condenser/Condenser.py at 2d7cdaf).
 - MTT, DATM, DD-Ranking: ``images_best.pt``, ``labels_best.pt`` and ``lr_best.pt``, a bare tensor
   each (``NUS-HPC-AI-Lab/DATM``, distill/DATM.py at 41cbb4c; ``NUS-HPC-AI-Lab/DD-Ranking``,
   demo_soft.py at 97082f6); DATM's labels are logits.
@@ -176,7 +176,7 @@ def _with_files_beside(
     notes: list[str] = []
     files, labels, rate = [path], None, None
     labels_file = _beside(path, "labels") or _only_labels(folder, images.shape[0])
-    check_stored(path, images, None if labels_file is None else _tensor_in(labels_file))
+    check_stored(path, images)
     if labels_file is not None:
         labels, notes = read_labels_file(labels_file, images.shape[0])
         files.append(labels_file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distillsec.distill.files.spaces import SPACES, certain_space, pixel_evidence
+from distillsec.distill.files.spaces import SPACES, certain_space, pixel_evidence, smoothness
 from distillsec.distill.preprocessing import Preprocessing, fit_zca
 
 DATA = Preprocessing((0.4, 0.5), (0.2, 0.3))
@@ -65,6 +65,26 @@ def test_bytes_are_exact() -> None:
     values = torch.arange(256, dtype=torch.uint8)
     exact = torch.tensor([number / 255 for number in range(256)])
     assert torch.equal(SPACES["uint8"].to_pixels(values.float(), DATA), exact)
+
+
+def test_smoothness_is_the_correlation_of_neighbours() -> None:
+    images = torch.rand(5, 2, 4, 6, generator=torch.Generator().manual_seed(0))
+    images = images + images.mean(dim=(2, 3), keepdim=True)
+    means = images.mean(dim=(0, 2, 3))
+    total = {"across": 0.0, "down": 0.0}
+    for image in images:
+        for channel in image - means.view(2, 1, 1):
+            for row in range(4):
+                for column in range(6):
+                    here = float(channel[row, column])
+                    if column:
+                        total["across"] += here * float(channel[row, column - 1]) / (5 * 2 * 4 * 5)
+                    if row:
+                        total["down"] += here * float(channel[row - 1, column]) / (5 * 2 * 3 * 6)
+    variance = float(images.var(dim=(0, 2, 3), correction=0).mean())
+    wanted = (total["across"] + total["down"]) / 2 / variance
+    assert smoothness(images) == pytest.approx(wanted, abs=1e-5)
+    assert smoothness(torch.ones(2, 1, 3, 3)) == 0
 
 
 def test_readings_that_cannot_be() -> None:

@@ -27,7 +27,7 @@ from distillsec.eval.run.setup import Setup, prepare
 from distillsec.eval.run.small_victims import SmallVictims
 
 pytestmark = pytest.mark.usefixtures("one_thread", "shorter")
-PER_CLASS = 6
+PER_CLASS = 5
 LOGITS = 9.0
 
 
@@ -36,7 +36,7 @@ def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the training and testing of small victims: enough for digits."""
     monkeypatch.setattr(small_victims, "HELD_OUT", 250)
     monkeypatch.setattr(small_victims, "_MOST_EPOCHS", 40)
-    monkeypatch.setattr(small_victims, "_VISITS", 5000)
+    monkeypatch.setattr(small_victims, "_VISITS", 3500)
 
 
 @contextmanager
@@ -228,7 +228,7 @@ def test_what_is_given_is_not_tried(
     found = read_set(path, setup, options)
     assert (found.space, found.factor, found.accuracies) == ("zca", 2, {})
     assert "read as zca (pixels whitened as the data is), as given" in found.notes
-    assert "each image packs 4: cut and enlarged, they are 240 images, as given" in found.notes
+    assert "each image packs 4: cut and enlarged, they are 200 images, as given" in found.notes
     with refused(path, "unknown space 'fourier': there are auto, pixels, uint8"):
         read_set(path, setup, ReadingOptions(space="fourier"))
     whitened = dataclasses.replace(setup, data=setup.data.whitened())  # as with --zca

@@ -264,7 +264,6 @@ def test_a_flat_pair_is_one_set(refused: Refused, tmp_path: Path) -> None:
 
 
 def test_channels_in_the_last_place_are_moved(tmp_path: Path) -> None:
-    """KIP publishes such images."""
     images = torch.rand(2, 8, 8, 3)
     found = saved(tmp_path / "x.pt", [images, LABELS])
     assert torch.equal(found.images, images.permute(0, 3, 1, 2))
