@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -15,6 +15,7 @@ from ...distill.class_names import match_classes
 from ...distill.data.registry import ImageSet
 from ...distill.files.artifact import check_set, pixel_range
 from ...distill.files.formats import labelled, read_received
+from ...distill.files.formats.image_folders import class_numbers
 from ...distill.files.formats.stored_set import StoredSet
 from ...distill.files.safe import fault
 from ...distill.files.spaces import FARTHEST_MEAN, ROUNDING, PixelEvidence
@@ -160,22 +161,40 @@ def _labels(path: Path, found: StoredSet, data: ImageSet) -> Tensor:
     """
     labels, count = found.labels, len(data.classes)
     assert labels is not None
+    if found.classes is not None and labels.ndim == 1:
+        labels = _numbers(path, found.classes, data)[_in_range(path, labels, len(found.classes))]
+    elif found.classes is not None and labels.shape[1] == len(found.classes) == count:
+        labels = labels[:, _numbers(path, found.classes, data).argsort()]
     if labels.ndim == 2 and labels.shape[1] != count:
         have = f"soft labels have {labels.shape[1]} classes"
         raise fault(path, f"{have}, which don't fit {data.name}: {count} classes")
-    if labels.ndim == 1 and not 0 <= int(labels.min()) <= int(labels.max()) < count:
+    return _in_range(path, labels, count) if labels.ndim == 1 else labels
+
+
+def _in_range(path: Path, labels: Tensor, count: int) -> Tensor:
+    """Hard ``labels`` of ``count`` classes. Errors: ``RequestError`` for those of others."""
+    if not 0 <= int(labels.min()) <= int(labels.max()) < count:
         have = f"labels run from {int(labels.min())} to {int(labels.max())}"
         raise fault(path, f"{have}, expected 0 to {count - 1}")
-    if found.classes is None:
-        return labels
-    if len(found.classes) != count:
-        have = f"{len(found.classes)} classes"
-        raise fault(path, f"{have} don't fit {data.name}: {count} classes")
+    return labels
+
+
+def _numbers(path: Path, theirs: Sequence[str], data: ImageSet) -> Tensor:
+    """For each class of a file its number in the data: by name, or the number in its name.
+
+    Errors: ``RequestError`` for other numbers of classes, and names that contradict the data's.
+    """
+    names = [sorted(map(str.casefold, classes)) for classes in (theirs, data.classes)]
+    numbered = class_numbers(theirs) if names[0] != names[1] else None
+    if numbered is not None:
+        return torch.tensor(numbered)
+    if len(theirs) != len(data.classes):
+        have = f"{len(theirs)} classes"
+        raise fault(path, f"{have} don't fit {data.name}: {len(data.classes)} classes")
     try:
-        numbers = torch.tensor(match_classes(found.classes, data.classes))
+        return torch.tensor(match_classes(theirs, data.classes))
     except RequestError as error:
         raise fault(path, str(error)) from None
-    return labels[:, numbers.argsort()] if labels.ndim == 2 else numbers[labels]
 
 
 def _range_notes(path: Path, pixels: Tensor) -> list[str]:

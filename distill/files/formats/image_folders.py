@@ -39,9 +39,9 @@ def is_image_folder(path: Path) -> bool:
 def read_image_folder(path: Path, number: int | None) -> StoredSet:
     """The set in a folder of image files, ``uint8``.
 
-    Classes are the numbers that folders or files are named by, or else the folders in the order of
-    their names. Raises RequestError: an unreadable image, mixed sizes, too large, files that
-    belong to no class.
+    Classes are the folders in the order of their names, or the numbers in the names of files;
+    ``class_numbers`` knows which of the data's classes they are.
+    Raises RequestError: an unreadable image, mixed sizes, too large, files that belong to no class.
     """
     refuse_other_number(path, number)
     if _image_names(path) and not any(map(_image_names, subfolders(path))):
@@ -54,18 +54,14 @@ def read_image_folder(path: Path, number: int | None) -> StoredSet:
         notes = [_HARD, *(f"left out: {count} × {what}" for what, count in left_out.items())]
     if len(files) > _FILES_CAP:
         raise fault(path, f"holds {len(files)} images, at most {_FILES_CAP} are read")
-    numbers = _class_numbers(classes)
-    if numbers is not None:
-        labels = [numbers[label] for label in labels]
     decoded = decode_uncached(files)
     notes += [f"{what}: {count} images" for what, count in decoded.changes.items()]
-    names = None if numbers is not None else classes
     return received(
         path,
         decoded.pixels,
         torch.tensor(labels),
         files=[Path(file) for file in files],
-        classes=names,
+        classes=classes,
         notes=notes,
     )
 
@@ -92,8 +88,8 @@ def _flat(path: Path) -> tuple[tuple[str, ...], list[str], list[int]]:
     return tuple(map(str, known)), files, [known.index(number) for number in numbers]
 
 
-def _class_numbers(names: Sequence[str]) -> list[int] | None:
-    """The class numbers that all ``names`` stand for; ``None`` where they don't."""
+def class_numbers(names: Sequence[str]) -> list[int] | None:
+    """The class numbers that all ``names`` of folders stand for; ``None`` where they don't."""
     if not all(map(_NUMBERED.fullmatch, names)):
         return None
     found = [int(match[0]) for name in names if (match := re.search(r"\d{1,9}", name))]

@@ -271,6 +271,20 @@ def test_classes_are_matched_by_name(
     assert found.distilled.classes == setup.data.classes
 
 
+def test_folders_are_classes_by_name_or_by_number(
+    tmp_path: Path, setup: Setup, chosen: Batch
+) -> None:
+    image_folder(tmp_path, chosen.rows(torch.isin(chosen.labels, torch.tensor([2, 7]))))
+    found = read_set(tmp_path, setup, ReadingOptions())
+    assert found.distilled.batch.labels.unique().tolist() == [2, 7]
+    (tmp_path / "new007").rename(tmp_path / "new012")
+    with refused(tmp_path, "labels run from 2 to 12, expected 0 to 9"):
+        read_set(tmp_path, setup, ReadingOptions())
+    (tmp_path / "new012").rename(tmp_path / "cat")
+    with refused(tmp_path, "2 classes don't fit digits: 10 classes"):
+        read_set(tmp_path, setup, ReadingOptions())
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "fault"),
     [

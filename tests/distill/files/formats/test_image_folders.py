@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from distillsec.distill.files.formats import read_received
+from distillsec.distill.files.formats.image_folders import class_numbers
 from distillsec.distill.types import RequestError
 
 Refused = Callable[[Path, str], pytest.RaisesExc[RequestError]]
@@ -25,22 +26,25 @@ def draw(top: Path, names: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "labels", "classes"),
+    ("names", "labels", "numbers"),
     [
-        (("new000/class000_id000.png", "new002/class002_id000.png"), [0, 2], None),  # SRe2L
-        (("00003/class00003_id00000.png", "00001/class00001_id00000.png"), [1, 3], None),  # RDED
-        (("0_cat/000.png", "1_dog/000.png"), [0, 1], None),  # this suite's export
-        (("cat/a.png", "dog/a.png", "dog/b.png"), [0, 1, 1], ("cat", "dog")),
-        (("n02_x/a.png", "n01_x/a.png"), [0, 1], ("n01_x", "n02_x")),
+        (("new000/class000_id000.png", "new002/class002_id000.png"), [0, 1], [0, 2]),  # SRe2L
+        (("00003/class00003_id00000.png", "00001/class00001_id00000.png"), [0, 1], [1, 3]),  # RDED
+        (("0_cat/000.png", "1_dog/000.png"), [0, 1], [0, 1]),  # this suite's export
+        (("cat/a.png", "dog/a.png", "dog/b.png"), [0, 1, 1], None),
+        (("n02_x/a.png", "n01_x/a.png"), [0, 1], None),
+        (("class1/a.png", "new1/a.png"), [0, 1], None),
     ],
 )
 def test_classes_are_numbers_or_names(
-    tmp_path: Path, names: Sequence[str], labels: list[int], classes: tuple[str, ...] | None
+    tmp_path: Path, names: Sequence[str], labels: list[int], numbers: list[int] | None
 ) -> None:
     draw(tmp_path, names)
     form, found = read_received(tmp_path)
     assert form == "image folder" and found.labels is not None
-    assert (found.labels.tolist(), found.classes) == (labels, classes)
+    assert found.labels.tolist() == labels
+    assert found.classes == tuple(sorted({name.partition("/")[0] for name in names}))
+    assert class_numbers(found.classes) == numbers
     assert found.images.dtype == torch.uint8
     order = [names.index(str(file.relative_to(tmp_path))) for file in found.files]
     assert found.images[:, 0, 0, 0].tolist() == order
@@ -50,7 +54,8 @@ def test_classes_are_numbers_or_names(
 def test_one_folder_of_files_that_name_their_class(refused: Refused, tmp_path: Path) -> None:
     draw(tmp_path, ["class00004_id00001.png", "class00004_id00002.png", "class00001_id00001.png"])
     found = read_received(tmp_path)[1]
-    assert found.labels is not None and found.labels.tolist() == [1, 4, 4]
+    assert found.labels is not None and found.labels.tolist() == [0, 1, 1]
+    assert found.classes == ("1", "4") and class_numbers(found.classes) == [1, 4]
     draw(tmp_path, ["other.png"])
     with refused(tmp_path, "other.png: expected a folder a class, or files classN_idN"):
         read_received(tmp_path)
