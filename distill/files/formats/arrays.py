@@ -11,6 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ...class_names import MAX_CLASSES
 from ...data.npz import archive_members, array_header, read_array
 from ...data.raw import one_line, some
 from ...types import RequestError
@@ -59,7 +60,12 @@ def read_npz(path: Path, number: int | None) -> StoredSet:
             shapes = {name: shape for name, (shape, _) in headers.items()}
             chosen = _choose(path, shapes)
             named = [name for name in ("classes",) if name in shapes]
-            size = sum(math.prod(shapes[key]) * headers[key][1].itemsize for key in chosen.values())
+            if any(math.prod(shapes[name]) > MAX_CLASSES for name in named):  # of no length, even
+                raise fault(path, f"classes has {shapes['classes']} names, at most {MAX_CLASSES}")
+            size = sum(
+                math.prod(shapes[key]) * headers[key][1].itemsize
+                for key in (*chosen.values(), *named)
+            )
             check_built(path, size + math.prod(shapes[chosen["images"]]) * COPIES * 4)
             arrays = {
                 name: read_array(archive, members[name]) for name in (*chosen.values(), *named)

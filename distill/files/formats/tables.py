@@ -1,12 +1,16 @@
 """Sets as tables of the Hugging Face hub: parquet files, and the arrow files of ``datasets``.
 
+An arrow file may be packed to any size, and a page of a parquet file may hold one large value for
+many rows: both are read in portions, and compressed arrow files are refused.
+
 A column of images (encoded files, with a path that is not followed, or nested lists of numbers) and
 a column of class numbers. pyarrow reads the tables; it comes with the extra ``hub``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +28,11 @@ _PARQUET, _ARROW, _STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 _ENDINGS: Final = (".parquet", ".arrow")
 _FILES_CAP: Final = 1000
 _ROWS_CAP: Final = 2_000_000
+_COPIES: Final = 4
+_PORTION: Final = 4
+"""Rows: of 2 GiB each at most, which is the largest page of a parquet file."""
+_FILE_HEAD: Final = 8
+"""The bytes before the stream in an arrow file."""
 _LABELS: Final = ("label", "labels", "class_id", "class", "target", "fine_label")
 
 
@@ -86,39 +95,72 @@ def _arrow() -> Any:
 
 
 def _tables(path: Path, files: Sequence[Path]) -> Any:
-    """All rows of ``files`` in one table; its size is known before it is read."""
+    """All rows of ``files`` in one table, read in portions, so that its size is bounded."""
     arrow = _arrow()
+    batches: list[Any] = []
     size = rows = 0
     for file in files:
         with file.open("rb") as opened:
             parquet = opened.read(4) == _PARQUET
-        if parquet:
-            with arrow.parquet.ParquetFile(file) as found:
-                rows += found.metadata.num_rows
-                groups = range(found.metadata.num_row_groups)
-                size += sum(found.metadata.row_group(each).total_byte_size for each in groups)
-        else:  # mapped, so that its size in memory is that of the file
-            size += file.stat().st_size
-    check_built(path, 4 * size)
-    if rows > _ROWS_CAP:
-        raise fault(path, f"holds {rows} rows, at most {_ROWS_CAP} are read")
-    tables = [_one_table(arrow, file) for file in files]
-    table = arrow.concat_tables(tables)
-    if table.num_rows > _ROWS_CAP:
-        raise fault(path, f"holds {table.num_rows} rows, at most {_ROWS_CAP} are read")
-    return table
+        for batch in (_parquet_batches if parquet else _arrow_batches)(arrow, file):
+            size, rows = size + batch.nbytes, rows + batch.num_rows
+            check_built(path, _COPIES * size)
+            if rows > _ROWS_CAP:
+                raise fault(path, f"holds more than {_ROWS_CAP} rows")
+            batches.append(batch)
+    if not batches:
+        raise fault(path, "holds no rows")
+    return arrow.Table.from_batches(batches)
 
 
-def _one_table(arrow: Any, file: Path) -> Any:
+def _parquet_batches(arrow: Any, file: Path) -> Iterator[Any]:
+    """A few rows at a time: a page of some bytes may hold the same large value many times."""
+    with arrow.parquet.ParquetFile(file) as found:
+        groups = range(found.metadata.num_row_groups)
+        check_built(
+            file, _COPIES * sum(found.metadata.row_group(g).total_byte_size for g in groups)
+        )
+        yield from found.iter_batches(batch_size=_PORTION, use_threads=False)
+
+
+def _arrow_batches(arrow: Any, file: Path) -> Iterator[Any]:
+    """The batches of the form of streams and files, whose values lie in the file as they are.
+
+    Raises RequestError for compressed values, which may be of any size, and for dictionaries.
+    """
+    source = arrow.memory_map(str(file))
     with file.open("rb") as opened:
-        head = opened.read(6)
-    if head[:4] == _PARQUET:
-        with arrow.parquet.ParquetFile(file) as found:
-            return found.read(use_threads=False)
-    open_table = arrow.ipc.open_file if head == _ARROW else arrow.ipc.open_stream
-    table = open_table(arrow.memory_map(str(file))).read_all()
-    table.validate(full=True)
-    return table
+        source.seek(_FILE_HEAD if opened.read(6) == _ARROW else 0)
+    schema = None
+    for message in arrow.ipc.MessageReader.open_stream(source):
+        if schema is None:
+            schema = arrow.ipc.read_schema(message)
+            continue
+        if message.type != "record batch" or _is_compressed(message.metadata.to_pybytes()):
+            raise fault(file, "holds compressed values or dictionaries, which are not read")
+        batch = arrow.ipc.read_record_batch(message, schema)
+        batch.validate(full=True)
+        yield batch
+
+
+def _is_compressed(metadata: bytes) -> bool:
+    """Whether the record batch that a message describes has compressed values.
+
+    metadata: a flatbuffer of the table ``Message`` (Arrow's Message.fbs), whose third field is the
+    ``RecordBatch``, whose fourth is the compression.
+    """
+    (message,) = struct.unpack_from("<I", metadata)
+    field = message + _field(metadata, message, 2)
+    header = field + struct.unpack_from("<I", metadata, field)[0]
+    return _field(metadata, header, 3) != 0
+
+
+def _field(metadata: bytes, table: int, number: int) -> int:
+    """Where a field of a flatbuffer's table lies, from the table's start; 0 where it has none."""
+    entries = table - struct.unpack_from("<i", metadata, table)[0]
+    (size,) = struct.unpack_from("<H", metadata, entries)
+    place = 4 + 2 * number
+    return int(struct.unpack_from("<H", metadata, entries + place)[0]) if place < size else 0
 
 
 def _columns(path: Path, table: Any) -> tuple[str, str | None]:

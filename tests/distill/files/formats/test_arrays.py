@@ -99,6 +99,15 @@ def test_objects_and_damaged_archives_are_refused(refused: Refused, tmp_path: Pa
         read_received(path)
 
 
+def test_a_million_million_names_of_no_length(refused: Refused, tmp_path: Path) -> None:
+    path = save_npz(tmp_path, images=IMAGES, labels=LABELS)
+    header = "{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000000,), }".ljust(117)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("classes.npy", b"\x93NUMPY\x01\x00v\x00" + header.encode() + b"\n")
+    with refused(path, "classes has (1000000000000,) names, at most 100000"):
+        read_received(path)
+
+
 def test_what_would_be_built_is_bounded_before(
     refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Save
 ) -> None:
