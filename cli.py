@@ -84,6 +84,11 @@ for _command in (
     ),
     _Deferred("distill", "runs:distill", "Distil without an attack; measure clean test accuracy."),
     _Deferred("evaluate", "runs:evaluate", "Train fresh victims on a finished set."),
+    _Deferred(
+        "convert",
+        "convert:convert",
+        "Convert a set between the formats of this and other projects.",
+    ),
     _Deferred("defend", "defend:defend", "Measure defenses on a finished set."),
     _Deferred("shadows", "defend:shadows", "Train the shadow networks that MNTD needs."),
     _Deferred("benchmark", "grid:benchmark", "Run the suite in FILE: attacks, defenses, seeds."),

@@ -25,7 +25,7 @@ from .runs import show
 
 @click.command()
 @click.argument("source", type=options.PATH)
-@options.SET_NUMBER
+@options.READING
 @options.DEFENSES
 @options.CONFIGURATION
 @options.DATA
@@ -35,7 +35,6 @@ from .runs import show
 @options.OUTPUT
 def defend(
     source: Path,
-    set_number: int | None,
     trigger: Path | None,
     defense: tuple[str, ...],
     defense_options: tuple[str, ...],
@@ -61,6 +60,7 @@ def defend(
     `distillsec list defenses` lists them. Of a file without --trigger only the figures that need
     no trigger are measured.
     """
+    reading = options.take_reading(given)
     config, keys = options.configuration(given, source=source)
     control_run = options.trusted_control(source, given)
     chosen = choose_defenses(list(defense) or ["all"], budget, by_owner(defense_options))
@@ -76,7 +76,7 @@ def defend(
             defenses=chosen,
             options=bench,
             given=keys,
-            set_number=set_number,
+            reading=reading,
             trigger=trigger,
             control_run=control_run,
             **options.run_arguments(given),

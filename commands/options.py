@@ -13,6 +13,7 @@ import yaml
 from ..attacks.triggers import TriggerRange
 from ..defenses.base import Budget
 from ..distill.engine import Precision, Speed
+from ..distill.files.spaces import SPACES
 from ..distill.types import RequestError
 from ..eval.config.layers import for_clean, gather, without_attack
 from ..eval.config.received import machine_keys, received_keys
@@ -20,6 +21,7 @@ from ..eval.config.schema import Config, configure
 from ..eval.results.record import Record, read_record
 from ..eval.run.folder import RunFolder, fresh_folder
 from ..eval.run.progress import Reporter
+from ..eval.run.reading import ReadingOptions
 from ..eval.run.source import SetFiles
 from .exits import write_out
 
@@ -42,6 +44,7 @@ PATH = _PathType(path_type=Path)
 # Options that say how a command behaves; all others are keys of the configuration.
 _NO_KEYS = {"preset", "file", "settings", "print_config", "data_dir", "control_run", "seeds"}
 _NO_KEYS |= {"reference_run", "buffer", "out", "resume", "trust", "as_json", "quiet"}
+_READING = ("set_number", "space", "factor", "labels")
 # What a run folder's record may name, and measuring its set needs.
 _NEEDED = ("dataset", "network", "victim_network")
 
@@ -145,17 +148,33 @@ OUTPUT = _group(
     click.option("--json", "as_json", is_flag=True, help="Print the record, and nothing else."),
     click.option("--quiet", is_flag=True, help="No progress."),
 )
-SET_NUMBER = click.option(
-    "--set-number",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Which of the sets in a .pt file, from 0 (default: the first).",
+READING = _group(
+    click.option(
+        "--set-number",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Another project's file: which of its sets, from 0 (default: the first).",
+    ),
+    click.option(
+        "--space",
+        metavar="NAME",
+        help=f"What its values are: auto (default), {', '.join(SPACES)}.",
+    ),
+    click.option(
+        "--factor",
+        type=click.IntRange(1, 8),
+        metavar="F",
+        help="Each of its images packs F² smaller ones (default: found out).",
+    ),
+    click.option(
+        "--labels", type=PATH, help="A file with its labels, or a folder of a teacher's (FKD)."
+    ),
 )
 INTERCEPTED = _group(
     click.option(
         "--on", "on", type=PATH, metavar="FILE", help="Attack a finished set: a file or a run."
     ),
-    SET_NUMBER,
+    READING,
 )
 DEFENSES = _group(
     click.option("--trigger", type=PATH, help="A trigger file (default: the run's own)."),
@@ -269,7 +288,7 @@ def _of_source(source: Path, own: Given, given: Given) -> Given:
         needed = ("dataset",) if chosen else _NEEDED
         return _of_record(record, source, own, given, needed)
     if not (given["dataset"] or given["preset"] or given["file"]):
-        raise RequestError(f"{source} is a file: name the data to test it on, --dataset NAME")
+        raise RequestError(f"{source} is no run: name the data to test it on, --dataset NAME")
     return {}
 
 
@@ -337,6 +356,24 @@ def out_folder(given: Given, name: str) -> Path:
         raise RequestError("--resume needs the run's folder: --out FOLDER")
     out: Path = given["out"] or fresh_folder(name)
     return out
+
+
+def data_configuration(given: Given) -> Config:
+    """The configuration of a command that names the data and the machine alone."""
+    return configure(
+        **{
+            key: value
+            for key, value in given.items()
+            if value not in (None, ()) and key not in _NO_KEYS
+        }
+    )
+
+
+def take_reading(given: Given) -> ReadingOptions:
+    """How another project's files are to be read; takes its options out of ``given``."""
+    number, space, factor, labels = (given.pop(name) for name in _READING)
+    space = None if space == "auto" else space
+    return ReadingOptions(number=number, space=space, factor=factor, labels=labels)
 
 
 def run_arguments(given: Given) -> dict[str, Any]:

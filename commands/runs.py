@@ -16,6 +16,7 @@ from ..eval.run.cell import run_cell
 from ..eval.run.evaluate import evaluate as evaluate_set
 from ..eval.run.folder import RunFolder
 from ..eval.run.intercept import intercept
+from ..eval.run.reading import ReadingOptions
 from ..eval.run.seeds import run_seeds
 from ..eval.run.survival import evaluate_survival
 from . import options
@@ -33,7 +34,7 @@ from .exits import printable, stoppable, write_out
 @options.MACHINE
 @options.SEEDS
 @options.OUTPUT
-def attack(on: Path | None, set_number: int | None, **given: Any) -> None:
+def attack(on: Path | None, **given: Any) -> None:
     """Distil under an attack, with its clean twin; measure both.
 
     \b
@@ -51,13 +52,17 @@ def attack(on: Path | None, set_number: int | None, **given: Any) -> None:
 
     Without a preset the published settings hold; they need a GPU.
     """
+    reading = options.take_reading(given)
     if _show_finished(given, "attack"):
         return
     if on is not None:
-        _intercept(on, set_number, given)
+        _intercept(on, reading, given)
         return
-    if set_number is not None:
-        raise RequestError("--set-number is for a file of sets: name it with --on FILE")
+    if reading != ReadingOptions():
+        raise RequestError(
+            "--set-number, --space, --factor and --labels are for a received set: name it with "
+            "--on FILE"
+        )
     config, keys = options.configuration(given)
     if config.attack is None:
         raise RequestError("no attack was chosen: --attack NAME, see `distillsec list attacks`")
@@ -88,7 +93,7 @@ def distill(**given: Any) -> None:
 
 @click.command()
 @click.argument("source", type=options.PATH)
-@options.SET_NUMBER
+@options.READING
 @click.option("--trigger", type=options.PATH, help="A trigger file (default: the run's own).")
 @click.option("--png", is_flag=True, help="Write 8-bit PNG files; measure the rounded images.")
 @click.option(
@@ -102,7 +107,6 @@ def distill(**given: Any) -> None:
 @options.OUTPUT
 def evaluate(
     source: Path,
-    set_number: int | None,
     trigger: Path | None,
     png: bool,
     survival: bool,
@@ -110,8 +114,9 @@ def evaluate(
 ) -> None:
     """Train fresh victims on a finished set.
 
-    SOURCE is a run folder or a file. Its record is data: no class that it names is imported, and no
-    path in it is followed, unless --trust says that the run is your own.
+    SOURCE is a run folder, or a file or folder of this or another project. A record is data: no
+    class that it names is imported, and no path in it is followed, unless --trust says that the run
+    is your own.
 
     \b
     Other architectures than the one that distilled:
@@ -120,9 +125,13 @@ def evaluate(
         distillsec evaluate runs/a --survival
     A file from somebody else, on the data it was distilled from:
         distillsec evaluate received.safetensors --dataset fashion-mnist
+    Another project's: in which space its values are is found out and reported, or given:
+        distillsec evaluate res_DC_CIFAR10.pt --dataset cifar10 --set-number 2
+        distillsec evaluate images_best.pt --dataset cifar10 --space zca
     A run of your own with your own network or data:
         distillsec evaluate runs/mine --trust
     """
+    reading = options.take_reading(given)
     if png and survival:
         raise RequestError("--survival measures 8-bit images too: leave out --png")
     config, keys = options.configuration(given, source=source)
@@ -130,7 +139,7 @@ def evaluate(
     out = options.out_folder(given, f"evaluate-{source.stem or 'set'}")
     arguments = {
         "given": keys,
-        "set_number": set_number,
+        "reading": reading,
         "trigger": trigger,
         "control_run": control_run,
         **options.run_arguments(given),
@@ -143,7 +152,7 @@ def evaluate(
     show(run_table(record, out), out, given)
 
 
-def _intercept(source: Path, set_number: int | None, given: options.Given) -> None:
+def _intercept(source: Path, reading: ReadingOptions, given: options.Given) -> None:
     """Attack a finished set, and show the record."""
     for name in ("seeds", "buffer", "control_run"):
         if given[name] is not None:
@@ -153,7 +162,7 @@ def _intercept(source: Path, set_number: int | None, given: options.Given) -> No
     out = options.out_folder(given, f"{config.attack}-{source.stem or 'set'}")
     arguments = options.run_arguments(given)
     with stoppable(out):
-        record = intercept(source, config, out, given=keys, set_number=set_number, **arguments)
+        record = intercept(source, config, out, given=keys, reading=reading, **arguments)
     show(run_table(record, out), out, given)
 
 

@@ -283,7 +283,7 @@ SENT: dict[str, tuple[str, Callable[[Path, Path], Any], tuple[str, ...]]] = {
         lambda _, path: path.write_bytes(pickle.dumps(Trap())),
         ("refused unread",),
     ),
-    "a folder": ("set", lambda _, path: path.mkdir(), ("set/record.json: no such file",)),
+    "a folder": ("set", lambda _, path: path.mkdir(), ("set: is no run folder and holds no set",)),
 }
 
 

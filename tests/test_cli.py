@@ -25,6 +25,8 @@ from distillsec.commands.exits import printable
 from distillsec.defenses import DEFENSES
 from distillsec.distill.backends import BACKENDS
 from distillsec.distill.data.datasets import DATASETS
+from distillsec.distill.files.formats import FORMATS
+from distillsec.distill.files.spaces import SPACES
 from distillsec.distill.networks.architectures import NETWORKS
 from distillsec.distill.types import RunError
 from distillsec.eval.config.catalogue import CATALOGUES
@@ -181,6 +183,8 @@ REGISTRIES = {
     "networks": NETWORKS,
     "attacks": ATTACKS,
     "defenses": DEFENSES,
+    "formats": FORMATS,
+    "spaces": SPACES,
 }
 
 

@@ -42,7 +42,7 @@ SUBFOLDERS: dict[str, dict[str, set[str]]] = {
         "": set(),
         "data": {""},
         "networks": {""},
-        "files": {""},
+        "files": {"data", ""},
         "core": {"files", "networks", "data", ""},
         "backends": {"core", "files", "networks", "data", ""},
     },

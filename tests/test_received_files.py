@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -177,3 +178,68 @@ def test_a_suite_of_many_sets(cli: Cli) -> None:
     files = set(Path.cwd().rglob("*"))
     answer = cli("benchmark", "suite.yaml", "--out", "bad")
     refused(answer, files, "suite.yaml", "at most 5000")
+
+
+# Sets of other projects --------------------------------------------------------------------------
+
+
+class Code:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, ("ran",))
+
+
+def write_pickle(path: Path) -> None:
+    torch.save({"data": [[IMAGES, LABELS]], "more": Code()}, path)
+
+
+def write_header(path: Path) -> None:
+    path.write_bytes((10 * 2**30).to_bytes(8, "little") + b"{}")
+
+
+def write_zeros(path: Path) -> None:
+    """A zip of a kilobyte that unpacks to a million times that."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(2**26))
+
+
+def write_views(path: Path) -> None:
+    (path / "epoch_0").mkdir(parents=True)
+    torch.save([Code()] * 6, path / "epoch_0" / "batch_0.tar")
+
+
+def write_beside(path: Path) -> None:
+    """Good images whose labels lie in a file that runs code."""
+    torch.save(IMAGES, path)
+    torch.save([LABELS, Code()], path.with_name("labels.pt"))
+
+
+def write_npz(path: Path) -> None:
+    np.savez(path, images=np.array([Code()] * 20, dtype=object), labels=np.arange(20) % 10)
+
+
+HOSTILE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "code": ("x.pt", write_pickle, "refused unread"),
+    "a bomb": ("x.pt", write_zeros, "torch writes no such file"),
+    "a header of 10 GiB": ("x.safetensors", write_header, "10737418240 bytes"),
+    "NaN": ("x.pt", lambda path: torch.save([IMAGES / 0, LABELS], path), "NaN"),
+    "a rank": ("x.pt", lambda path: torch.save([IMAGES[0], LABELS], path), "the shape (1, 8, 8)"),
+    "code in labels": ("images.pt", write_beside, "labels.pt: refused unread"),
+    "code in an array": ("x.npz", write_npz, "images holds Python objects"),
+    "code of a teacher": ("fkd", write_views, "name the folder of the images"),
+    "nothing": ("empty", Path.mkdir, "holds no set"),
+    "a pipe": ("x.pt", os.mkfifo, "a pipe or device"),
+    "a table that is none": ("x", lambda path: path.write_bytes(b"PAR1" * 9), "x: "),
+}
+
+
+@pytest.mark.parametrize("command", ["evaluate", "convert"])
+@pytest.mark.parametrize(("name", "write", "text"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_sets(
+    name: str, write: Callable[[Path], object], text: str, command: str, cli: Cli
+) -> None:
+    write(Path(name))
+    files = set(Path.cwd().rglob("*"))
+    more = ("back.safetensors",) if command == "convert" else ()
+    refused(cli(command, name, *more, "--dataset", "digits", "--threads", 1), files, text)

@@ -46,10 +46,10 @@ def load_folder(request: DataRequest) -> RawSet:
     top = _find(request)
     left_out: Counter[str] = Counter()
     train_top, test_top = _split_folders(top, left_out)
-    classes, files, labels = _tree(train_top, left_out)
+    classes, files, labels = class_tree(train_top, left_out)
     train_size = len(files)
     if test_top is not None:
-        test_classes, test_files, test_labels = _tree(test_top, left_out)
+        test_classes, test_files, test_labels = class_tree(test_top, left_out)
         if classes != test_classes:
             odd = sorted(set(classes) ^ set(test_classes))
             raise RequestError(
@@ -92,9 +92,9 @@ def _split_folders(top: Path, left_out: Counter[str]) -> tuple[Path, Path | None
     A folder named "train" is a split only if it has folders of its own: it may be a class.
     """
     splits: dict[_Split, Path] = {}
-    for folder in _folders(top):
+    for folder in subfolders(top):
         split = _SPLIT_NAMES.get(folder.name.casefold())
-        if split is None or not _folders(folder):
+        if split is None or not subfolders(folder):
             continue
         if split in splits:
             names = f"{splits[split].name}/ and {folder.name}/"
@@ -109,14 +109,18 @@ def _split_folders(top: Path, left_out: Counter[str]) -> tuple[Path, Path | None
             "a split tree has train/ and test/"
         )
     _count_files(top, left_out)
-    others = [folder.name for folder in _folders(top) if folder not in (train, test)]
+    others = [folder.name for folder in subfolders(top) if folder not in (train, test)]
     left_out.update(f"folder {name}/" for name in others)
     return train, test
 
 
-def _tree(top: Path, left_out: Counter[str]) -> tuple[tuple[str, ...], list[str], Tensor]:
-    """The classes below ``top``, their image files in a fixed order, and the files' labels."""
-    folders = _folders(top)
+def class_tree(top: Path, left_out: Counter[str]) -> tuple[tuple[str, ...], list[str], Tensor]:
+    """The classes below ``top``, their image files in a fixed order, and the files' labels.
+
+    left_out: counts what no class holds. Raises RequestError: fewer than 2 folders, one without
+    images, folders that all hold the same folders.
+    """
+    folders = subfolders(top)
     if len(folders) < 2:
         raise RequestError(
             f"{top}: {len(folders)} class folders; an image folder has at least 2, one a class"
@@ -136,7 +140,7 @@ def _tree(top: Path, left_out: Counter[str]) -> tuple[tuple[str, ...], list[str]
 
 def _refuse_repeated_folders(top: Path, folders: list[Path]) -> None:
     """Refuse splits or groups that would be taken for classes."""
-    inner = [sorted(each.name for each in _folders(folder)) for folder in folders]
+    inner = [sorted(each.name for each in subfolders(folder)) for folder in folders]
     held = {frozenset(name.casefold() for name in names) for names in inner}
     if len(held) == 1 and len(inner[0]) > 1:
         raise RequestError(
@@ -146,7 +150,7 @@ def _refuse_repeated_folders(top: Path, folders: list[Path]) -> None:
         )
 
 
-def _folders(top: Path) -> list[Path]:
+def subfolders(top: Path) -> list[Path]:
     """The folders in ``top`` that are not hidden, in the same order on every system."""
     try:
         return sorted(

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import Final, final
@@ -100,8 +101,39 @@ def decode_files(
     return DecodedImages(pixels=torch.from_numpy(images), changes=changes)
 
 
+def decode_uncached(files: Sequence[str]) -> DecodedImages:
+    """As ``decode_files`` at the files' own size, without a cache: for files that are read once."""
+    for file in files:
+        try:
+            regular = stat.S_ISREG(os.stat(file).st_mode)  # noqa: PTH116 -- as in decode_files
+        except OSError as error:
+            raise RequestError(f"{file}: not readable: {one_line(error)}") from error
+        if not regular:
+            raise RequestError(f"{file}: not a regular file")
+    images, changes = _decode_all(files, None, False)
+    return DecodedImages(pixels=torch.from_numpy(images), changes=changes)
+
+
+def decode_contents(names: Sequence[str], contents: Sequence[bytes]) -> DecodedImages:
+    """The images in the ``contents`` of files, at their own size; ``names`` are for messages."""
+    files = [_Content(name, content) for name, content in zip(names, contents, strict=True)]
+    images, changes = _decode_all(files, None, False)
+    return DecodedImages(pixels=torch.from_numpy(images), changes=changes)
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A file's content under a name."""
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def _decode_all(
-    files: Sequence[str], size: int | None, progress: bool
+    files: Sequence[str | _Content], size: int | None, progress: bool
 ) -> tuple[_Pixels, Counter[str]]:
     images = np.empty((0, 1, 0, 0), dtype=np.uint8)
     changes: Counter[str] = Counter()
@@ -135,14 +167,17 @@ def _decode_all(
     return images, changes
 
 
-def _decode_group(files: Sequence[str], size: int | None) -> list[tuple[_Pixels, list[str]]]:
+def _decode_group(
+    files: Sequence[str | _Content], size: int | None
+) -> list[tuple[_Pixels, list[str]]]:
     return [_decode(file, size) for file in files]
 
 
-def _decode(file: str, size: int | None) -> tuple[_Pixels, list[str]]:
+def _decode(file: str | _Content, size: int | None) -> tuple[_Pixels, list[str]]:
     """One image, ``uint8 (1 or 3, H, W)``, and the changes that were made to it."""
     try:
-        with Image.open(file, formats=_FORMATS) as opened:
+        source = file if isinstance(file, str) else BytesIO(file.content)
+        with Image.open(source, formats=_FORMATS) as opened:
             if opened.mode in ("I", "F") or opened.mode.startswith("I;"):
                 raise RequestError(f"{file}: mode {opened.mode}; only 8-bit images are read")
             image, changes = _plain(opened)

@@ -49,10 +49,10 @@ def load_npz(request: DataRequest) -> RawSet:
         raise RequestError(f"{path}: no such file")
     try:
         with zipfile.ZipFile(path) as archive:
-            members = _npz_members(path, archive)
+            members = archive_members(path, archive)
             keys = _npz_keys(path, archive, members)
             unread = sorted(members.keys() - set(keys))
-            arrays = {key: _npz_array(archive, members[key]) for key in keys}
+            arrays = {key: read_array(archive, members[key]) for key in keys}
     except RequestError:
         raise
     except Exception as error:  # zip, zlib and npy faults share no base class
@@ -84,8 +84,8 @@ def load_npz(request: DataRequest) -> RawSet:
     )
 
 
-def _npz_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The archive's members by key."""
+def archive_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """An archive's members by key. Raises RequestError, naming ``path``, for a key there twice."""
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         key = info.filename.removesuffix(".npy")
@@ -109,17 +109,7 @@ def _npz_keys(
         keys = (*keys, "classes")
     total = 0
     for key in keys:
-        with archive.open(members[key]) as file:
-            reader: Any = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[np.lib.format.read_magic(file)]
-            shape, _, dtype = reader(file)
-            if dtype.hasobject:
-                raise RequestError(f"{path}: {key} holds Python objects, which are not read")
-            size = math.prod(shape) * dtype.itemsize
-            if members[key].file_size != file.tell() + size:
-                raise RequestError(f"{path}: {key} is truncated: {shape} {dtype} is promised")
+        shape, dtype = array_header(path, archive, members[key], key)
         if key == "classes" and math.prod(shape) > MAX_CLASSES:  # empty strings take no bytes
             raise RequestError(f"{path}: classes has {shape} names; at most {MAX_CLASSES}")
         total += pixel_bytes(math.prod(shape), dtype.itemsize)
@@ -127,7 +117,29 @@ def _npz_keys(
     return keys
 
 
-def _npz_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+def array_header(
+    path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, key: str
+) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array in an archive, from its header alone.
+
+    Raises RequestError, naming ``path`` and ``key``: Python objects, fewer bytes than promised.
+    """
+    with archive.open(member) as file:
+        reader: Any = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[np.lib.format.read_magic(file)]
+        shape, _, dtype = reader(file)
+        if dtype.hasobject:
+            raise RequestError(f"{path}: {key} holds Python objects, which are not read")
+        size = math.prod(shape) * dtype.itemsize
+        if member.file_size != file.tell() + size:
+            raise RequestError(f"{path}: {key} is truncated: {shape} {dtype} is promised")
+    return shape, dtype
+
+
+def read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """An array in an archive whose header was checked; Python objects are refused."""
     with archive.open(member) as file:
         array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     return array

@@ -54,6 +54,13 @@ class ImageSet:
         channels = self.image_shape[0]
         return Preprocessing((0.0,) * channels, (1.0,) * channels, self.zca)
 
+    def with_preprocessing(self, preprocessing: Preprocessing) -> ImageSet:
+        """This set with ``preprocessing``, on its device, as what networks do with pixels first."""
+        zca = preprocessing.zca
+        if zca is not None:
+            return dataclasses.replace(self, zca=zca)
+        return dataclasses.replace(self, mean=preprocessing.mean, std=preprocessing.std, zca=None)
+
     def whitened(self) -> ImageSet:
         """This set with a ZCA whitening fitted on its training images.
 

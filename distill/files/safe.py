@@ -13,7 +13,8 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -227,26 +228,38 @@ def read_tensors(
     JSON object under the metadata key ``distillsec``.
     """
     check_file(path, sys.maxsize if only else TENSORS_CAP)
-    _check_header(path)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            # The reader's tensors may be views of one map of the file: a clone outlives the file.
-            names = [name for name in sorted(file.keys()) if name.startswith(only)]
-            _check_types(path, {name: file.get_slice(name).get_dtype() for name in names})
-            tensors = {name: file.get_tensor(name).clone() for name in names}
-    except RequestError:
-        raise
-    except OSError as error:
-        raise fault(path, f"cannot be read: {_reason(error)}") from None
-    except Exception as error:  # a malicious header fails in many ways, none of them a bug of ours
-        raise fault(path, f"{_CORRUPTED} ({_reason(error)})") from None
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        # The reader's tensors may be views of one map of the file: a clone outlives the file.
+        names = [name for name in sorted(file.keys()) if name.startswith(only)]
+        _check_types(path, {name: file.get_slice(name).get_dtype() for name in names})
+        tensors = {name: file.get_tensor(name).clone() for name in names}
     if INFO_KEY not in metadata:
         raise fault(path, f"no metadata under the key {INFO_KEY!r}: not a file of this suite")
     info = _parse(path, metadata[INFO_KEY].encode("utf-8", "replace"), "metadata is not JSON")
     if not isinstance(info, dict):
         raise fault(path, f"metadata is a JSON {type(info).__name__}, expected an object")
     return {name: tensor.to(device) for name, tensor in tensors.items()}, info
+
+
+def read_header(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], bool]:
+    """Type and shape of each tensor of a safetensors file, and whether this suite wrote it.
+
+    Nothing but the header is read. Raises RequestError as :func:`read_tensors`, but for types.
+    """
+    check_file(path, sys.maxsize)
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
+        found = {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+        return found, INFO_KEY in (file.metadata() or {})
+
+
+def read_named_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """These tensors of anybody's safetensors file, on the CPU; errors as :func:`read_tensors`."""
+    check_file(path, TENSORS_CAP)
+    with _opened(path) as file:
+        _check_types(path, {name: file.get_slice(name).get_dtype() for name in names})
+        return {name: file.get_tensor(name).clone() for name in names}
 
 
 def read_shape(path: Path, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
@@ -273,6 +286,21 @@ def read_slice(path: Path, name: str, *index: int) -> Tensor:
             part: Tensor = file.get_slice(name)[index]
             return part.clone()
     except Exception as error:  # as in read_tensors
+        raise fault(path, f"{_CORRUPTED} ({_reason(error)})") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, opened once its header has been checked; its faults in one line."""
+    _check_header(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except RequestError:
+        raise
+    except OSError as error:
+        raise fault(path, f"cannot be read: {_reason(error)}") from None
+    except Exception as error:  # a malicious header fails in many ways, none of them a bug of ours
         raise fault(path, f"{_CORRUPTED} ({_reason(error)})") from None
 
 

@@ -16,6 +16,7 @@ from ..results.record import Outcome, Record
 from ..run.folder import RunFolder
 from ..run.opening import OpenedSet, open_set
 from ..run.progress import Phase, Reporter
+from ..run.reading import ReadingOptions
 from .bench import Bench, SetUnderTest, check_holdout
 from .options import VICTIMS, BenchOptions
 from .store import VictimStore
@@ -29,7 +30,7 @@ def defend(
     defenses: Mapping[str, Defense],
     options: BenchOptions | None = None,
     given: Sequence[str] = (),
-    set_number: int | None = None,
+    reading: ReadingOptions | None = None,
     trigger: Path | str | None = None,
     control_run: Path | str | None = None,
     data_dir: Path | str | None = None,
@@ -42,7 +43,7 @@ def defend(
     Only victims of the primary network are defended. If the source is a run with a clean twin, all
     is measured on the twin too. store: the cache of victims, by default in ``out``. With
     ``resume``, finished defenses are not run again; failed ones are, and new ones may be added.
-    given, set_number, trigger, control_run, data_dir: as for ``evaluate``.
+    given, reading, trigger, control_run, data_dir: as for ``evaluate``.
     Errors: ``RequestError`` where the set does not fit the test data. The outcome of a defense that
     fails or is not applicable says why; the others run all the same.
     """
@@ -57,7 +58,7 @@ def defend(
         "defend",
         settings=settings,
         given=given,
-        set_number=set_number,
+        reading=reading,
         trigger=trigger,
         control_run=control_run,
         data_dir=data_dir,

@@ -13,6 +13,8 @@ from ...attacks import ATTACKS
 from ...defenses import DEFENSES
 from ...distill.backends import BACKENDS
 from ...distill.data.datasets import DATASETS
+from ...distill.files.formats import FORMATS
+from ...distill.files.spaces import SPACES
 from ...distill.networks.architectures import NETWORKS
 from .presets import load_preset, preset_names
 
@@ -92,6 +94,8 @@ CATALOGUES: Mapping[str, Callable[[], Rows]] = {
     "networks": lambda: {n: {"description": e.description} for n, e in NETWORKS.items()},
     "attacks": lambda: _with_options(ATTACKS),
     "defenses": _defenses,
+    "formats": lambda: {n: {"description": e.description} for n, e in FORMATS.items()},
+    "spaces": lambda: {n: {"description": e.description} for n, e in SPACES.items()},
 }
 
 

@@ -14,6 +14,7 @@ from .cell import draw_set
 from .folder import RunFolder
 from .opening import OpenedSet, open_set
 from .progress import Reporter
+from .reading import ReadingOptions
 from .victims import Panel
 
 
@@ -23,7 +24,7 @@ def evaluate(
     out: Path | str,
     *,
     given: Sequence[str] = (),
-    set_number: int | None = None,
+    reading: ReadingOptions | None = None,
     trigger: Path | str | None = None,
     control_run: Path | str | None = None,
     png: bool = False,
@@ -34,11 +35,11 @@ def evaluate(
     """Train fresh victims on the set in ``source`` and measure them; returns and writes the record.
 
     config: the test data and the victims; the set's own recipe is used, with the overrides that
-    ``given`` names, and its own network unless ``config`` sets one. set_number: which of the sets
-    in a ``.pt`` file, from 0; by default the first. trigger: a trigger file, by default the one
-    beside the set. If the source is a run with a clean twin, in its folder or in ``control_run``,
-    the control is measured too. png: write the set as 8-bit PNG files under ``out/png``, and
-    measure the rounded images (of the clean twin too).
+    ``given`` names, and its own network unless ``config`` sets one. reading: how another project's
+    files are to be read. trigger: a trigger file, by default the one beside the set. If the source
+    is a run with a clean twin, in its folder or in ``control_run``, the control is measured too.
+    png: write the set as 8-bit PNG files under ``out/png``, and measure the rounded images (of the
+    clean twin too).
     Errors: ``RequestError`` where the set doesn't fit the test data.
     """
     reporter, folder = reporter or Reporter(), RunFolder(Path(out))
@@ -48,7 +49,7 @@ def evaluate(
         "evaluate",
         settings=png,
         given=given,
-        set_number=set_number,
+        reading=reading,
         trigger=trigger,
         control_run=control_run,
         data_dir=data_dir,

@@ -23,6 +23,7 @@ from .folder import RunFolder
 from .opening import OpenedSet, open_set
 from .own_network import with_own_network
 from .progress import Reporter
+from .reading import ReadingOptions
 from .setup import Setup
 from .source import SetFiles
 from .victims import train_victim
@@ -34,7 +35,7 @@ def intercept(
     out: Path | str,
     *,
     given: Sequence[str] = (),
-    set_number: int | None = None,
+    reading: ReadingOptions | None = None,
     data_dir: Path | str | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
@@ -43,14 +44,14 @@ def intercept(
 
     config: a ``SetAttack``, the test data and the victims; the set's own recipe is used, with the
     overrides that ``given`` names. The attack sees the set and nothing else: of the data set only
-    the test images and the class names are used, to measure it (for a ``.pt`` file also its mean
-    and deviation). The clean twin is the received set itself. given, set_number: as for
+    the test images and the class names are used, to measure it (for another project's file also
+    what reading it needs). The clean twin is the received set itself. given, reading: as for
     ``evaluate``. resume: resume the run in ``out``; of a finished one the record is returned.
     Errors: ``RequestError`` where the set does not fit the test data, and for other attacks.
     """
     reporter, folder = reporter or Reporter(), RunFolder(Path(out))
     _check_attack(config)
-    opened = _opened(Path(source), config, given, set_number, data_dir, reporter)
+    opened = _opened(Path(source), config, given, reading, data_dir, reporter)
     attack = opened.setup.attack()
     assert isinstance(attack, SetAttack)
     record = opened.record
@@ -79,19 +80,19 @@ def _opened(
     source: Path,
     config: Config,
     given: Sequence[str],
-    set_number: int | None,
+    reading: ReadingOptions | None,
     data_dir: Path | str | None,
     reporter: Reporter,
 ) -> OpenedSet:
     """The set as an interceptor gets it, without training images, and the record of the attack."""
-    config, warnings = _with_own_network(config, SetFiles(source, set_number), given)
+    config, warnings = _with_own_network(config, SetFiles(source, reading), given)
     opened = open_set(
         source,
         config,
         "attack",
         settings="intercepted",
         given=given,
-        set_number=set_number,
+        reading=reading,
         data_dir=data_dir,
         bars=reporter.bars,
         attacked=False,

@@ -13,9 +13,10 @@ from ...distill.types import DistilledSet
 from ..config.schema import Config
 from ..results.record import Record, RecordKind
 from .own_network import with_own_network
+from .reading import ReadingOptions
 from .recipes import override_given
 from .records import count_per_class, describe_set, new_record
-from .setup import Setup, prepare
+from .setup import Setup, prepare, with_preprocessing
 from .source import (
     SetFiles,
     check_fit,
@@ -49,7 +50,7 @@ def open_set(
     *,
     settings: object,
     given: Sequence[str] = (),
-    set_number: int | None = None,
+    reading: ReadingOptions | None = None,
     trigger: Path | str | None = None,
     control_run: Path | str | None = None,
     data_dir: Path | str | None = None,
@@ -60,14 +61,14 @@ def open_set(
     """The set in ``source`` as ``config`` measures it; writes nothing.
 
     kind: of the record. settings: what the measurement depends on beside the configuration and the
-    files. given: the keys that the user chose; they override the set's own recipe. set_number:
-    which of the sets in a ``.pt`` file, from 0 (default: the first). trigger: a trigger file
-    (default: the one beside the set). control_run: as for ``SetFiles``. bars: as for ``prepare``.
+    files. given: the keys that the user chose; they override the set's own recipe. reading:
+    how another project's files are to be read. trigger: a trigger file (default: the one beside
+    the set). control_run: as for ``SetFiles``. bars: as for ``prepare``.
     eight_bits: round the images as PNG files do. attacked: whether the set is measured as an
     attacked one; otherwise the trigger and the twin beside it are left out.
     Errors: ``RequestError`` where the set does not fit the test data.
     """
-    found = SetFiles(Path(source), set_number, None if control_run is None else Path(control_run))
+    found = SetFiles(Path(source), reading, None if control_run is None else Path(control_run))
     config, warnings = with_own_network(config, found, given)
     setup = prepare(config, data_dir, bars=bars)
 
@@ -76,8 +77,9 @@ def open_set(
         distilled = replace(distilled, recipe=recipe)
         return quantised(distilled) if eight_bits else distilled
 
-    loaded = found.load(setup)
+    loaded = found.load(setup, bars=bars)
     check_fit(found.set_file, loaded, setup)
+    setup = with_preprocessing(setup, loaded.recipe.preprocessing)
     setup = in_set_order(found.set_file, loaded, setup)
     record = new_record(setup, given, kind)
     record.config = measured_config(config, found, given)
@@ -88,13 +90,13 @@ def open_set(
         record.labels.append("8-bit images: clipped to [0, 1] and rounded")
     trigger = Path(trigger) if trigger else found.trigger_file if attacked else None
     case = trigger_case(trigger, setup, record)
-    files = (found.set_file, trigger, found.control if attacked else None)
+    files = (*found.files, trigger, found.control if attacked else None)
     record.distilled = {
         **describe_set(distilled),
         "per_class": count_per_class(distilled),
         "source": str(source),
         "origin": found.origin,
-        "fingerprint": fingerprint((record.recipe, settings, *found.choice), files),
+        "fingerprint": fingerprint((record.recipe, settings, *found.reading.choices), files),
     }
     twin = None
     if found.control and case:

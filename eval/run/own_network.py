@@ -26,7 +26,7 @@ def with_own_network(
     Errors: ``RequestError`` where the file names a class, which is not imported for its sake, or
     for a network too large to be made for the sake of a file.
     """
-    distilled = load_set(found.set_file) if found.set_file.suffix == ".safetensors" else None
+    distilled = load_set(found.set_file) if found.is_own else None
     warnings = []
     if "network" not in config.network.model_fields_set and not config.victims.victim_network:
         own = distilled.recipe.network if distilled else None

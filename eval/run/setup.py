@@ -19,6 +19,7 @@ from ...distill.engine import Engine
 from ...distill.memory import keep_freed_memory
 from ...distill.networks.makers import NetworkMaker
 from ...distill.networks.registry import NetworkSpec
+from ...distill.preprocessing import Preprocessing
 from ...distill.randomness import Streams
 from ...distill.types import Distillate, DistilledSet, Recipe, RequestError
 from ..config.schema import Config
@@ -164,6 +165,14 @@ def _engine(config: Config) -> Engine:
     engine = Engine(run.speed, run.precision)
     engine.apply()
     return engine
+
+
+def with_preprocessing(setup: Setup, preprocessing: Preprocessing) -> Setup:
+    """``setup`` with networks that do ``preprocessing``, of a set's recipe, with pixels first."""
+    if preprocessing == setup.data.preprocessing:
+        return setup
+    moved = preprocessing.to(setup.config.run.device)
+    return build(setup.config, setup.data.with_preprocessing(moved))
 
 
 def _identity(config: Config) -> dict[str, Any]:

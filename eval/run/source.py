@@ -12,7 +12,7 @@ from ...attacks import TestCase, goal_from, make_test_case, trigger_from
 from ...distill.class_names import match_classes, named_number, same_names
 from ...distill.data.raw import some
 from ...distill.files.artifact import load_set, load_trigger
-from ...distill.files.foreign import import_pt
+from ...distill.files.safe import read_header
 from ...distill.networks.registry import NetworkSpec
 from ...distill.notices import warn
 from ...distill.types import DistilledSet, RequestError
@@ -20,6 +20,7 @@ from ..config.schema import Config, DataSection, RunSection, VictimSection
 from ..results.record import Record, read_record
 from ..results.subject import subject
 from .folder import RunFolder, last_active, path_inside
+from .reading import ReadingOptions, ReadSet, read_set
 from .setup import Setup
 
 
@@ -27,24 +28,27 @@ from .setup import Setup
 class SetFiles:
     """A run folder or a file to be evaluated, and the files beside it.
 
-    In a run folder: the set, its trigger, its clean twin and its record. A file (``.safetensors``,
-    or another project's ``.pt``) is a set and nothing else.
+    In a run folder: the set, its trigger, its clean twin and its record. A file of this suite, or
+    a file or folder of another project, is a set and nothing else.
 
-    set_number: which of the sets in a ``.pt`` file, from 0; ``None``: the first. control_run: the
-    folder of the clean twin; by default the one that the record names, if it lies inside the run
-    folder. labels: warnings that stand beside every figure of the set, known once it is loaded.
+    reading: how another project's files are to be read. control_run: the folder of the clean twin;
+    by default the one that the record names, if it lies inside the run folder. read: what was
+    decided about another project's set, known once it is loaded.
     """
 
     def __init__(
-        self, path: Path, set_number: int | None = None, control_run: Path | None = None
+        self,
+        path: Path,
+        reading: ReadingOptions | None = None,
+        control_run: Path | None = None,
     ) -> None:
         if not path.exists():
             raise RequestError(f"{path}: no such run folder or file")
-        self.path, self.set_number = path, set_number
-        self.labels: list[str] = []
+        self.path, self.reading = path, reading or ReadingOptions()
+        self.read: ReadSet | None = None
         self.record: Record | None = None
         self.set_file, self.trigger_file, self.control = path, None, None
-        if path.is_dir():
+        if path.is_dir() and RunFolder(path).record.exists():
             folder = RunFolder(path)
             self.record = read_record(folder.record)
             _check_source(path, self.record)
@@ -63,9 +67,27 @@ class SetFiles:
         return f"recorded as {subject(self.record, unattacked='no attack')}"
 
     @property
-    def choice(self) -> tuple[int, ...]:
-        """What distinguishes the sets of a file, for ``fingerprint``; empty for the first."""
-        return (self.set_number,) if self.set_number else ()
+    def is_own(self) -> bool:
+        """Whether the set's file is one of this suite, whose metadata say how to read it."""
+        if self.record is not None:
+            return True
+        if self.set_file.is_dir():
+            return False
+        try:
+            return read_header(self.set_file)[1]
+        except RequestError:
+            # A damaged file with our ending is read as ours: the fault is named there.
+            return self.set_file.suffix == ".safetensors"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that the set was read from, known once it is loaded."""
+        return (self.set_file,) if self.read is None else self.read.files
+
+    @property
+    def labels(self) -> list[str]:
+        """Warnings that stand beside every figure of the set, known once it is loaded."""
+        return [] if self.read is None else list(self.read.notes)
 
     @property
     def warnings(self) -> list[str]:
@@ -89,19 +111,28 @@ class SetFiles:
         if twin.kind != "distill" or twin.control_key != self.record.control_key:
             raise RequestError(f"{control_run} is no clean twin of {self.path}")
 
-    def load(self, setup: Setup) -> DistilledSet:
-        """The set; a ``.pt`` file holds no recipe and gets the configuration's."""
-        data, space = setup.data, setup.data.preprocessing
-        if self.set_file.suffix in (".pt", ".pth"):
-            found = import_pt(
-                self.set_file, preprocessing=space, classes=data.classes, number=self.set_number
-            )
-            self.labels = list(found.warnings)
-            for text in found.warnings:
+    def load(self, setup: Setup, *, bars: bool = False) -> DistilledSet:
+        """The set; files of other projects hold no recipe and get the configuration's."""
+        if not self.is_own:
+            self.read = read_set(self.set_file, setup, self.reading, bars=bars)
+            for text in self.read.notes:
                 warn(f"{self.set_file}: {text}")
-            return replace(found.distilled, recipe=setup.recipe)
-        if self.set_number:
-            raise RequestError(f"{self.set_file} holds one set: there is no set {self.set_number}")
+            return self.read.distilled
+        return self.load_own()
+
+    def load_own(self) -> DistilledSet:
+        """The set in a file of this suite.
+
+        Errors: ``RequestError`` also for options of reading that such a file does not need.
+        """
+        if self.reading.number:
+            number = self.reading.number
+            raise RequestError(f"{self.set_file} holds one set: there is no set {number}")
+        if self.reading.choices:
+            raise RequestError(
+                f"{self.set_file} is a file of this suite, which says how it is read: leave out "
+                "--space, --factor and --labels"
+            )
         return load_set(self.set_file)
 
 

@@ -44,6 +44,7 @@ from .cell import draw_set
 from .folder import RunFolder
 from .opening import OpenedSet, open_set
 from .progress import Reporter
+from .reading import ReadingOptions
 from .source import fingerprint
 from .victims import Panel, train_victim
 
@@ -228,7 +229,7 @@ def evaluate_survival(
     out: Path | str,
     *,
     given: Sequence[str] = (),
-    set_number: int | None = None,
+    reading: ReadingOptions | None = None,
     trigger: Path | str | None = None,
     control_run: Path | str | None = None,
     data_dir: Path | str | None = None,
@@ -249,7 +250,7 @@ def evaluate_survival(
         "evaluate",
         settings="survival",
         given=given,
-        set_number=set_number,
+        reading=reading,
         trigger=trigger,
         control_run=control_run,
         data_dir=data_dir,

@@ -28,7 +28,9 @@ from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import RandomSampler
 
 from distillsec.attacks import goal_from, trigger_from
 from distillsec.attacks.triggers.generator import fresh_weights
@@ -42,7 +44,8 @@ from distillsec.distill.core.start import start_run
 from distillsec.distill.core.task import Task
 from distillsec.distill.data.registry import load_dataset
 from distillsec.distill.files.artifact import load_set, load_trigger, save_set, save_trigger
-from distillsec.distill.files.foreign import import_pt
+from distillsec.distill.files.formats import labelled, read_received
+from distillsec.distill.files.formats.stored_set import received
 from distillsec.distill.files.safe import read_json_lines, read_tensors, write_tensors
 from distillsec.distill.preprocessing import Preprocessing, fit_zca
 from distillsec.distill.types import Batch, DistilledSet, Recipe, RequestError, RunError, Step
@@ -53,6 +56,8 @@ from distillsec.eval.grid.suite import read_suite
 from distillsec.eval.grid.sweep import read_sweep
 from distillsec.eval.report.load import load_experiment
 from distillsec.eval.results.record import Record, read_record
+from distillsec.eval.run.reading import ReadingOptions, read_set
+from distillsec.eval.run.setup import prepare
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
@@ -223,6 +228,102 @@ def foreign_value(mutations: Any, canary: Any) -> Any:
         {"data": mutations.value([[1, 2], [3, [4]]])},
     )
     return mutations.rng.choice(forms)
+
+
+def make_separate(path: Path) -> None:
+    """Images, labels and a learning rate, a file each, as MTT and DD-Ranking have them."""
+    labels = 9.0 * torch.eye(10) - 1
+    parts = {"images": torch.rand(10, *SHAPE), "labels": labels, "lr": torch.tensor(0.1)}
+    for word, tensor in parts.items():
+        torch.save(tensor, path / f"{word}_best.pt")
+
+
+def make_views(path: Path) -> None:
+    """A teacher's labels of two epochs of views, two files each."""
+    sampler = RandomSampler(range(10), generator=torch.Generator().manual_seed(42))
+    for epoch in range(2):
+        folder = path / f"epoch_{epoch}"
+        folder.mkdir()
+        for number, rows in enumerate(torch.tensor(list(sampler)).split(6)):
+            views = [torch.rand(len(rows), 4), torch.zeros(len(rows), dtype=torch.bool)]
+            logits = 9 * torch.eye(10)[rows].half()
+            torch.save([*views, None, None, None, logits], folder / f"batch_{number}.tar")
+
+
+def parts_changer(tools: Tools) -> Callable[[Path, Any], None]:
+    """Changes to one of several files of ``torch.save``, or to which there are."""
+
+    def change(path: Path, mutations: Any) -> None:
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        chosen = mutations.rng.choice(files)
+        kind = mutations.rng.randrange(6)
+        if kind == 0:
+            chosen.unlink()
+        elif kind == 1:
+            shutil.copy(chosen, chosen.with_name(f"images_{mutations.rng.randrange(9)}.pt"))
+        elif kind < 4:
+            pt_changer(tools)(chosen, mutations)
+        else:
+            value = torch.load(chosen, weights_only=True)
+            parts = value if isinstance(value, list) else [value]
+            place = mutations.rng.randrange(len(parts))
+            wrong = mutations.tensor(parts[place]) if torch.is_tensor(parts[place]) else 3
+            parts[place] = wrong if mutations.often(2) else mutations.hostile()
+            with contextlib.suppress(RuntimeError, ValueError, OverflowError):
+                torch.save(parts if isinstance(value, list) else parts[0], chosen)
+
+    return change
+
+
+def read_label_views(path: Path) -> None:
+    stored = received(path, torch.zeros(10, *SHAPE), torch.arange(10))
+    labels = labelled(path, stored, 10, path).labels
+    assert labels is not None and labels.isfinite().all()
+
+
+def make_others(path: Path) -> None:
+    save_file({"images": torch.rand(10, *SHAPE), "labels": torch.arange(10)}, path / "x")
+
+
+def change_others(path: Path, mutations: Any) -> None:
+    if mutations.often(3):
+        change_bytes(path, mutations)
+    else:
+        tensors = mutations.tensors(load_file(path))
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, path)
+
+
+def make_table(path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(buffer, format="PNG")
+    images = [{"bytes": buffer.getvalue(), "path": "x"}] * 10
+    write_table(path / "x", {"image": images, "label": list(range(10))}, parquet)
+
+
+def write_table(path: Path, columns: Any, parquet: Any) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet.write_table(arrow.table(columns), path)
+
+
+def change_table(path: Path, mutations: Any) -> None:
+    arrow, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
+    table = parquet.read_table(path)
+    kind = mutations.rng.randrange(4)
+    if kind == 0:
+        with arrow.OSFile(str(path), "wb") as sink, arrow.ipc.new_stream(sink, table.schema) as out:
+            out.write_table(table)
+    if kind < 2:
+        change_bytes(path, mutations)
+        return
+    columns = table.to_pydict()
+    name = mutations.rng.choice(sorted(columns))
+    row = mutations.rng.randrange(10)
+    others = ({"bytes": b"x"}, {"bytes": None}, [[1, 2], [3]], [0.5] * 10, None, -5, 2**40, "x")
+    wrong = mutations.rng.choice(others)
+    columns[name] = [wrong] * 10 if mutations.often(2) else [*columns[name][:row], wrong]
+    with contextlib.suppress(arrow.ArrowException, OverflowError):  # no table has such columns
+        write_table(path, columns, parquet)
 
 
 def make_npz(path: Path) -> None:
@@ -503,8 +604,14 @@ def kinds(tools: Tools) -> dict[str, Kind]:
     def one_yaml(path: Path, mutations: Any) -> None:
         change_yaml(path / mutations.rng.choice(sorted(TEXTS)), mutations)
 
-    def imported(path: Path) -> object:
-        return import_pt(path / x, preprocessing=SPACE, classes=CLASSES)
+    setup = prepare(configure(dataset="digits", device="cpu", threads=1))
+    none = setup.data.train.rows(torch.zeros(0, dtype=torch.int64))
+
+    def imported(path: Path) -> None:
+        """The set in ``x`` or else in the folder, as evaluate reads it, without training."""
+        source = path / x if (path / x).exists() else path
+        found = read_set(source, setup, ReadingOptions(), none)
+        assert found.distilled.batch.images.isfinite().all()
 
     def make_run(path: Path) -> None:
         shutil.copytree(tools.finished, path / "run")
@@ -524,6 +631,12 @@ def kinds(tools: Tools) -> dict[str, Kind]:
         "set": Kind(make_set, at(x, tensors), lambda path: load_set(path / x)),
         "trigger": Kind(make_trigger, at(x, tensors), read_trigger),
         "pt": Kind(make_pt, at(x, pt_changer(tools)), imported),
+        "separate": Kind(make_separate, parts_changer(tools), imported),
+        "views": Kind(make_views, parts_changer(tools), read_label_views),
+        "others": Kind(make_others, at(x, change_others), imported),
+        "arrays": Kind(make_npz, at(x, npz_changer(tools)), lambda path: read_received(path / x)),
+        "table": Kind(make_table, at(x, change_table), imported),
+        "image set": Kind(make_images, change_images, lambda path: read_received(path / "set")),
         "npz": Kind(make_npz, at(x, npz_changer(tools)), read_npz),
         "images": Kind(make_images, change_images, read_images),
         "record": Kind(
@@ -560,7 +673,8 @@ def read_images(path: Path) -> object:
 
 NAMES = (
     *("set", "trigger", "pt", "npz", "images", "record", "report", "log", "ledger", "checkpoint"),
-    *("experts", "yaml", "run", "resume"),
+    *("experts", "yaml", "run", "resume", "separate", "views", "others", "arrays", "table"),
+    "image set",
 )
 
 

@@ -16,7 +16,6 @@ from safetensors import safe_open
 
 from distillsec.distill.files import safe as files
 from distillsec.distill.files.artifact import load_set, load_trigger
-from distillsec.distill.files.foreign import import_pt
 from distillsec.distill.files.safe import (
     read_json,
     read_tensors,
@@ -24,7 +23,7 @@ from distillsec.distill.files.safe import (
     write_json,
     write_tensors,
 )
-from distillsec.distill.preprocessing import Preprocessing
+from distillsec.distill.files.torch_file import read_foreign
 from distillsec.distill.types import RequestError
 
 Refused = Callable[[Path, str], pytest.RaisesExc[RequestError]]
@@ -108,7 +107,7 @@ def test_what_is_no_file_is_refused_unread(refused: Refused, tmp_path: Path) -> 
         with refused(large, "too large"):
             reader(large)
     with refused(large, "too large"):
-        import_pt(large, preprocessing=Preprocessing((0,), (1,)), classes=["a"])
+        read_foreign(large)
 
 
 # Tensors ------------------------------------------------------------------------------------------

@@ -207,7 +207,10 @@ def test_what_is_refused(
     ("words", "expected"),
     [
         ((), "attack poisoned-set takes a finished set: name it with --on FILE"),
-        (("--set-number", 1), "--set-number is for a file of sets"),
+        (
+            ("--set-number", 1),
+            "--set-number, --space, --factor and --labels are for a received set",
+        ),
     ],
 )
 def test_it_needs_a_set(

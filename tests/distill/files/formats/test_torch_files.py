@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from distillsec.distill.files import safe as files
-from distillsec.distill.files.artifact import save_set
-from distillsec.distill.files.foreign import ForeignSet, import_pt
-from distillsec.distill.preprocessing import Preprocessing, fit_zca
-from distillsec.distill.types import Recipe, RequestError
+from distillsec.distill.files.formats import read_received
+from distillsec.distill.files.formats.stored_set import StoredSet
+from distillsec.distill.types import RequestError
 
 Refused = Callable[[Path, str], pytest.RaisesExc[RequestError]]
 IMAGES, LABELS = torch.zeros(2, 1, 2, 2), torch.tensor([0, 1])
@@ -41,21 +40,22 @@ def published() -> dict[str, Any]:
     return {"data": data, "accs_all_exps": {"ConvNet": accuracies, "MLP": []}}
 
 
+def read(path: Path, number: int | None = None) -> StoredSet:
+    """The set in a file of ``torch.save``."""
+    form, found = read_received(path, number)
+    assert form == "torch file"
+    return found
+
+
 @pytest.mark.parametrize("modern", [True, False])
-def test_published_files_are_imported(tmp_path: Path, modern: bool) -> None:
+def test_published_files_are_read(tmp_path: Path, modern: bool) -> None:
     path = tmp_path / "res_DC.pt"
     torch.save(published(), path, _use_new_zipfile_serialization=modern)
-    mean, std, classes = (0.5, 0.4), (0.2, 0.3), ["a", "b", "c", "d"]
     for number, (images, labels) in enumerate(published()["data"]):
-        found = import_pt(
-            path, preprocessing=Preprocessing(mean, std), classes=classes, number=number
-        ).distilled
-        scale, shift = torch.tensor(std).view(2, 1, 1), torch.tensor(mean).view(2, 1, 1)
-        torch.testing.assert_close(found.batch.images, images * scale + shift)
-        assert torch.equal(found.batch.labels, labels)
-        assert found.recipe == Recipe(preprocessing=Preprocessing(mean, std))
-        assert found.classes == tuple(classes)
-        save_set(tmp_path / "converted.safetensors", found)
+        found = read(path, number)
+        assert torch.equal(found.images, images) and found.labels is not None
+        assert torch.equal(found.labels, labels)
+        assert (found.files, found.classes, found.rate, found.notes) == ((path,), None, None, ())
 
 
 def test_numpy_1_names_are_read_too(tmp_path: Path) -> None:
@@ -64,8 +64,7 @@ def test_numpy_1_names_are_read_too(tmp_path: Path) -> None:
     content = path.read_bytes()
     assert b"numpy._core.multiarray" in content
     path.write_bytes(content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-    found = import_pt(path, preprocessing=Preprocessing((0, 0), (1, 1)), classes="abcd")
-    assert len(found.distilled.batch) == 4
+    assert len(read(path).images) == 4
 
 
 def test_pairs_and_soft_labels_are_read(tmp_path: Path) -> None:
@@ -76,11 +75,10 @@ def test_pairs_and_soft_labels_are_read(tmp_path: Path) -> None:
         {"images": images, "labels": torch.rand(3, 2, dtype=torch.float64).softmax(dim=1)},
     ):
         torch.save(value, path)
-        imported = import_pt(path, preprocessing=Preprocessing((0,), (1,)), classes=["a", "b"])
-        found = imported.distilled
-        assert imported.warnings == ()
-        assert torch.equal(found.batch.images, images.float())
-        assert not found.batch.images.requires_grad
+        found = read(path)
+        assert found.notes == ()
+        assert torch.equal(found.images, images.float())
+        assert not found.images.requires_grad
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
@@ -96,7 +94,7 @@ def test_a_file_with_code_is_refused_unread(
     else:
         torch.save(value, path, _use_new_zipfile_serialization=form == "zip")
     with refused(path, "refused unread: the file holds more than plain tensors"):
-        import_pt(path, preprocessing=Preprocessing((0, 0), (1, 1)), classes="abcd")
+        read(path)
     assert not marker.exists()
     Malicious(marker).__reduce__()[0](marker)
     assert marker.exists()  # it would have worked
@@ -111,7 +109,7 @@ def test_other_objects_are_refused(refused: Refused, tmp_path: Path, value: Any)
     path = tmp_path / "x.pt"
     torch.save({"data": [[IMAGES, LABELS]], "more": value}, path)
     with refused(path, "refused unread"):
-        import_pt(path, preprocessing=Preprocessing((0,), (1,)), classes=["a", "b"])
+        read(path)
 
 
 @pytest.mark.parametrize("modern", [True, False])
@@ -122,7 +120,7 @@ def test_broken_pt_files_are_refused(refused: Refused, tmp_path: Path, modern: b
     for broken in [b"", b"no pickle at all", *(content[:i] for i in range(1, len(content), 97))]:
         path.write_bytes(broken)
         with refused(path, ": "):
-            import_pt(path, preprocessing=Preprocessing((0, 0), (1, 1)), classes="abcd")
+            read(path)
 
 
 @pytest.mark.parametrize(
@@ -131,16 +129,16 @@ def test_broken_pt_files_are_refused(refused: Refused, tmp_path: Path, modern: b
         ({"data": []}, "holds no distilled set"),
         ({"data": [[IMAGES]]}, "holds no distilled set"),
         ({"data": 3}, "holds no distilled set"),
-        (IMAGES, "holds no distilled set"),
         ([IMAGES, [LABELS]], "holds no distilled set"),
         ([IMAGES, 3], "holds no distilled set"),
         ({"data": [[IMAGES, LABELS]] * 1001}, "1001 sets, at most 1000"),
         ([torch.zeros(1).expand(10**6, 1, 1000, 1000), LABELS], "are stored as 1"),
-        ([IMAGES.byte(), LABELS], "expected normalised floats"),
-        ([IMAGES[0], LABELS], "given 1 means"),
-        ([torch.zeros(2, 3, 2, 2), LABELS], "given 1 means"),
-        ([IMAGES / 0, LABELS], "NaN"),
-        ([IMAGES, LABELS + 5], "labels run from 5 to 6"),
+        ([IMAGES[0], LABELS], "images have the shape (1, 2, 2)"),
+        ([IMAGES[:0], LABELS[:0]], "images have the shape (0, 1, 2, 2)"),
+        ([IMAGES / 0, LABELS], "images hold NaN"),
+        ([IMAGES, LABELS[:1]], "labels have the shape (1,), expected (2,)"),
+        ([IMAGES, LABELS + 0.5], "fractions"),
+        ([IMAGES, IMAGES[:, :, :, 0]], "labels have the shape (2, 1, 2)"),
     ],
 )
 def test_other_structures_are_refused(
@@ -149,7 +147,7 @@ def test_other_structures_are_refused(
     path = tmp_path / "x.pt"
     torch.save(value, path)
     with refused(path, fault):
-        import_pt(path, preprocessing=Preprocessing((0,), (1,)), classes=["a", "b"])
+        read(path)
 
 
 BYTES = torch.zeros(2, 1, 2, 2, dtype=torch.uint8)
@@ -178,7 +176,7 @@ def test_exotic_tensors_are_refused_unread(
     pair[place] = make()
     torch.save(pair, path)
     with refused(path, "refused unread: the file holds more than plain tensors ("):
-        import_pt(path, preprocessing=Preprocessing((0,), (1,)), classes=["a", "b"])
+        read(path)
 
 
 BOMBS = {
@@ -199,7 +197,7 @@ def test_small_pickles_stay_small(refused: Refused, tmp_path: Path, content: byt
     path.write_bytes(b"\x80\x02" + content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with refused(path, ": "):
-        import_pt(path, preprocessing=Preprocessing((0,), (1,)), classes=["a", "b"])
+        read(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
@@ -208,14 +206,13 @@ def test_what_would_be_built_is_bounded_before(
 ) -> None:
     path, images = tmp_path / "x.pt", torch.zeros(200, 3, 32, 32).half()
     torch.save({"data": [[images, torch.arange(200) % 2]] * 500}, path)
-    space = Preprocessing((0,) * 3, (1,) * 3)
-    assert len(import_pt(path, preprocessing=space, classes="ab").distilled.batch) == 200
+    assert len(read(path).images) == 200
     size = images.numel() * (2 + 2 + 2 + 3 * 4) + 200 * (8 + 8 + 8 + 8)  # two readings, copies
     monkeypatch.setattr(files, "BUILT_CAP", size)
-    import_pt(path, preprocessing=space, classes="ab")
+    read(path)
     monkeypatch.setattr(files, "BUILT_CAP", size - 1)
     with refused(path, f"takes {size} bytes of memory to read, at most {size - 1}"):
-        import_pt(path, preprocessing=space, classes="ab")
+        read(path)
 
 
 def test_a_packed_archive_is_refused(refused: Refused, tmp_path: Path) -> None:
@@ -225,7 +222,7 @@ def test_a_packed_archive_is_refused(refused: Refused, tmp_path: Path) -> None:
         for record in good.infolist():
             bad.writestr(record.filename, good.read(record), zipfile.ZIP_DEFLATED)
     with refused(packed, "torch writes no such file"):
-        import_pt(packed, preprocessing=Preprocessing((0,), (1,)), classes=["a", "b"])
+        read(packed)
 
 
 def test_parts_of_larger_tensors_and_other_types_are_read(tmp_path: Path) -> None:
@@ -234,64 +231,68 @@ def test_parts_of_larger_tensors_and_other_types_are_read(tmp_path: Path) -> Non
     for modern in (True, False):
         for images in (whole[1:4], whole.half()[::2], whole.bfloat16().transpose(2, 3)[:3]):
             torch.save([images, labels], path, _use_new_zipfile_serialization=modern)
-            space = Preprocessing((0,), (1,))
-            found = import_pt(path, preprocessing=space, classes=["a", "b"]).distilled.batch
-            assert torch.equal(found.images, images.float())
+            found = read(path)
+            assert torch.equal(found.images, images.float()) and found.labels is not None
             assert torch.equal(found.labels, labels.long())
-
-
-def test_a_whitened_file_comes_back_to_pixels(tmp_path: Path) -> None:
-    pixels = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    zca = fit_zca(pixels)
-    path = tmp_path / "whitened.pt"
-    torch.save([zca.whiten(pixels), torch.arange(40) % 2], path)
-    space = Preprocessing((0.0,), (1.0,), zca)
-    found = import_pt(path, preprocessing=space, classes=("a", "b")).distilled
-    torch.testing.assert_close(found.batch.images, pixels, atol=1e-4, rtol=0)
-    assert found.recipe.preprocessing.zca == zca
 
 
 # What the values mean -----------------------------------------------------------------------------
 
-SPACE = Preprocessing((0.5,), (0.25,))
 
-
-def imported(path: Path, value: Any, **options: Any) -> ForeignSet:
+def saved(path: Path, value: Any, number: int | None = None) -> StoredSet:
     torch.save(value, path)
-    return import_pt(path, preprocessing=SPACE, classes=["a", "b"], **options)
-
-
-def normalised(count: int = 2) -> torch.Tensor:
-    """Images whose pixels fill [0, 1]."""
-    return torch.linspace(-2, 2, count * 4).view(count, 1, 2, 2)
+    return read(path, number)
 
 
 def test_several_sets_are_counted_and_one_is_chosen(refused: Refused, tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
-    value = {"data": [[normalised() * share, LABELS] for share in (1.0, 0.5, 0.2)]}
-    first = imported(path, value)
-    assert first.warnings == ("set 0 of the 3 in the file: --set-number N chooses another",)
-    chosen = imported(path, value, number=2)
-    assert chosen.warnings == ()
-    torch.testing.assert_close(chosen.distilled.batch.images, normalised() * 0.05 + 0.5)
+    value = {"data": [[IMAGES + share, LABELS] for share in (1.0, 0.5, 0.25)]}
+    first = saved(path, value)
+    assert first.notes == ("set 0 of the 3 in the file: --set-number N chooses another",)
+    chosen = saved(path, value, number=2)
+    assert chosen.notes == () and torch.equal(chosen.images, IMAGES + 0.25)
     with refused(path, "holds 3 sets, numbered from 0: there is no set 3"):
-        imported(path, value, number=3)
+        saved(path, value, number=3)
 
 
-def test_other_content_of_a_file_is_named(tmp_path: Path) -> None:
-    value = {"images": normalised(), "labels": LABELS, "lr": torch.tensor(0.1)}
-    assert imported(tmp_path / "x.pt", value).warnings == ("left out of the file: lr",)
+def test_a_flat_pair_is_one_set(refused: Refused, tmp_path: Path) -> None:
+    """DataDAM shares such files."""
+    found = saved(tmp_path / "x.pt", {"data": [IMAGES + 1, LABELS]})
+    assert found.notes == () and torch.equal(found.images, IMAGES + 1)
+    with refused(tmp_path / "x.pt", "holds one set: there is no set 1"):
+        read(tmp_path / "x.pt", 1)
+
+
+def test_channels_in_the_last_place_are_moved(tmp_path: Path) -> None:
+    images = torch.rand(2, 8, 8, 3)
+    found = saved(tmp_path / "x.pt", [images, LABELS])
+    assert torch.equal(found.images, images.permute(0, 3, 1, 2))
+    assert found.notes == ("its channels are in the last place: moved to the front",)
+
+
+def test_bytes_stay_bytes(tmp_path: Path) -> None:
+    images = torch.arange(8, dtype=torch.uint8).view(2, 1, 2, 2)
+    assert torch.equal(saved(tmp_path / "x.pt", [images, LABELS]).images, images)
+
+
+def test_other_content_of_a_file_is_named(refused: Refused, tmp_path: Path) -> None:
+    value = {"images": IMAGES, "labels": LABELS, "lr": torch.tensor(0.125), "epoch": 3}
+    found = saved(tmp_path / "x.pt", value)
+    assert found.rate == 0.125
+    assert found.notes == ("learning rate 0.125 of the file", "left out of the file: epoch")
+    for rate in (0.0, -1.0, float("nan"), 1e30):
+        with refused(tmp_path / "x.pt", "holds the learning rate"):
+            saved(tmp_path / "x.pt", value | {"lr": torch.tensor(rate)})
 
 
 def test_logits_become_probabilities(tmp_path: Path) -> None:
     path, logits = tmp_path / "x.pt", torch.tensor([[-3.0, 9.0], [4.0, 1.0]])
-    found = imported(path, [normalised(), logits])
-    assert found.warnings == ("its soft labels are logits: a softmax makes them probabilities",)
-    assert torch.equal(found.distilled.batch.labels, logits.softmax(dim=1))
-    as_logarithms = imported(path, [normalised(), logits.log_softmax(dim=1)])
-    torch.testing.assert_close(as_logarithms.distilled.batch.labels, found.distilled.batch.labels)
-    halved = imported(path, [normalised(), logits.softmax(dim=1).half()])
-    assert halved.warnings == ()
+    found = saved(path, [IMAGES, logits])
+    assert found.notes == ("its soft labels are logits: a softmax makes them probabilities",)
+    assert found.labels is not None and torch.equal(found.labels, logits.softmax(dim=1))
+    as_logarithms = saved(path, [IMAGES, logits.log_softmax(dim=1)])
+    torch.testing.assert_close(as_logarithms.labels, found.labels)
+    assert saved(path, [IMAGES, logits.softmax(dim=1).half()]).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -307,19 +308,67 @@ def test_rows_that_are_no_distribution_are_refused(
     refused: Refused, tmp_path: Path, labels: list[list[float]]
 ) -> None:
     with refused(tmp_path / "x.pt", "neither probabilities, which sum to 1, nor logits"):
-        imported(tmp_path / "x.pt", [normalised(), torch.tensor(labels)])
+        saved(tmp_path / "x.pt", [IMAGES, torch.tensor(labels)])
 
 
-def test_pixels_on_another_scale_are_refused(refused: Refused, tmp_path: Path) -> None:
-    path = tmp_path / "x.pt"
-    with refused(path, "pixels from 0 to 255?"):
-        imported(path, [torch.linspace(0, 255, 8).view(2, 1, 2, 2), LABELS])
-    (text,) = imported(path, [torch.linspace(0, 1, 8).view(2, 1, 2, 2), LABELS]).warnings
-    assert "no negative value: were they normalised?" in text
+# A file each --------------------------------------------------------------------------------------
 
 
-def test_pixels_outside_their_range_are_pointed_out(tmp_path: Path) -> None:
-    path = tmp_path / "x.pt"
-    (text,) = imported(path, [normalised() * 2, LABELS]).warnings
-    assert text.startswith("its pixels run from -0.5 to 1.5, 50% of them outside [0, 1]: were they")
-    assert imported(path, [normalised() * 1.0001, LABELS]).warnings == ()  # rounding
+def separate(folder: Path, name: str, **tensors: torch.Tensor) -> Path:
+    """Files that are called ``name`` with the tensors' words in place of "WORD"."""
+    folder.mkdir(exist_ok=True)
+    for word, tensor in tensors.items():
+        torch.save(tensor, folder / name.replace("WORD", word))
+    return folder / name.replace("WORD", "images")
+
+
+@pytest.mark.parametrize("name", ["WORD_best.pt", "WORD_100.pt", "WORD.pt", "CIFAR10_WORD.pt"])
+def test_labels_and_the_rate_lie_beside_the_images(tmp_path: Path, name: str) -> None:
+    rate, logits = torch.tensor(0.25), torch.tensor([[-3.0, 9.0], [4.0, 1.0]])
+    path = separate(tmp_path, name, images=IMAGES, labels=logits, lr=rate)
+    found = read(path)
+    assert found.labels is not None and torch.equal(found.labels, logits.softmax(dim=1))
+    assert found.rate == 0.25
+    names = [name.replace("WORD", word) for word in ("images", "labels", "lr")]
+    assert [file.name for file in found.files] == names
+    assert found.notes == (
+        f"labels of {names[1]}, beside the images",
+        "its soft labels are logits: a softmax makes them probabilities",
+        f"learning rate 0.25 of {names[2]}",
+    )
+
+
+def test_a_picture_of_whitened_images_shares_their_labels(tmp_path: Path) -> None:
+    separate(tmp_path, "WORD_9.pt", images=IMAGES, labels=LABELS)
+    torch.save(IMAGES + 1, tmp_path / "images_zca_9.pt")
+    found = read(tmp_path / "images_zca_9.pt")
+    assert [file.name for file in found.files] == ["images_zca_9.pt", "labels_9.pt"]
+
+
+def test_images_alone_have_no_labels(refused: Refused, tmp_path: Path) -> None:
+    path = separate(tmp_path, "WORD.pt", images=IMAGES, labels=LABELS)
+    (tmp_path / "labels.pt").unlink()
+    assert read(path).labels is None
+    torch.save(LABELS, path)
+    with refused(path, "holds a tensor (2,), expected images (N, C, H, W)"):
+        read(path)
+    torch.save(IMAGES, path)
+    torch.save(LABELS[:1], tmp_path / "labels.pt")
+    with refused(tmp_path / "labels.pt", "not the labels of 2 images"):
+        read(path)
+    torch.save([LABELS], tmp_path / "labels.pt")
+    with refused(tmp_path / "labels.pt", "expected one tensor"):
+        read(path)
+
+
+def test_a_folder_of_tensors(refused: Refused, tmp_path: Path) -> None:
+    """DD-Ranking's, by name; or by shape where no name says which the labels are."""
+    separate(tmp_path / "named", "WORD.pt", images=IMAGES, labels=LABELS, lr=torch.tensor(0.5))
+    form, found = read_received(tmp_path / "named")
+    assert (form, found.rate, found.labels is not None) == ("tensor folder", 0.5, True)
+    separate(tmp_path / "other", "WORD.pt", data=IMAGES, targets=LABELS, step=torch.tensor(3))
+    found = read_received(tmp_path / "other")[1]
+    assert [file.name for file in found.files] == ["data.pt", "targets.pt"]
+    torch.save(IMAGES, tmp_path / "named" / "images_2.pt")
+    with refused(tmp_path / "named", "2 files of images (images.pt, images_2.pt): name the one"):
+        read_received(tmp_path / "named")
