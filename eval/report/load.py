@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args
-
-from pydantic import BaseModel, ValidationError
+from typing import Any, Final, get_args
 
 from ...attacks import labels_of
 from ...distill.files.safe import fault, read_json
@@ -16,7 +14,7 @@ from ..grid.suite import TwinGroup
 from ..results.ablation import ABLATION_VERSION, Ablation, AblationRow
 from ..results.benchmark import BENCHMARK_VERSION, Benchmark, BenchmarkRow
 from ..results.record import Metrics, Outcome, Record, RecordKind, read_record, record_from
-from ..results.record_parts import first_fault
+from ..results.record_parts import table_from
 from ..results.subject import subject
 from ..run.folder import last_active, path_inside
 from .model import Experiment, PicturedRun, ResultRow
@@ -26,7 +24,6 @@ _RECORD, _TABLE = "record.json", "table.json"
 _PLANS: Final = ("sweep.json", "suite.json")
 # What benchmarks/collect.py adds to a record.
 _COLLECTED: Final = {"by_seed", "curve"}
-_TableModel = TypeVar("_TableModel", bound=BaseModel)
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -97,25 +94,13 @@ def _from_json(file: Path, folder: Path) -> Experiment:
     found = read_json(file)
     kind = found.get("kind") if isinstance(found, dict) else None
     if kind == "ablation":
-        return _from_sweep(folder, _validated(Ablation, file, found, ABLATION_VERSION))
+        return _from_sweep(folder, table_from(Ablation, ABLATION_VERSION, file, found))
     if kind == "benchmark":
-        return _from_suite(folder, _validated(Benchmark, file, found, BENCHMARK_VERSION))
+        return _from_suite(folder, table_from(Benchmark, BENCHMARK_VERSION, file, found))
     if kind in get_args(RecordKind):
         parts = {key: value for key, value in found.items() if key not in _COLLECTED}
         return _from_record(folder, record_from(file, parts))
     raise fault(file, f"is no table of a sweep or a suite, and no record (kind {kind!r:.40})")
-
-
-def _validated(
-    model: type[_TableModel], file: Path, found: dict[str, Any], version: int
-) -> _TableModel:
-    if found.get("schema_version") != version:
-        have = found.get("schema_version")
-        raise fault(file, f"is no table of schema {version} (found {have!r:.40})")
-    try:
-        return model.model_validate(found)
-    except ValidationError as error:
-        raise fault(file, f"is damaged: {first_fault(error)}") from None
 
 
 def _run_in(root: Path, place: str) -> Path:

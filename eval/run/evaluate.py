@@ -12,13 +12,13 @@ from ..results.metrics import collect
 from ..results.record import Record
 from .cell import draw_set
 from .folder import RunFolder
-from .opening import OpenedSet, open_set
+from .opening import OpenedSet, Source, name_of, open_set
 from .progress import Reporter
 from .victims import Panel
 
 
 def evaluate(
-    source: Path | str,
+    source: Source,
     config: Config,
     out: Path | str,
     *,
@@ -33,6 +33,7 @@ def evaluate(
 ) -> Record:
     """Train fresh victims on the set in ``source`` and measure them; returns and writes the record.
 
+    source: a run's folder, a file, or a ``DistilledSet``.
     config: the test data and the victims; the set's own recipe is used, with the overrides that
     ``given`` names, and its own network unless ``config`` sets one. set_number: which of the sets
     in a ``.pt`` file, from 0; by default the first. trigger: a trigger file, by default the one
@@ -61,7 +62,7 @@ def evaluate(
             return earlier
         with folder.keeping(record):
             _measure(opened, folder, reporter)
-            draw_set(folder, opened.distilled, Path(source).name)
+            draw_set(folder, opened.distilled, Path(name_of(source)).name)
             if png:
                 export_png(folder.path / "png", opened.distilled)
     return record
