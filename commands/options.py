@@ -158,7 +158,10 @@ INTERCEPTED = _group(
 DEFENSES = _group(
     click.option("--trigger", type=PATH, help="A trigger file (default: the run's own)."),
     click.option(
-        "--defense", multiple=True, metavar="NAME", help="all (default), a name, or a class."
+        "--defense",
+        multiple=True,
+        metavar="NAME",
+        help="all (default), sets, inputs, models, training, quick, a name, or a class.",
     ),
     click.option(
         "--option", "defense_options", multiple=True, metavar="NAME.KEY=VALUE", help="Its options."
