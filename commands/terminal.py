@@ -47,7 +47,7 @@ def _rendered(block: Block) -> RenderableType:
     if isinstance(block, TextTable):
         return _table(block)
     if isinstance(block, Paragraph):
-        return Padding(Text(printable(block.text), style="bold"), (0, 2))
+        return Padding(Text(printable(block.text)), (0, 2))
     return _text(block if isinstance(block, TextCell) else TextCell(block))
 
 

@@ -82,9 +82,9 @@ def test_what_does_not_apply_is_folded_by_reason(record: Record) -> None:
 def test_the_conclusion(record: Record) -> None:
     assert conclusion(record) == (
         "Without a defense the attack works (ASR 0.80, control 0.01). "
-        "Of 4 detectors 2 see the attack (AUROC at least 0.9, or an alarm on it alone): "
-        "teco, scan. "
-        "Of 3 other defenses 1 remove it (ASR at most 0.1): nad. "
+        "Detectors that see the attack (AUROC at least 0.9, or an alarm on it alone): 2 of 4 "
+        "(teco, scan). Other defenses that remove it (ASR at most 0.1, at most 0.05 of CTA lost): "
+        "1 of 3 (nad). "
         "False alarms on the clean twin: beatrix."
     )
 
@@ -98,14 +98,14 @@ def test_the_conclusion_where_the_attack_does_not_work(record: Record) -> None:
     record.metrics = figures({CTA: 0.9, ASR: 0.05})
     text = conclusion(record)
     assert "does not work here (ASR 0.05): nothing is to be removed." in text
-    assert "remove it" not in text
+    assert "remove" not in text.split("removed.")[1]
 
 
 def test_the_conclusion_without_a_trigger(record: Record) -> None:
     record.metrics = figures({CTA: 0.9})
     record.defenses = {"scan": outcome("set scores", figures({"set_alarm": 0.0}))}
     assert conclusion(record) == (
-        "No trigger is known, so only alarms can be counted. Of 1 detectors none raise an alarm."
+        "No trigger is known, so only alarms can be counted. Detectors that raise an alarm: 0 of 1."
     )
 
 
