@@ -21,6 +21,7 @@ from ..distill.networks.architectures import NETWORKS
 from ..distill.networks.registry import NetworkSpec
 from ..eval.config.option_help import choices
 from ..eval.config.presets import preset_names
+from ..eval.config.schema import RunSection
 
 _KINDS: Final = {
     "preset": "presets",
@@ -92,7 +93,7 @@ def _choices() -> dict[str, list[str]]:
 
 
 def _models() -> Iterator[type[BaseModel]]:
-    yield NetworkSpec
+    yield from (NetworkSpec, RunSection)
     yield from (backend.Options for backend in BACKENDS.values())
     yield from (attack.Options for attack in ATTACKS.values())
 

@@ -29,6 +29,7 @@ from distillsec.distill.plugins import (
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import RequestError
 from distillsec.eval.bench.options import make_defense
+from distillsec.eval.config.catalogue import CATALOGUES, details
 from distillsec.eval.config.schema import configure, find_attack
 
 CIFAR = (3, 32, 32)
@@ -204,6 +205,15 @@ def test_an_installed_package_adds_its_own() -> None:
     assert find_attack("mine").__module__ == "installed_mine"
     assert configure(attack="mine", poison_rate=0.2).attack_class() is find_attack("mine")
     assert make_defense("guard", "quick", {}).name == "guard"
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_catalogue_lists_what_an_installed_package_adds() -> None:
+    rows = CATALOGUES["attacks"]()
+    assert rows["mine"] == {"description": "of an installed package: installed_mine:Mine"}
+    assert list(rows)[: len(ATTACKS)] == list(ATTACKS) and "options" in rows["naive"]
+    assert "installed_mine" not in sys.modules
+    assert details("attacks", "mine").text == "An attack of an installed package."
 
 
 @pytest.mark.usefixtures("installed")
