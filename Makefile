@@ -20,7 +20,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-all bench-quick lint format completion clean distclean
+.PHONY: help install demo test test-all bench-quick lint format table clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -50,10 +50,10 @@ format: $(VENV)/.tools ## let ruff put the format right, and what it can of the 
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-completion: $(VENV)/.package ## write commands/completion.json anew, after a change of a command or a catalogue
+table: $(VENV)/.package ## write commands/table.json anew, after a change of a command or a catalogue
 	$(VENV)/bin/python -P -c "from pathlib import Path; from distillsec.cli import loaded_commands; \
-	from distillsec.commands.completion_table import write_table; \
-	write_table(loaded_commands(), Path('commands/completion.json'))"
+	from distillsec.commands.table_maker import write_table; \
+	write_table(loaded_commands(), Path('commands/table.json'))"
 
 clean: ## remove what builds and tools leave; .venv and runs stay
 	rm -rf build dist distillsec.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

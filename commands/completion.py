@@ -1,23 +1,17 @@
-"""Completion of options and values in a shell, without importing torch.
-
-``completion.json`` has every command's options and the names they take. ``completion_table`` makes
-it from the commands themselves; a test compares the two.
-"""
+"""Completion of options and values in a shell, without importing torch."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from importlib import metadata
-from pathlib import Path
 from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
+from .table import entries, parameters
+
 VARIABLE: Final = "_DISTILLSEC_COMPLETE"
 """The environment variable that click's shell scripts set."""
-TABLE: Final = Path(__file__).with_name("completion.json")
 _PATH: Final = "path"
 _OF_KIND: Final = "of kind"  # the names of the catalogue that another argument chose
 
@@ -25,14 +19,11 @@ _OF_KIND: Final = "of kind"  # the names of the catalogue that another argument 
 def known_command(name: str) -> click.Command | None:
     """The command ``name`` with its options and values and nothing to run; ``None`` for a command
     that the table does not have."""
-    table = json.loads(TABLE.read_text("utf-8"))
-    parameters = table["commands"].get(name)
-    if parameters is None:
-        return None
-    return click.Command(name, params=[_parameter(each, table["names"]) for each in parameters])
+    found = parameters(name)
+    return None if found is None else click.Command(name, params=[*map(_parameter, found)])
 
 
-def _parameter(found: Mapping[str, Any], names: Mapping[str, list[str]]) -> click.Parameter:
+def _parameter(found: Mapping[str, Any]) -> click.Parameter:
     values = found["values"]
 
     def complete(
@@ -41,7 +32,7 @@ def _parameter(found: Mapping[str, Any], names: Mapping[str, list[str]]) -> clic
         if values == _PATH:
             return [CompletionItem(start, type="file")]
         kind = context.params.get("kind") if values == _OF_KIND else values
-        known = kind if isinstance(kind, list) else _named(str(kind), names)
+        known = kind if isinstance(kind, list) else _names(str(kind))
         return [value for value in (*found["also"], *known) if value.startswith(start)]
 
     if found["argument"]:
@@ -56,7 +47,6 @@ def _parameter(found: Mapping[str, Any], names: Mapping[str, list[str]]) -> clic
     )
 
 
-def _named(kind: str, names: Mapping[str, list[str]]) -> list[str]:
-    """The names of a catalogue, with those that installed packages add."""
-    installed = [point.name for point in metadata.entry_points(group=f"distillsec.{kind}")]
-    return [*names.get(kind, []), *installed]
+def _names(kind: str) -> list[str]:
+    """The names of a catalogue; a path belongs to some of them, which is the user's to give."""
+    return [name.removesuffix("PATH") for name in entries(kind)]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import click
 
-from ..eval.config.catalogue import CATALOGUES, Details, as_json, details, details_json
 from ..eval.results.blocks import Block, TextCell, TextTable
 from .exits import write_out
+from .table import KINDS, Entry, entries
 from .terminal import write_blocks
+
+if TYPE_CHECKING:
+    from ..eval.config.catalogue import Details
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice(list(CATALOGUES)), required=False)
+@click.argument("kind", type=click.Choice(KINDS), required=False)
 @click.argument("name", required=False)
 @click.option("--json", "json", is_flag=True, help="As JSON.")
 def list_(kind: str | None, name: str | None, json: bool) -> None:
@@ -27,20 +31,22 @@ def list_(kind: str | None, name: str | None, json: bool) -> None:
         distillsec list attacks doorping
         distillsec list defenses neural-cleanse
     """
-    if kind is not None and name is not None:
-        if json:
-            write_out(details_json(kind, name))
-        else:
-            write_blocks(_details_blocks(details(kind, name)))
+    chosen = [kind] if kind else KINDS
+    if not json and name is None:
+        write_blocks(block for each in chosen for block in _kind_blocks(each, entries(each)))
         return
-    kinds = [kind] if kind else list(CATALOGUES)
-    if json:
-        write_out(as_json(kinds))
+    # These need the classes themselves, and with them torch.
+    from ..eval.config.catalogue import as_json, details, details_json
+
+    if kind is None or name is None:
+        write_out(as_json(chosen))
+    elif json:
+        write_out(details_json(kind, name))
     else:
-        write_blocks(block for each in kinds for block in _kind_blocks(each, CATALOGUES[each]()))
+        write_blocks(_details_blocks(details(kind, name)))
 
 
-def _kind_blocks(kind: str, rows: dict[str, dict[str, Any]]) -> list[Block]:
+def _kind_blocks(kind: str, rows: Mapping[str, Entry]) -> list[Block]:
     """One line for each entry; of a defense also what it gives."""
     families = any("family" in row for row in rows.values())
     cells = [

@@ -14,9 +14,11 @@ from click.shell_completion import ShellComplete
 
 from distillsec.attacks import ATTACKS
 from distillsec.cli import loaded_commands, main
-from distillsec.commands.completion import TABLE, VARIABLE
-from distillsec.commands.completion_table import completion_table
+from distillsec.commands.completion import VARIABLE
+from distillsec.commands.table import KINDS, TABLE, entries
+from distillsec.commands.table_maker import make_table
 from distillsec.defenses import DEFENSES, GROUPS
+from distillsec.eval.config.catalogue import CATALOGUES
 from distillsec.eval.config.presets import preset_names
 
 
@@ -28,8 +30,15 @@ def offered(*words: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_table_is_that_of_the_commands() -> None:
-    """Otherwise: make completion."""
-    assert json.loads(TABLE.read_text("utf-8")) == completion_table(loaded_commands())
+    """Otherwise: make table."""
+    assert json.loads(TABLE.read_text("utf-8")) == make_table(loaded_commands())
+
+
+def test_the_table_has_the_catalogues() -> None:
+    assert list(KINDS) == list(CATALOGUES)
+    for kind, rows in CATALOGUES.items():
+        found = {name: entry["description"] for name, entry in entries(kind).items()}
+        assert found == {name: row["description"] for name, row in rows().items()}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +74,7 @@ def test_every_option_of_every_command_is_offered(monkeypatch: pytest.MonkeyPatc
 
 
 def test_installed_packages_are_offered_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = {"distillsec.attacks": [SimpleNamespace(name="mine")]}
+    points = {"distillsec.attacks": [SimpleNamespace(name="mine", value="a:B")]}
     monkeypatch.setattr(metadata, "entry_points", lambda group: points.get(group, []))
     assert offered("attack", "--attack", "m", monkeypatch=monkeypatch) == ["mine"]
     assert offered("list", "attacks", "m", monkeypatch=monkeypatch) == ["mine"]

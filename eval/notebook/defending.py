@@ -14,7 +14,7 @@ from ..config.schema import build_options
 from ..results.record import Record
 from ..run.progress import Reporter
 from .naming import ObjectNames, named
-from .runs import Folder, Measured, _as_source, _folder, _stem, measured_config
+from .runs import Folder, Measured, as_source, folder_for, measured_config, stem_of
 
 DefenseChoice = str | type[Defense] | Defense
 """A name (``all`` and the other groups too), a class, or a defense with its options."""
@@ -58,9 +58,9 @@ def run_defend(
         with objects_by_name(names.objects):
             config, given = measured_config(source, preset, chosen, out, resume=resume, trust=trust)
             return defend(
-                _as_source(source),
+                as_source(source),
                 config,
-                _folder(out, f"defend-{_stem(source)}"),
+                folder_for(out, f"defend-{stem_of(source)}"),
                 defenses=_chosen(choices, budget, options or {}),
                 options=bench,
                 given=given,

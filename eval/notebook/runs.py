@@ -71,9 +71,9 @@ def run_attack(
             found = without_attack(_of_source(on, own, trust))
             config = configure(**{**found, **resumed, **own})
             return intercept(
-                _as_source(on),
+                as_source(on),
                 config,
-                _folder(out, f"{config.attack}-{_stem(on)}"),
+                folder_for(out, f"{config.attack}-{stem_of(on)}"),
                 given=sorted(own),
                 set_number=set_number,
                 data_dir=data_dir,
@@ -85,7 +85,7 @@ def run_attack(
             raise RequestError("no attack was chosen: attack=NAME or a class")
         return _run(
             config,
-            _folder(out, preset or f"{config.set.backend}-{config.attack}"),
+            folder_for(out, preset or f"{config.set.backend}-{config.attack}"),
             seeds,
             control_run,
             reference_run,
@@ -119,7 +119,7 @@ def run_distill(
         config = for_clean({**_resumed(out, own, resume=resume, trust=trust), **own})
         return _run(
             config,
-            _folder(out, preset or f"{config.set.backend}-clean"),
+            folder_for(out, preset or f"{config.set.backend}-clean"),
             seeds,
             None,
             None,
@@ -158,7 +158,7 @@ def run_evaluate(
         raise RequestError("survival measures 8-bit images too: leave out png")
     with named(keys) as chosen:
         config, given = measured_config(source, preset, chosen, out, resume=resume, trust=trust)
-        folder = _folder(out, f"evaluate-{_stem(source)}")
+        folder = folder_for(out, f"evaluate-{stem_of(source)}")
         arguments: Keys = {
             "given": given,
             "set_number": set_number,
@@ -169,8 +169,8 @@ def run_evaluate(
             "reporter": Reporter(quiet=quiet),
         }
         if survival:
-            return evaluate_survival(_as_source(source), config, folder, **arguments)
-        return evaluate(_as_source(source), config, folder, png=png, **arguments)
+            return evaluate_survival(as_source(source), config, folder, **arguments)
+        return evaluate(as_source(source), config, folder, png=png, **arguments)
 
 
 def measured_config(
@@ -190,7 +190,7 @@ def measured_config(
 
 def _of_source(source: Measured, own: Keys, trust: bool) -> Keys:
     """What the record of a run to be measured says of its configuration."""
-    found = _as_source(source)
+    found = as_source(source)
     record = None if isinstance(found, DistilledSet) else SetFiles(Path(found)).record
     if record is not None and not isinstance(found, DistilledSet):
         return source_keys(record, Path(found), own, trust=trust)
@@ -223,15 +223,17 @@ def _run(
     return run_seeds(config, seeds, out, **arguments)
 
 
-def _as_source(source: Measured) -> Source:
+def as_source(source: Measured) -> Source:
+    """``source``; of a record its folder."""
     return source.folder if isinstance(source, Record) else source
 
 
-def _stem(source: Measured) -> str:
-    found = _as_source(source)
+def stem_of(source: Measured) -> str:
+    """What a folder for measurements of ``source`` is named after."""
+    found = as_source(source)
     return "set" if isinstance(found, DistilledSet) else Path(found).stem or "set"
 
 
-def _folder(out: Folder | None, name: str) -> Path:
+def folder_for(out: Folder | None, name: str) -> Path:
     """The folder given, or a fresh one for ``name``, in which a class goes without its module."""
     return fresh_folder(re.sub(r"[\w.]+:", "", name)) if out is None else Path(out)

@@ -17,7 +17,7 @@ from ..results.ablation import ABLATION_VERSION, Ablation
 from ..results.record_parts import table_from
 from ..run.progress import Reporter
 from .naming import ObjectNames
-from .runs import Folder, _folder
+from .runs import Folder, folder_for
 
 _TABLE = "table.json"
 _PLAIN = (str, int, float, bool, type(None))
@@ -67,7 +67,7 @@ def run_ablate(
         jobs = 1 if names.objects else jobs
         return ablate(
             found,
-            _folder(out, f"ablate-{title}"),
+            folder_for(out, f"ablate-{title}"),
             choose_executor(run, jobs=jobs, ray=ray, gpus=gpus, memory=memory),
             data_dir=None if data_dir is None else Path(data_dir),
             resume=resume,

@@ -71,9 +71,9 @@ def _rows(
     """seeds: those of the values; ``None`` where each value is a victim's."""
     rows = []
     for name, summary in metrics.items():
-        numbers = list(range(len(summary.values))) if seeds is None else list(seeds)
+        numbers: list[int | None] = [*(range(len(summary.values)) if seeds is None else seeds)]
         if len(numbers) != len(summary.values):  # some seeds have no value: unknown which
-            numbers = [None] * len(summary.values)  # type: ignore[list-item]
+            numbers = [None] * len(summary.values)
         for number, value in zip(numbers, summary.values, strict=True):
             victim = number if seeds is None else None
             seed = about["seed"] if seeds is None else number

@@ -1,6 +1,6 @@
-"""The table behind the completion: every command's options, and the names they take.
+"""Makes the table of what can be given to the commands: options, and the catalogues' entries.
 
-``make completion`` writes it anew, after a change of a command or of a catalogue.
+``make table`` writes it anew, after a change of a command or of a catalogue.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import click
 from pydantic import BaseModel
 
 from ..attacks import ATTACKS
-from ..defenses import DEFENSES, GROUPS
+from ..defenses import GROUPS
 from ..distill.backends import BACKENDS
-from ..distill.data.datasets import DATASETS
-from ..distill.networks.architectures import NETWORKS
 from ..distill.networks.registry import NetworkSpec
+from ..eval.config.catalogue import CATALOGUES
 from ..eval.config.option_help import choices
-from ..eval.config.presets import preset_names
 from ..eval.config.schema import RunSection
 
 _KINDS: Final = {
@@ -32,20 +30,22 @@ _KINDS: Final = {
     "attack": "attacks",
     "defense": "defenses",
 }
+_SHOWN: Final = ("description", "family")
+_WITH_PLUGINS: Final = ("attacks", "backends", "defenses")  # packages add entries to these
 _ALSO: Final = {"defense": list(GROUPS)}  # words beside the names of the catalogue
 _DEVICES: Final = ["auto", "cpu", "cuda", "mps"]
 
 
-def completion_table(commands: Mapping[str, click.Command]) -> dict[str, Any]:
-    """The content of ``completion.json`` for these commands."""
+def make_table(commands: Mapping[str, click.Command]) -> dict[str, Any]:
+    """The content of ``table.json`` for these commands."""
     return {
-        "names": {
-            "presets": list(preset_names()),
-            "datasets": [name.removesuffix("PATH") for name in DATASETS],
-            "backends": list(BACKENDS),
-            "networks": list(NETWORKS),
-            "attacks": list(ATTACKS),
-            "defenses": list(DEFENSES),
+        "catalogues": {
+            kind: {
+                name: {key: row[key] for key in _SHOWN if key in row}
+                for name, row in rows().items()
+                if "options" in row or kind not in _WITH_PLUGINS
+            }
+            for kind, rows in CATALOGUES.items()
         },
         "commands": {
             name: [_parameter(each) for each in command.params]
@@ -100,5 +100,5 @@ def _models() -> Iterator[type[BaseModel]]:
 
 def write_table(commands: Mapping[str, click.Command], path: Path) -> None:
     """Write the table of ``commands`` to ``path``."""
-    text = json.dumps(completion_table(commands), separators=(",", ":"))
+    text = json.dumps(make_table(commands), separators=(",", ":"))
     path.write_text(text + "\n", "utf-8")
