@@ -68,18 +68,14 @@ def run_attack(
                     "seeds, control_run, reference_run and buffer are for attacks that distil: "
                     "leave them out with on="
                 )
-            found = without_attack(_of_source(on, own, trust))
-            config = configure(**{**found, **resumed, **own})
-            return intercept(
-                as_source(on),
-                config,
-                folder_for(out, f"{config.attack}-{stem_of(on)}"),
-                given=sorted(own),
-                set_number=set_number,
-                data_dir=data_dir,
-                resume=resume,
-                reporter=reporter,
-            )
+            received = without_attack(_of_source(on, own, trust))
+            config = configure(**{**received, **resumed, **own})
+            arguments: Keys = {"data_dir": data_dir, "resume": resume, "reporter": reporter}
+            place = folder_for(out, f"{config.attack}-{stem_of(on)}")
+            arguments |= {"given": sorted(own), "set_number": set_number}
+            return intercept(as_source(on), config, place, **arguments)
+        if set_number is not None:
+            raise RequestError("set_number is for a file of sets: name it with on=")
         config = configure(**{**resumed, **own})
         if config.attack is None:
             raise RequestError("no attack was chosen: attack=NAME or a class")

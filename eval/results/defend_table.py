@@ -22,7 +22,7 @@ from .columns import FAMILY_COLUMNS, TwinPair, budget_label, twin_pair
 from .conclusion import by_effect, conclusion
 from .formatting import duration
 from .record import Metrics, Outcome, Record
-from .subject import subject, victims_text
+from .subject import objects_text, subject, victims_text
 
 
 def defend_table(record: Record, folder: Path) -> str:
@@ -39,6 +39,7 @@ def defend_blocks(record: Record, folder: Path) -> list[Block]:
         TextCell(f"defend: {subject(record)}", "title"),
         f"  {folder / 'record.json'}",
     ]
+    blocks += [f"  {objects_text(record)}"] if record.objects else []
     blocks += [TextCell(f"  ! {label}", "warning") for label in record.labels]
     blocks += [
         f"  {budget_label(bench['budget'])}",

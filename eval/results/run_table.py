@@ -8,7 +8,7 @@ from pathlib import Path
 from .blocks import Block, TextCell, TextTable, Tone, asr_tone, plain
 from .formatting import duration, interval, minus
 from .record import Metrics, Record
-from .subject import subject, victims_text
+from .subject import objects_text, subject, victims_text
 from .survival_table import survival_lines
 
 _ROWS = (
@@ -48,6 +48,7 @@ def run_blocks(record: Record, folder: Path) -> list[Block]:
     blocks += _products(record, folder)
     if record.kind == "evaluate":
         blocks.append(f"  victims: {victims_text(record.config)}")
+    blocks += [f"  {objects_text(record)}"] if record.objects else []
     blocks += [TextCell(f"  ! {label}", "warning") for label in record.labels]
     blocks += ["", _metrics(record.metrics, record.conditional_on_set)]
     for name, metrics in record.metrics_by_network.items():

@@ -17,6 +17,7 @@ import distillsec
 from distillsec import ext
 from distillsec.attacks import Naive
 from distillsec.defenses.inputs.strip import Strip
+from distillsec.eval.results.run_table import run_table
 
 SMALL: dict[str, Any] = {
     "ipc": 1,
@@ -146,6 +147,8 @@ def test_a_record_names_the_objects_of_a_run(own_run: distillsec.Record) -> None
     assert own_run.status == "done"
     assert {key: own_run.config[key] for key in names} == names
     assert own_run.objects == {key: [name] for key, name in names.items()}
+    shown = "; ".join(f"{key} {name}" for key, name in names.items())
+    assert f"given as objects in Python: {shown}" in run_table(own_run, own_run.folder)
     read = distillsec.read_record(own_run.folder)
     assert read.objects == own_run.objects and read.folder == own_run.folder
 
@@ -318,6 +321,7 @@ def test_wrong_requests(finished: Path, tmp_path: Path) -> None:
         (distillsec.run_distill, {"victim_network": [NETWORK]}, "takes no parameters"),
         (distillsec.run_attack, {"attack": "naive", "seeds": 2, "control_run": "x"}, "one seed"),
         (distillsec.run_attack, {"attack": "naive", "on": finished, "seeds": 2}, "that distil"),
+        (distillsec.run_attack, {"attack": "naive", "set_number": 1}, "a file of sets"),
     ]
     for run, keys, message in wrong:
         with pytest.raises(distillsec.RequestError, match=message):
