@@ -13,14 +13,14 @@ PIP  := $(RUN) pip
 # The installed copy is renewed when one of these changes; a folder changes when a file comes or goes.
 FOLDERS := $(shell find attacks commands defenses distill eval -type d -not -name __pycache__)
 SOURCES := pyproject.toml README.md LICENSE py.typed $(FOLDERS) \
-	$(wildcard *.py $(FOLDERS:=/*.py) $(FOLDERS:=/*.yaml) $(FOLDERS:=/*.j2))
+	$(wildcard *.py $(FOLDERS:=/*.py) $(FOLDERS:=/*.yaml) $(FOLDERS:=/*.j2) $(FOLDERS:=/*.json))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-all bench-quick lint format clean distclean
+.PHONY: help install demo test test-all bench-quick lint format table clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,11 @@ lint: $(VENV)/.tools $(VENV)/.package ## ruff's rules and format, mypy strict
 format: $(VENV)/.tools ## let ruff put the format right, and what it can of the rules
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
+
+table: $(VENV)/.package ## write commands/table.json anew, after a change of a command or a catalogue
+	$(VENV)/bin/python -P -c "from pathlib import Path; from distillsec.cli import loaded_commands; \
+	from distillsec.commands.table_maker import write_table; \
+	write_table(loaded_commands(), Path('commands/table.json'))"
 
 clean: ## remove what builds and tools leave; .venv and runs stay
 	rm -rf build dist distillsec.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -9,6 +10,7 @@ from typing import Any, final
 
 import click
 
+from .commands.completion import VARIABLE, known_command
 from .commands.exits import explain, leave
 from .eval.results.version import installed_version
 
@@ -46,7 +48,8 @@ def _one_line(ctx: click.Context) -> Iterator[None]:
 
 @final
 class _Deferred(click.Command):
-    """A command that is imported when it is used, so that ``--help`` starts without torch.
+    """A command that is imported when it is used, so that ``--help`` starts without torch; for the
+    completion of its options and their values it is not imported at all.
 
     place: ``module:name`` below ``commands/``. short_help: the docstring's first line.
     """
@@ -56,7 +59,8 @@ class _Deferred(click.Command):
         self.place = place
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        return self.load().make_context(*args, **extra)
+        known = known_command(str(self.name)) if VARIABLE in os.environ else None
+        return (known or self.load()).make_context(*args, **extra)
 
     def load(self) -> click.Command:
         """The command itself."""
@@ -97,6 +101,14 @@ for _command in (
     _Deferred("list", "listing:list_", "List what can be chosen."),
 ):
     main.add_command(_command)
+
+
+def loaded_commands() -> dict[str, click.Command]:
+    """Every command by name, imported."""
+    return {
+        name: each.load() if isinstance(each, _Deferred) else each
+        for name, each in main.commands.items()
+    }
 
 
 if __name__ == "__main__":

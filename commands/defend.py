@@ -14,7 +14,7 @@ from ..eval.bench.options import BenchOptions, choose_defenses
 from ..eval.bench.zoo import make_zoo
 from ..eval.config.layers import by_owner
 from ..eval.config.schema import build_options
-from ..eval.results.defend_table import defend_table
+from ..eval.results.defend_table import defend_blocks
 from ..eval.run.own_network import with_own_network
 from ..eval.run.progress import Reporter
 from ..eval.run.source import SetFiles
@@ -81,7 +81,7 @@ def defend(
             control_run=control_run,
             **options.run_arguments(given),
         )
-    show(defend_table(record, out), out, given)
+    show(defend_blocks(record, out), out, given)
     failed = [name for name, outcome in record.defenses.items() if outcome.status == "error"]
     if failed:
         leave(click.get_current_context(), 1, f"{', '.join(failed)} failed: see the table")

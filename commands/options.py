@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -16,12 +16,12 @@ from ..distill.engine import Precision, Speed
 from ..distill.files.spaces import SPACES
 from ..distill.types import RequestError
 from ..eval.config.layers import for_clean, gather, without_attack
-from ..eval.config.received import machine_keys, received_keys
 from ..eval.config.schema import Config, configure
-from ..eval.results.record import Record, read_record
+from ..eval.results.record import read_record
 from ..eval.run.folder import RunFolder, fresh_folder
 from ..eval.run.progress import Reporter
 from ..eval.run.reading import ReadingOptions
+from ..eval.run.recorded import resumed_keys, source_keys
 from ..eval.run.source import SetFiles
 from .exits import write_out
 
@@ -45,8 +45,6 @@ PATH = _PathType(path_type=Path)
 _NO_KEYS = {"preset", "file", "settings", "print_config", "data_dir", "control_run", "seeds"}
 _NO_KEYS |= {"reference_run", "buffer", "out", "resume", "trust", "as_json", "quiet"}
 _READING = ("set_number", "space", "factor", "labels")
-# What a run folder's record may name, and measuring its set needs.
-_NEEDED = ("dataset", "network", "victim_network")
 
 
 def _group(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
@@ -179,7 +177,10 @@ INTERCEPTED = _group(
 DEFENSES = _group(
     click.option("--trigger", type=PATH, help="A trigger file (default: the run's own)."),
     click.option(
-        "--defense", multiple=True, metavar="NAME", help="all (default), a name, or a class."
+        "--defense",
+        multiple=True,
+        metavar="NAME",
+        help="all (default), sets, inputs, models, training, quick, a name, or a class.",
     ),
     click.option(
         "--option", "defense_options", multiple=True, metavar="NAME.KEY=VALUE", help="Its options."
@@ -284,9 +285,7 @@ def _of_source(source: Path, own: Given, given: Given) -> Given:
     """What the record of the run folder ``source`` says of its configuration."""
     record = SetFiles(source).record
     if record is not None:
-        chosen = {"network", "victim_network"} & own.keys()
-        needed = ("dataset",) if chosen else _NEEDED
-        return _of_record(record, source, own, given, needed)
+        return source_keys(record, source, own, trust=given["trust"])
     if not (given["dataset"] or given["preset"] or given["file"]):
         raise RequestError(f"{source} is no run: name the data to test it on, --dataset NAME")
     return {}
@@ -296,34 +295,7 @@ def _of_resumed(own: Given, given: Given) -> Given:
     """The configuration of the run to be resumed, from which options may be left out."""
     if not given["resume"]:
         return {}
-    path = RunFolder(out_folder(given, "")).record
-    if own and not path.exists():
-        return {}
-    record = read_record(path)
-    values = _of_record(record, path.parent, own, given, tuple(record.config))
-    return {**machine_keys(record.config), **values}
-
-
-def _of_record(
-    record: Record, place: Path, own: Given, given: Given, needed: Collection[str]
-) -> Given:
-    """The keys of ``record`` that are values; with --trust, all of them.
-
-    Errors: ``RequestError`` where one of the ``needed`` names a class or a path, and is neither
-    ``own`` nor trusted.
-    """
-    if given["trust"]:
-        return record.config
-    received = received_keys(record.config, own)
-    for key, value in received.refused.items():
-        if key in needed and key not in own:
-            named = " ".join(value) if isinstance(value, list) else value
-            name = "name the data with --dataset" if key == "dataset" else f"name its {key} again"
-            raise RequestError(
-                f"{place} was made with {key} {named}, which a record is not trusted to name: "
-                f"{name}, or use --trust for a run of your own"
-            )
-    return dict(received.keys)
+    return resumed_keys(RunFolder(out_folder(given, "")), own, trust=given["trust"])
 
 
 def only_resumes(given: Given) -> bool:

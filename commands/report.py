@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from ..distill.files.safe import write_text
+from ..distill.files.safe import write_bytes
 from ..distill.types import RequestError
 from ..eval.report.charts import write_charts
 from ..eval.report.compare import compare
-from ..eval.report.export import FORMATS
+from ..eval.report.export import FORMATS, WIDE
 from ..eval.report.load import load_experiment
 from ..eval.report.page import page
 from ..eval.results.record import command_line
@@ -19,6 +19,7 @@ from . import options
 from .exits import write_out
 
 _PAGE = "html"
+_BINARY = "parquet"
 _OUT = Path("report.html")
 # Files of a run that a mistyped -o must not overwrite.
 _KEPT = ("record.json", "table.json", "sweep.json", "suite.json", "progress.jsonl", "ledger.jsonl")
@@ -33,6 +34,7 @@ _KEPT = ("record.json", "table.json", "sweep.json", "suite.json", "progress.json
     type=click.Choice([_PAGE, *FORMATS]),
     help="A page (html, the default) or only its tables.",
 )
+@click.option("--wide", is_flag=True, help="With --format csv: one line a row, not one a figure.")
 @click.option("--baseline", type=options.PATH, help="A run, sweep or suite to compare with.")
 @click.option(
     "--charts",
@@ -44,6 +46,7 @@ def report(
     sources: tuple[Path, ...],
     out: Path | None,
     kind: str | None,
+    wide: bool,
     baseline: Path | None,
     charts: Path | None,
     quiet: bool,
@@ -62,6 +65,7 @@ def report(
     Tables for a paper or a program:
         distillsec report runs/quick --format latex -o table.tex
         distillsec report runs/quick --format csv > table.csv
+        distillsec report runs/quick --format parquet -o table.parquet
     Charts for a paper:
         distillsec report runs/quick --charts charts/
 
@@ -71,6 +75,10 @@ def report(
     kind = kind or _PAGE
     if kind == _PAGE and not charts_only:
         out = out or _OUT
+    if wide and kind not in WIDE:
+        raise RequestError(f"--wide is for --format {', '.join(WIDE)}, not for {kind}")
+    if kind == _BINARY and out is None:
+        raise RequestError(f"--format {kind} is no text: name a file with -o")
     if out is not None:
         _check(out)
     experiments = [load_experiment(path) for path in sources]
@@ -84,17 +92,20 @@ def report(
             Reporter().say(line)
     if charts_only:
         return
+    text: str | bytes
     if kind != _PAGE:
-        text = FORMATS[kind](experiments, comparisons)
+        text = (WIDE if wide else FORMATS)[kind](experiments, comparisons)
     else:
         text = page(
             experiments, comparisons, command=command_line(), reporter=Reporter(quiet=quiet)
         )
     if out is None:
+        assert isinstance(text, str)
         write_out(text, newline=False)
         return
-    write_text(out, text)
-    write_out(f"{out} ({len(text.encode()) / 1e6:.1f} MB)" if kind == _PAGE else str(out))
+    content = text.encode() if isinstance(text, str) else text
+    write_bytes(out, content)
+    write_out(f"{out} ({len(content) / 1e6:.1f} MB)" if kind == _PAGE else str(out))
 
 
 def _check(out: Path) -> None:

@@ -10,8 +10,9 @@ import click
 
 from ..distill.types import RequestError
 from ..eval.config.schema import Config
+from ..eval.results.blocks import Block
 from ..eval.results.record import RecordKind
-from ..eval.results.run_table import run_table
+from ..eval.results.run_table import run_blocks
 from ..eval.run.cell import run_cell
 from ..eval.run.evaluate import evaluate as evaluate_set
 from ..eval.run.folder import RunFolder
@@ -20,7 +21,8 @@ from ..eval.run.reading import ReadingOptions
 from ..eval.run.seeds import run_seeds
 from ..eval.run.survival import evaluate_survival
 from . import options
-from .exits import printable, stoppable, write_out
+from .exits import stoppable, write_out
+from .terminal import write_blocks
 
 
 @click.command()
@@ -149,7 +151,7 @@ def evaluate(
             record = evaluate_survival(source, config, out, **arguments)
         else:
             record = evaluate_set(source, config, out, png=png, **arguments)
-    show(run_table(record, out), out, given)
+    show(run_blocks(record, out), out, given)
 
 
 def _intercept(source: Path, reading: ReadingOptions, given: options.Given) -> None:
@@ -163,7 +165,7 @@ def _intercept(source: Path, reading: ReadingOptions, given: options.Given) -> N
     arguments = options.run_arguments(given)
     with stoppable(out):
         record = intercept(source, config, out, given=keys, reading=reading, **arguments)
-    show(run_table(record, out), out, given)
+    show(run_blocks(record, out), out, given)
 
 
 def _show_finished(given: options.Given, kind: RecordKind) -> bool:
@@ -177,7 +179,7 @@ def _show_finished(given: options.Given, kind: RecordKind) -> bool:
     record = RunFolder(out).look(resume=True)
     if record is None or (record.kind, record.status) != (kind, "done"):
         return False
-    show(run_table(record, out), out, given)
+    show(run_blocks(record, out), out, given)
     return True
 
 
@@ -200,12 +202,12 @@ def _run(config: Config, keys: Sequence[str], given: options.Given) -> None:
             )
         else:
             record = run_seeds(config, seeds, out, **arguments)
-    show(run_table(record, out), out, given)
+    show(run_blocks(record, out), out, given)
 
 
-def show(text: str, out: Path, given: options.Given) -> None:
-    """``text``, or with --json the record in ``out`` and nothing else."""
+def show(blocks: Sequence[Block], out: Path, given: options.Given) -> None:
+    """A summary, or with --json the record in ``out`` and nothing else."""
     if given["as_json"]:
         write_out(RunFolder(out).record.read_text(), newline=False)
     else:
-        write_out(printable(text))
+        write_blocks(blocks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .base import DefenderView, Defense
+from .base import DefenderView, Defense, Family
 from .inputs.autoencoder import Autoencoder
 from .inputs.gaussian_blur import GaussianBlur
 from .inputs.ibd_psc import IbdPsc
@@ -91,4 +91,30 @@ DEFENSES: Mapping[str, type[Defense]] = {
     "holdout-only": HoldoutOnly,
 }
 
-__all__ = ["DEFENSES", "DefenderView", "Defense"]
+# What each family defends.
+_DEFENDED: Mapping[Family, str] = {
+    "set scores": "sets",
+    "sanitised set": "sets",
+    "input scores": "inputs",
+    "purified input": "inputs",
+    "inspection": "models",
+    "repair": "models",
+    "training": "training",
+}
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "all": tuple(DEFENSES),
+    **{
+        group: tuple(name for name, each in DEFENSES.items() if _DEFENDED[each.family] == group)
+        for group in dict.fromkeys(_DEFENDED.values())
+    },
+    "quick": (
+        *("scan", "spectral-signatures", "spectre", "activation-clustering", "beatrix"),
+        *("strip", "scale-up", "jpeg", "gaussian-blur", "shrinkpad", "randomized-smoothing"),
+        "partition-ensemble",
+    ),
+}
+"""Names that stand for several defenses: all of them, those of sets, inputs, models or trainings,
+and ``quick``: each at most 4 s on ``digits-naive`` and its twin, two victims each, one core, quick
+budget."""
+
+__all__ = ["DEFENSES", "GROUPS", "DefenderView", "Defense"]

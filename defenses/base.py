@@ -144,8 +144,9 @@ class Defense(ABC):
 
     options: DefenseOptions
 
-    def __init__(self, options: DefenseOptions) -> None:
-        self.options = options
+    def __init__(self, options: DefenseOptions | None = None) -> None:
+        """A defense with ``options`` (of its ``Options``), by default the published ones."""
+        self.options = self.Options() if options is None else options
 
     def not_applicable_because(self, view: DefenderView) -> str | None:
         """Why the defense cannot be applied to ``view``, in one line; ``None`` if it can."""

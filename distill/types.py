@@ -9,12 +9,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from .preprocessing import Preprocessing, digest
+
+if TYPE_CHECKING:
+    from .trained import NetworkFunction
 
 _LONGEST_MESSAGE = 2000
 
@@ -153,8 +157,8 @@ class Distillate:
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DistilledSet:
-    """A distilled data set with all that is needed to train on it.
+class DistilledSet(Dataset[tuple[Tensor, Tensor]]):
+    """A distilled data set with all that is needed to train on it; a torch ``Dataset``.
 
     batch: the synthetic images (pixel space, possibly outside [0, 1]) and their labels.
     classes: the class names, in label order. recipe: how victims train on it.
@@ -173,6 +177,48 @@ class DistilledSet:
     def to(self, device: torch.device | str) -> DistilledSet:
         """This set on ``device``."""
         return dataclasses.replace(self, batch=self.batch.to(device), recipe=self.recipe.to(device))
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        """Image ``number`` ``(C, H, W)`` in pixel space, and its label: a class number, or
+        ``(classes,)`` probabilities."""
+        return self.batch.images[number], self.batch.labels[number]
+
+    def loader(self, **options: Any) -> DataLoader[tuple[Tensor, Tensor]]:
+        """A ``DataLoader`` of pixel-space images with the recipe's batch size, shuffled.
+
+        options: of ``DataLoader``; they win. The recipe's normalisation and augmentation are not in
+        it: ``train`` has all of the recipe.
+        """
+        known = {"batch_size": self.recipe.batch_size}
+        if not {"sampler", "batch_sampler"} & options.keys():
+            known["shuffle"] = True
+        if "batch_sampler" in options:
+            del known["batch_size"]
+        return DataLoader(self, **{**known, **options})
+
+    def train(
+        self,
+        network: nn.Module | NetworkFunction,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> nn.Module:
+        """A network trained on this set by its recipe: pixel-space images to logits, in evaluation
+        mode.
+
+        network: takes normalised images ``(N, C, H, W)`` and returns logits; a module, which is
+        trained in place, or a class or function that makes one from ``image_shape`` and
+        ``classes``, such as ``distillsec.network("convnet", width=32)``. seed: of the weights of a
+        network that is made here, of the order of the images and of the augmentation; the numbers
+        are those of victim 0 of a run with this seed.
+        Errors: ``RequestError`` for what is no network, ``RunError`` where training diverges.
+        """
+        from .trained import train_by_recipe  # which needs this module
+
+        return train_by_recipe(self, network, seed, device)
 
 
 def hard_labels(labels: Tensor) -> Tensor:

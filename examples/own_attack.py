@@ -10,7 +10,7 @@ An attack whose trigger does not change needs one method, ``make_trigger``. ``po
 import torch
 from pydantic import Field
 
-from distillsec.attacks import BlendTrigger, FixedTriggerAttack, PoisoningOptions, Trigger
+from distillsec.ext import BlendTrigger, FixedTriggerAttack, PoisoningOptions, Trigger
 
 
 class CheckerboardOptions(PoisoningOptions):

@@ -13,10 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distillsec.distill.core.backend import Backend, BackendOptions
-from distillsec.distill.core.run import Run
-from distillsec.distill.networks.makers import embed
-from distillsec.distill.types import Batch, Recipe
+from distillsec.ext import Backend, BackendOptions, Batch, Recipe, Run, embed
 
 
 class MomentMatchingOptions(BackendOptions):

@@ -11,7 +11,7 @@ sees only the distilled set, a victim and held-out images.
 from pydantic import Field
 from torch import Tensor
 
-from distillsec.defenses.base import DefenderView, DefenseOptions, InputScorer
+from distillsec.ext import DefenderView, DefenseOptions, InputScorer
 
 
 class ConfidenceOptions(DefenseOptions):

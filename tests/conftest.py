@@ -70,7 +70,7 @@ def _stale() -> str | None:
         ]
         for path in found:
             twin = other / path.relative_to(root)
-            if path.suffix in {".py", ".yaml", ".j2"} and not (
+            if path.suffix in {".py", ".yaml", ".j2", ".json"} and not (
                 twin.is_file() and twin.read_bytes() == path.read_bytes()
             ):
                 return path.relative_to(root).as_posix()

@@ -199,6 +199,44 @@ def test_lists(kind: str, cli: Cli) -> None:
             assert option["description"]
 
 
+@pytest.mark.parametrize("kind", CATALOGUES)
+def test_details_of_an_entry(kind: str, cli: Cli) -> None:
+    """All of the docstring, and each option with its type, bounds and default."""
+    for name in list(REGISTRIES[kind])[:3]:
+        done = cli("list", kind, name)
+        assert done.exit_code == 0 and done.stdout.startswith(f"{name}\n"), done.stderr
+        found = json.loads(cli("list", kind, name, "--json").stdout)
+        words = " ".join(done.stdout.split())
+        assert " ".join(found["text"].split()) in words
+        for title, value in found["facts"].items():
+            assert " ".join(f"{title} {value}".split()) in words
+        for option in found["options"]:
+            assert option["description"] and option["kind"]
+            parts = [option[key] for key in ("key", "kind", "allowed", "default", "description")]
+            assert " ".join(" ".join(parts).split()) in words
+
+
+def test_the_types_and_bounds_of_options(cli: Cli) -> None:
+    found = json.loads(cli("list", "attacks", "naive", "--json").stdout)["options"]
+    options = {each["key"]: each for each in found}
+    expected = {
+        "target": ("integer", "≥ 0", "0"),
+        "poison_rate": ("number", "> 0, ≤ 1", "0.01"),
+        "target_share": ("number", "> 0, < 1", "none"),
+        "goal": ("choice", "all-to-one, one-to-one, all-to-all", "all-to-one"),
+        "trigger_image": ("text", "", "none"),
+    }
+    for key, parts in expected.items():
+        assert tuple(options[key][part] for part in ("kind", "allowed", "default")) == parts
+
+
+def test_an_unknown_entry_is_one_line(cli: Cli) -> None:
+    done = cli("list", "defenses", "stripp")
+    assert done.exit_code == 2 and "did you mean strip" in done.stderr
+    own = cli("list", "attacks", "distillsec.attacks.naive:Naive")
+    assert own.exit_code == 0 and "poison_rate" in own.stdout
+
+
 def test_all_lists_at_once(cli: Cli) -> None:
     text = cli("list").stdout
     assert [kind for kind in CATALOGUES if f"{kind}\n" in text] == list(CATALOGUES)

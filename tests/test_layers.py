@@ -17,9 +17,11 @@ import distillsec
 PACKAGE = "distillsec"
 FOLDERS = ("commands", "eval", "attacks", "defenses", "distill")
 FACE = "__init__"
+EXT = "ext"
 MAY_IMPORT = {
     "cli": {FACE, "commands", "eval", "attacks", "defenses", "distill"},
     FACE: {"eval", "attacks", "defenses", "distill"},
+    EXT: {"attacks", "defenses", "distill"},
     "commands": {"eval", "attacks", "defenses", "distill"},
     "eval": {"attacks", "defenses", "distill"},
     "attacks": {"distill"},
@@ -37,6 +39,7 @@ SUBFOLDERS: dict[str, dict[str, set[str]]] = {
         "bench": {"run", "figures", "results", "config"},
         "grid": {"bench", "run", "figures", "results", "config"},
         "report": {"grid", "bench", "run", "figures", "results", "config"},
+        "notebook": {"grid", "bench", "run", "figures", "results", "config"},
     },
     "distill": {
         "": set(),
@@ -121,7 +124,7 @@ def wrong_imports(path: str, source: str) -> Iterator[Finding]:
     top = path.split("/")[0].removesuffix(".py")
     allowed = MAY_IMPORT.get(top)
     if allowed is None:
-        yield 1, f"{path} belongs to no layer: at the root there are only __init__.py and cli.py"
+        yield 1, f"{path} belongs to no layer: at the root: __init__.py, cli.py, ext.py"
         return
     for node in ast.walk(ast.parse(source)):
         for name, relative in targets(path, node):
@@ -134,8 +137,8 @@ def wrong_imports(path: str, source: str) -> Iterator[Finding]:
             layer = parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else FACE
             if layer not in allowed and not (layer == top and top in FOLDERS):
                 yield line, f"{top} imports {layer}; it may import {sorted(allowed) or 'nothing'}"
-            if relative and top == FACE:
-                yield line, "the root's __init__.py uses absolute imports"
+            if relative and top in (FACE, EXT):
+                yield line, f"the root's {top}.py uses absolute imports"
             if not relative and top in FOLDERS:
                 yield line, f"inside the folders imports are relative, not {name!r}"
 

@@ -30,7 +30,7 @@ def package_files(root: Path) -> set[str]:
     """The files below ``root`` that belong to the package, as paths inside it."""
     inside = [path for name in FOLDERS for path in (root / name).rglob("*")]
     paths = [*root.glob("*.py"), root / "py.typed", *inside]
-    wanted = {".py", ".yaml", ".j2", ".typed"}
+    wanted = {".py", ".yaml", ".j2", ".json", ".typed"}
     return {path.relative_to(root).as_posix() for path in paths if path.suffix in wanted}
 
 

@@ -37,8 +37,13 @@ def test_importing_the_package_loads_neither_torch_nor_its_users() -> None:
     assert not loaded("import distillsec; dir(distillsec)") & {"torch", "pydantic", *SLOW}
 
 
-def test_listing_loads_torch_but_not_its_users() -> None:
+def test_listing_loads_neither_torch_nor_its_users() -> None:
     found = loaded(COMMAND.format(["distillsec", "list"]))
+    assert not found & {"torch", "pydantic", *SLOW}
+
+
+def test_the_details_of_an_entry_load_torch_but_not_its_users() -> None:
+    found = loaded(COMMAND.format(["distillsec", "list", "attacks", "naive"]))
     assert "torch" in found and not found & SLOW
 
 

@@ -58,7 +58,7 @@ def load_npz(request: DataRequest) -> RawSet:
     except Exception as error:  # zip, zlib and npy faults share no base class
         raise RequestError(f"{path}: not a readable npz file: {one_line(error)}") from error
     pairs = {
-        x: (_npz_images(path, x, arrays[x]), _npz_labels(path, y, arrays[y], len(arrays[x])))
+        x: (images_from(path, x, arrays[x]), labels_from(path, y, arrays[y], len(arrays[x])))
         for x, y in (("x_train", "y_train"), ("x_test", "y_test"), ("x", "y"))
         if x in arrays
     }
@@ -145,8 +145,8 @@ def read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any
     return array
 
 
-def _npz_images(path: Path, key: str, array: NDArray[Any]) -> Tensor:
-    """``uint8`` or ``float32`` NCHW."""
+def images_from(path: Path | str, key: str, array: NDArray[Any]) -> Tensor:
+    """``uint8`` or ``float32`` NCHW images; ``path`` and ``key`` name them in errors."""
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise RequestError(
             f"{path}: {key} is {array.dtype}; images are uint8, or floating point in [0, 1]"
@@ -170,7 +170,8 @@ def _npz_images(path: Path, key: str, array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array if first else array.transpose(0, 3, 1, 2)))
 
 
-def _npz_labels(path: Path, key: str, array: NDArray[Any], rows: int) -> Tensor:
+def labels_from(path: Path | str, key: str, array: NDArray[Any], rows: int) -> Tensor:
+    """``int64 (N,)`` labels of ``rows`` images; ``path`` and ``key`` name them in errors."""
     if array.dtype.kind not in "iu" or array.shape != (rows,):
         raise RequestError(
             f"{path}: {key} is {array.dtype} {array.shape}; labels are integers of shape ({rows},)"

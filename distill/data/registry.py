@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 
 from ..class_names import check_class_names
 from ..notices import warn
+from ..plugins import given_object, is_given
 from ..preprocessing import MAX_DIMENSIONS, Preprocessing, Zca, fit_zca
 from ..types import Batch, RequestError
 from .datasets import DATASETS, DatasetEntry
@@ -114,8 +115,12 @@ class ImageSet:
 def dataset_entry(name: str) -> DatasetEntry:
     """The entry of ``DATASETS`` that ``name`` (``cifar10``, ``folder:/some/where``) means.
 
+    A data set that is given as an object has the entry under its name (``objects_by_name``).
     Raises RequestError for an unknown name, and for a prefix without a path.
     """
+    if is_given(name):
+        given: DatasetEntry = given_object(name)
+        return given
     prefix, colon, path = name.partition(":")
     entry = DATASETS.get(f"{prefix}:PATH" if colon else name)
     if entry is None:

@@ -147,7 +147,12 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes ``text`` as UTF-8, atomically."""
-    write_atomically(path, lambda temporary: _write_bytes(temporary, text.encode()))
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes ``content`` atomically."""
+    write_atomically(path, lambda temporary: _write_bytes(temporary, content))
 
 
 def read_json(path: Path) -> Any:

@@ -130,15 +130,23 @@ def build_network(
     return network.to(device)
 
 
+def plain_network(spec: NetworkSpec, image_shape: Shape, classes: int) -> Network:
+    """A network of ``NETWORKS`` whose normalisation changes nothing, for normalised images.
+
+    Weights are drawn from torch's generator. Errors: as for ``build_network``.
+    """
+    channels = image_shape[0]
+    plain = Preprocessing((0.0,) * channels, (1.0,) * channels)
+    return _build(spec, Normalise(plain), image_shape, classes)
+
+
 def count_parameters(spec: NetworkSpec, image_shape: Shape, classes: int) -> int:
     """The number of parameters of a network of ``NETWORKS``, without allocating them.
 
     Errors: as for ``build_network``.
     """
-    channels = image_shape[0]
-    plain = Preprocessing((0.0,) * channels, (1.0,) * channels)
     with torch.device("meta"):
-        network = _build(spec, Normalise(plain), image_shape, classes)
+        network = plain_network(spec, image_shape, classes)
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ...defenses.base import Defense
 from ...distill.core.start import start_run
+from ...distill.plugins import is_given
 from ..config.schema import Config
 from ..figures.defense_pictures import defenses_picture
 from ..results.record import Outcome, Record
 from ..run.folder import RunFolder
-from ..run.opening import OpenedSet, open_set
+from ..run.opening import OpenedSet, Source, open_set
 from ..run.progress import Phase, Reporter
 from ..run.reading import ReadingOptions
 from .bench import Bench, SetUnderTest, check_holdout
@@ -23,7 +24,7 @@ from .store import VictimStore
 
 
 def defend(
-    source: Path | str,
+    source: Source,
     config: Config,
     out: Path | str,
     *,
@@ -40,6 +41,7 @@ def defend(
 ) -> Record:
     """Measure ``defenses`` on the set in ``source``; returns and writes the record.
 
+    source: a run's folder, a file, or a ``DistilledSet``.
     Only victims of the primary network are defended. If the source is a run with a clean twin, all
     is measured on the twin too. store: the cache of victims, by default in ``out``. With
     ``resume``, finished defenses are not run again; failed ones are, and new ones may be added.
@@ -70,6 +72,9 @@ def defend(
     with folder.entered(record, resume=resume) as earlier:
         if earlier is not None:
             record.defenses = reusable_outcomes(earlier, defenses)
+        objects = _objects(earlier, defenses)
+        if objects:
+            record.objects["defenses"] = objects
         with folder.keeping(record):
             tested = _set_under_test(opened)
             store = store or VictimStore(folder.path / "victims")
@@ -101,6 +106,12 @@ def _run_defenses(
             phase.reach(len(defenses) - len(left) + number + 1)
     record.defenses = {name: record.defenses[name] for name in (*defenses, *record.defenses)}
     record.timings["defenses_seconds"] = sum(each.seconds for each in record.defenses.values())
+
+
+def _objects(earlier: Record | None, defenses: Mapping[str, Defense]) -> list[str]:
+    """The names of the defenses that are objects given in Python, in earlier sessions too."""
+    before = earlier.objects.get("defenses", []) if earlier else []
+    return list(dict.fromkeys([*before, *filter(is_given, defenses)]))
 
 
 def _set_under_test(opened: OpenedSet) -> SetUnderTest:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 from pydantic import Field
 
-from ...defenses import DEFENSES
+from ...defenses import DEFENSES, GROUPS
 from ...defenses.base import Budget, Defense
 from ...distill.types import RequestError
 from ..config.schema import Section, build_options, find_class
@@ -47,17 +47,20 @@ def make_defense(name: str, budget: Budget, given: Mapping[str, Any]) -> Defense
     return found(build_options(found.Options, {**less, **given}, name))
 
 
+def defense_names(names: Iterable[str]) -> list[str]:
+    """``names`` with the names of groups (``GROUPS``) replaced by those of their defenses."""
+    return list(dict.fromkeys(each for name in names for each in GROUPS.get(name, (name,))))
+
+
 def choose_defenses(
     names: list[str], budget: Budget, options: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Defense]:
-    """The defenses of ``names`` (``all``: the whole catalogue), each with its options.
+    """The defenses of ``names``, those of groups (``GROUPS``) too, each with its options.
 
     Errors: ``RequestError`` as for ``make_defense``, or for options of a defense not chosen.
     """
-    wanted = [each for name in names for each in (DEFENSES if name == "all" else [name])]
+    wanted = defense_names(names)
     unused = [name for name in options if name not in wanted]
     if unused:
         raise RequestError(f"options for {', '.join(unused)}, which was not chosen: --defense NAME")
-    return {
-        name: make_defense(name, budget, options.get(name, {})) for name in dict.fromkeys(wanted)
-    }
+    return {name: make_defense(name, budget, options.get(name, {})) for name in wanted}

@@ -9,6 +9,8 @@ from typing import Any
 
 from ...attacks import ATTACKS
 from ...distill.files.safe import fault, read_bytes
+from ...distill.networks.registry import NetworkSpec
+from ...distill.plugins import is_reference
 from ...distill.types import RequestError
 from .plain_yaml import YAML_CAP, parse_yaml
 from .presets import load_preset
@@ -26,7 +28,8 @@ def gather(
 
     A clean preset may have keys for attacked runs, under ``attack_config``: they win over the
     preset's others only. Keys of a preset that only other attacks than the chosen one have (a
-    trigger's size, where the trigger has none) are left out.
+    trigger's size, where the trigger has none) are left out, and so are the parameters of its
+    network where the user's own class is chosen.
     """
     if not isinstance(preset, (str, NoneType)):
         raise RequestError(f"preset is {preset!r:.60}, expected a name")
@@ -40,6 +43,8 @@ def gather(
     for key in ("attack", "backend"):
         if not isinstance(keys.get(key), (str, NoneType)):
             raise RequestError(f"{key} is {keys[key]!r:.60}, expected a name")
+    if is_reference(str(keys.get("network"))):
+        own = {key: value for key, value in own.items() if key not in NetworkSpec.model_fields}
     attack = {**own, **keys}.get("attack")
     if own and attack:
         own = _without_foreign_options({**own, **found.get("attack_config", {})}, attack)

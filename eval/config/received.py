@@ -7,7 +7,7 @@ is resumed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -20,7 +20,8 @@ from .schema import DataSection, RunSection, SetSection, VictimSection, find_att
 
 _NAMES = {"attack", "backend", "network", "victim_network", "dataset"}
 _PATHS = {"trigger_image"}
-_MACHINE = {"device", "threads", "speed", "precision", "deterministic"}
+MACHINE = frozenset({"device", "threads", "speed", "precision", "deterministic"})
+"""The keys of the machine."""
 _SECTIONS: tuple[type[BaseModel], ...] = (
     DataSection,
     NetworkSpec,
@@ -42,18 +43,20 @@ class ReceivedKeys:
     refused: Mapping[str, Any] = field(default_factory=dict)
 
 
-def received_keys(config: Mapping[str, Any], own: Mapping[str, Any]) -> ReceivedKeys:
+def received_keys(
+    config: Mapping[str, Any], own: Mapping[str, Any], names: Collection[str] = _NAMES | _PATHS
+) -> ReceivedKeys:
     """The keys of ``config``, from a record, that are values.
 
     own: the user's keys; what is the same there was named by the user, and is taken. The options of
-    a refused class are left out with it.
+    a refused class are left out with it. names: the keys that may name something that acts.
     """
     refused = {
         key: config[key]
-        for key in (_NAMES | _PATHS) & config.keys()
+        for key in config.keys() & names
         if _acts(key, config[key]) and _names(own.get(key)) != _names(config[key])
     }
-    keys = {k: v for k, v in config.items() if k not in refused and k not in _MACHINE}
+    keys = {k: v for k, v in config.items() if k not in refused and k not in MACHINE}
     if refused.keys() & {"attack", "backend"}:
         known = _known_keys(keys)
         keys = {key: value for key, value in keys.items() if key in known}
@@ -67,7 +70,7 @@ def machine_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
     More threads than this machine has cores are left out.
     """
-    keys = {key: config[key] for key in _MACHINE & config.keys()}
+    keys = {key: config[key] for key in MACHINE & config.keys()}
     if keys.get("threads", 0) > cpu_count():
         del keys["threads"]
     return keys

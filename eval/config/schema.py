@@ -34,7 +34,7 @@ from ...distill.core.backend import Backend, BackendOptions
 from ...distill.data.registry import dataset_entry
 from ...distill.engine import Precision, Speed
 from ...distill.networks.registry import NetworkSpec
-from ...distill.plugins import is_reference, load_object, look_up
+from ...distill.plugins import is_reference, load_object, look_up_installed
 from ...distill.types import RequestError
 
 
@@ -198,12 +198,16 @@ def find_attack(name: str) -> type[Attack]:
 
 
 def find_class(name: str, registry: Mapping[str, Any], base: type[Any], what: str) -> Any:
-    """A subclass of ``base`` by name or ``package.module:Class``; else a ``RequestError``."""
+    """A subclass of ``base`` by name or ``package.module:Class``; else a ``RequestError``.
+
+    Names are those of the ``registry`` and of the entry points of installed packages.
+    """
     if not isinstance(name, str):  # a number in YAML
         raise RequestError(f"{what}: expected a name, got {name!r}")
-    if not is_reference(name):
-        return look_up(name, registry, what)
-    found = load_object(name, what)
+    if name in registry:
+        return registry[name]
+    named = is_reference(name)
+    found = load_object(name, what) if named else look_up_installed(name, registry, what)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise RequestError(f"{what} {name} is not a subclass of distillsec's {base.__name__}")
     return found

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from ...defenses.base import Budget, Defense, Inspector, SetScorer
 from ...distill.types import RequestError
-from ..bench.options import VICTIMS, BenchOptions, choose_defenses
+from ..bench.options import VICTIMS, BenchOptions, choose_defenses, defense_names
 from ..config.layers import for_clean, gather, read_yaml
 from ..config.schema import Config, Section, build_options, configure
 from .jobs import MOST_RUNS, DistillationJob, Job, defense_job, share_experts
@@ -92,7 +92,8 @@ class Suite(Section):
     def defenses_of(self, setting: str) -> dict[str, Defense]:
         """The defenses of a setting, with their options."""
         names = list(self.settings[setting].defenses or self.defenses)
-        options = {n: o for n, o in self.options.items() if n in names or "all" in names}
+        chosen = defense_names(names)
+        options = {name: given for name, given in self.options.items() if name in chosen}
         return choose_defenses(names, self.budget, options)
 
     def bench_of(self, setting: str) -> BenchOptions:

@@ -154,7 +154,21 @@ def read_sweep(
     base, seeds: these take precedence over the file's.
     Errors: ``RequestError`` naming the file, the point, and what is wrong in it.
     """
-    sweep: Sweep = build_options(Sweep, read_yaml(path), str(path))
+    return sweep_from(read_yaml(path), str(path), base=base, seeds=seeds)
+
+
+def sweep_from(
+    content: Mapping[str, Any],
+    owner: str,
+    *,
+    base: Mapping[str, Any] | None = None,
+    seeds: int | None = None,
+) -> Sweep:
+    """The sweep that the mapping ``content`` describes, checked as by ``read_sweep``.
+
+    owner: what errors call it.
+    """
+    sweep: Sweep = build_options(Sweep, content, owner)
     sweep = sweep.model_copy(
         update={"base": {**sweep.base, **(base or {})}, "seeds": seeds or sweep.seeds}
     )
@@ -170,7 +184,7 @@ def read_sweep(
             except RequestError as error:
                 raise RequestError(f"{point}: {error}") from error
     except RequestError as error:
-        raise RequestError(f"{path}: {error}") from error
+        raise RequestError(f"{owner}: {error}") from error
     return sweep
 
 

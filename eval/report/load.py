@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args
-
-from pydantic import BaseModel, ValidationError
+from typing import Any, Final, get_args
 
 from ...attacks import labels_of
 from ...distill.files.safe import fault, read_json
@@ -16,17 +14,16 @@ from ..grid.suite import TwinGroup
 from ..results.ablation import ABLATION_VERSION, Ablation, AblationRow
 from ..results.benchmark import BENCHMARK_VERSION, Benchmark, BenchmarkRow
 from ..results.record import Metrics, Outcome, Record, RecordKind, read_record, record_from
-from ..results.record_parts import first_fault
+from ..results.record_parts import table_from
 from ..results.subject import subject
 from ..run.folder import last_active, path_inside
-from .model import Experiment, PicturedRun, ResultRow
+from .model import ABOUT, Experiment, PicturedRun, ResultRow
 
 _NOTHING_FINISHED: Final = "No run has finished yet."
 _RECORD, _TABLE = "record.json", "table.json"
 _PLANS: Final = ("sweep.json", "suite.json")
 # What benchmarks/collect.py adds to a record.
 _COLLECTED: Final = {"by_seed", "curve"}
-_TableModel = TypeVar("_TableModel", bound=BaseModel)
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -97,25 +94,13 @@ def _from_json(file: Path, folder: Path) -> Experiment:
     found = read_json(file)
     kind = found.get("kind") if isinstance(found, dict) else None
     if kind == "ablation":
-        return _from_sweep(folder, _validated(Ablation, file, found, ABLATION_VERSION))
+        return _from_sweep(folder, table_from(Ablation, ABLATION_VERSION, file, found))
     if kind == "benchmark":
-        return _from_suite(folder, _validated(Benchmark, file, found, BENCHMARK_VERSION))
+        return _from_suite(folder, table_from(Benchmark, BENCHMARK_VERSION, file, found))
     if kind in get_args(RecordKind):
         parts = {key: value for key, value in found.items() if key not in _COLLECTED}
         return _from_record(folder, record_from(file, parts))
     raise fault(file, f"is no table of a sweep or a suite, and no record (kind {kind!r:.40})")
-
-
-def _validated(
-    model: type[_TableModel], file: Path, found: dict[str, Any], version: int
-) -> _TableModel:
-    if found.get("schema_version") != version:
-        have = found.get("schema_version")
-        raise fault(file, f"is no table of schema {version} (found {have!r:.40})")
-    try:
-        return model.model_validate(found)
-    except ValidationError as error:
-        raise fault(file, f"is damaged: {first_fault(error)}") from None
 
 
 def _run_in(root: Path, place: str) -> Path:
@@ -171,6 +156,7 @@ def _rows_of_record(record: Record, folders: Sequence[Path]) -> list[ResultRow]:
         conditional=record.conditional_on_set,
         labels=record.labels,
         folders=folders,
+        about=_about(config),
         metrics=record.metrics,
     )
     others = [
@@ -190,6 +176,10 @@ def _rows_of_record(record: Record, folders: Sequence[Path]) -> list[ResultRow]:
         for name, outcome in record.defenses.items()
     ]
     return [first, *others, *defended]
+
+
+def _about(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in ABOUT if key in config}
 
 
 def _note(outcome: Outcome) -> str:
@@ -241,6 +231,7 @@ def _row_of_point(path: Path, row: AblationRow) -> ResultRow:
         labels=row.labels,
         note=row.reason or "",
         folders=[_run_in(path, place) for place in row.folders],
+        about=_about(row.config),
         metrics=row.metrics,
     )
 
@@ -283,10 +274,9 @@ def _from_suite(path: Path, table: Benchmark) -> Experiment:
     pictured = {
         point: _pictured(", ".join(point), runs[0], path) for point, runs in folders.items()
     }
-    labels = {
-        point: _labels(table.suite, point, pictured.get(point))
-        for point in dict.fromkeys((row.setting, row.attack) for row in table.rows)
-    }
+    points = dict.fromkeys((row.setting, row.attack) for row in table.rows)
+    labels = {point: _labels(table.suite, point, pictured.get(point)) for point in points}
+    about = {point: _about_point(table.suite, point, pictured.get(point)) for point in points}
     return Experiment(
         path=path,
         shape="suite",
@@ -294,7 +284,7 @@ def _from_suite(path: Path, table: Benchmark) -> Experiment:
         status=table.status,
         title=_title(table.suite, path),
         varied=["setting", "attack"],
-        rows=[_row_of_suite(row, folders, labels) for row in table.rows],
+        rows=[_row_of_suite(row, folders, labels, about) for row in table.rows],
         pictured=list(pictured.values()),
         runs=sum(len(runs) for runs in folders.values()),
         budget=str(table.suite.get("budget") or ""),
@@ -310,6 +300,7 @@ def _row_of_suite(
     row: BenchmarkRow,
     folders: Mapping[_Point, Sequence[Path]],
     labels: Mapping[_Point, Sequence[str]],
+    about: Mapping[_Point, Mapping[str, Any]],
 ) -> ResultRow:
     point = (row.setting, row.attack)
     state = next((name for name in _STATES if row.cells.get(name)), "missing")
@@ -329,6 +320,7 @@ def _row_of_suite(
         labels=labels[point],
         note=note,
         folders=folders.get(point, ()),
+        about=about[point],
         metrics=row.metrics,
     )
 
@@ -337,6 +329,18 @@ def _labels(suite: Mapping[str, Any], point: _Point, run: PicturedRun | None) ->
     """What the run's record says; where it is not there, what the suite's own keys say."""
     if run is not None and run.record is not None:
         return run.record.labels
+    return labels_of(_suite_keys(suite, point).get("trigger_range"))
+
+
+def _about_point(
+    suite: Mapping[str, Any], point: _Point, run: PicturedRun | None
+) -> dict[str, Any]:
+    record = None if run is None else run.record
+    return _about(_suite_keys(suite, point) if record is None else record.config)
+
+
+def _suite_keys(suite: Mapping[str, Any], point: _Point) -> dict[str, Any]:
+    """The keys of the configuration that the suite itself gives; those of presets are not there."""
     setting, attack = point
     own = _mapping(suite, "settings", setting)
     keys: dict[str, Any] = {}
@@ -346,7 +350,7 @@ def _labels(suite: Mapping[str, Any], point: _Point, run: PicturedRun | None) ->
         _mapping(own, "attacks", attack),
     ):
         keys |= layer
-    return labels_of(keys.get("trigger_range"))
+    return keys
 
 
 def _mapping(found: object, *keys: str) -> Mapping[str, Any]:

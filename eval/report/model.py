@@ -11,6 +11,7 @@ from ...defenses.base import Family
 from ..results.record import Failure, Metrics, Record
 
 Shape = Literal["run", "sweep", "suite"]
+ABOUT = ("dataset", "backend", "attack", "ipc", "victims")
 
 
 @final
@@ -18,7 +19,8 @@ Shape = Literal["run", "sweep", "suite"]
 class ResultRow:
     """The figures of a run, of a point of a sweep, or of a line of a suite.
 
-    varied: the settings that are varied, by name. key: what a row of another experiment must share
+    varied: the settings that are varied, by name. about: keys of the configuration that say what
+    was run (``ABOUT``), as far as they are known. key: what a row of another experiment must share
     to be compared with this one. axis: the setting that differs from the base, where only one does.
     network: the victims'; primary: whether it is the first of several. defense: ``None`` for
     undefended victims; family, state and holds are a defense's. seeds: those behind the figures, of
@@ -41,6 +43,7 @@ class ResultRow:
     labels: Sequence[str] = ()
     note: str = ""
     folders: Sequence[Path] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
 
     @property

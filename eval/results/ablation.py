@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,9 @@ from .formatting import (
     mean_and_interval,
 )
 from .record import Failure, Metrics
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 ABLATION_VERSION = 1
 
@@ -71,6 +74,20 @@ class Ablation(BaseModel):
         return bool(self.rows) and all(
             row.axis is not None and len(row.values) == 1 for row in self.rows
         )
+
+    def to_frame(self) -> DataFrame:
+        """A pandas data frame with a row for each measured value (``frame.sweep_frame``)."""
+        from .frame import sweep_frame
+
+        return sweep_frame(self)
+
+    def __repr__(self) -> str:
+        name = self.sweep.get("description") or "Ablation"
+        return (
+            f"<Ablation {name}: {self.status}; {len(self.rows)} rows over {', '.join(self.axes)}>"
+        )
+
+    __str__ = __repr__
 
 
 def ablation_markdown(table: Ablation) -> str:

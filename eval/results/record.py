@@ -9,10 +9,18 @@ import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from ...defenses.base import Budget, Family
 from ...defenses.tuned import Tuning
@@ -29,6 +37,11 @@ from .record_parts import (
 )
 from .version import installed_version
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+RECORD_FILE = "record.json"
 SCHEMA_VERSION = 1
 _PACKAGES = ("torch", "torchvision", "kornia", "numpy", "scikit-learn", "scipy", "safetensors")
 
@@ -93,9 +106,12 @@ class Record(BaseModel):
     bench: the options of all defenses (budget, holdout, images). defenses: their outcomes.
     survival: of the variants of a set, by name, in the order of the table.
     labels: warnings that stand beside a figure in every table, such as an unbounded trigger.
+    objects: by key (``attack``, ``defenses``), the names that stand for objects given in Python; no
+    record can load them. The file has it only where there are any.
     """
 
     model_config = ConfigDict(extra="forbid")
+    _folder: Path | None = PrivateAttr(None)
 
     schema_version: int = SCHEMA_VERSION
     kind: RecordKind
@@ -124,23 +140,72 @@ class Record(BaseModel):
     bench: BenchMapping = Field(default_factory=dict)
     defenses: dict[str, Outcome] = Field(default_factory=dict)
     survival: dict[str, Survived] = Field(default_factory=dict)
+    objects: dict[str, list[str]] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_empty_objects(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if not self.objects:
+            values.pop("objects", None)
+        return values
 
     def write(self, path: Path) -> None:
         """Write atomically as JSON."""
         write_json(path, self.model_dump(mode="json"))
+        self._folder = path.parent
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder: that from which the record was read, or to which it was written.
+
+        Errors: ``RequestError`` for a record that is in no folder.
+        """
+        if self._folder is None:
+            raise RequestError("this record is in no folder")
+        return self._folder
 
     def mean(self, metric: str) -> float | None:
         """The mean of a metric of the primary network; ``None`` where it was not measured."""
         summary = self.metrics.get(metric)
         return summary.mean if summary else None
 
+    # In a notebook -------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        from .glance import short_text
+
+        return short_text(self)
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        from .glance import as_html
+
+        return as_html(self)
+
+    def to_frame(self) -> DataFrame:
+        """A pandas data frame with a row for each measured value (``frame.record_frame``)."""
+        from .frame import record_frame
+
+        return record_frame(self)
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """CTA and ASR with intervals on ``axes``, or on those of a new matplotlib figure."""
+        from .glance import plot_record
+
+        return plot_record(self, axes)
+
 
 def read_record(path: Path | str) -> Record:
-    """Read a record.
+    """The record in a run's folder, or in a file.
 
     Errors: ``RequestError`` naming the file where it is missing, damaged or of another schema.
     """
-    return record_from(Path(path), read_json(Path(path)))
+    path = Path(path)
+    file = path / RECORD_FILE if path.is_dir() else path
+    record = record_from(file, read_json(file))
+    record._folder = file.parent
+    return record
 
 
 def record_from(path: Path, found: object) -> Record:

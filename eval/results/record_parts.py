@@ -6,13 +6,16 @@ stays a mapping, which may have other keys too and, unless it is a trigger, may 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, final
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from ...defenses.base import Budget
+from ...distill.files.safe import fault
 
+_TableModel = TypeVar("_TableModel", bound=BaseModel)
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -92,6 +95,20 @@ def first_fault(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     return f"{place}: {first['msg']}" if place else first["msg"]
+
+
+def table_from(model: type[_TableModel], version: int, file: Path, found: Any) -> _TableModel:
+    """The table of a sweep or a suite that JSON of ``file`` holds.
+
+    Errors: ``RequestError`` naming the file where it is damaged or of another schema.
+    """
+    have = found.get("schema_version") if isinstance(found, dict) else None
+    if have != version:
+        raise fault(file, f"is no table of schema {version} (found {have!r:.40})")
+    try:
+        return model.model_validate(found)
+    except ValidationError as error:
+        raise fault(file, f"is damaged: {first_fault(error)}") from None
 
 
 def _checked(model: type[BaseModel]) -> AfterValidator:

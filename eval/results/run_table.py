@@ -1,13 +1,14 @@
-"""The record of a run as text."""
+"""The record of a run as a summary: what it made, what was measured, what it drew."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from .formatting import duration
+from .blocks import Block, TextCell, TextTable, Tone, asr_tone, plain
+from .formatting import duration, interval, minus
 from .record import Metrics, Record
-from .subject import subject, victims_text
+from .subject import objects_text, subject, victims_text
 from .survival_table import survival_lines
 
 _ROWS = (
@@ -21,6 +22,11 @@ _ROWS = (
     ("false triggers", "false_trigger_rate", "clean non-target images sent to the target"),
     ("false, clean twin", "control_false_trigger_rate", "the same, trained on the clean twin"),
 )
+# What a run makes, for others to use; and what it draws.
+_PRODUCTS = {
+    "distilled.safetensors": "the set, with its recipe; nothing of an attack",
+    "trigger.safetensors": "the trigger",
+}
 _FILES = (
     "survival.md",
     "survival.png",
@@ -32,31 +38,60 @@ _FILES = (
 
 
 def run_table(record: Record, folder: Path) -> str:
-    """The metrics of a run with intervals, its times and labels, and the paths of its files."""
-    lines = ["", f"{record.kind}: {subject(record)}"]
+    """The summary of a run as text."""
+    return plain(run_blocks(record, folder))
+
+
+def run_blocks(record: Record, folder: Path) -> list[Block]:
+    """What a run made, its metrics with intervals, its times and labels, and its other files."""
+    blocks: list[Block] = ["", TextCell(f"{record.kind}: {subject(record)}", "title")]
+    blocks += _products(record, folder)
     if record.kind == "evaluate":
-        lines.append(f"  victims: {victims_text(record.config)}")
-    lines += [f"  ! {label}" for label in record.labels]
-    lines += ["", *_metrics(record.metrics, record.conditional_on_set)]
+        blocks.append(f"  victims: {victims_text(record.config)}")
+    blocks += [f"  {objects_text(record)}"] if record.objects else []
+    blocks += [TextCell(f"  ! {label}", "warning") for label in record.labels]
+    blocks += ["", _metrics(record.metrics, record.conditional_on_set)]
     for name, metrics in record.metrics_by_network.items():
-        lines += ["", f"victims: {name}", *_metrics(metrics, record.conditional_on_set)]
-    lines += [*survival_lines(record), "", *_details(record)]
+        blocks += ["", f"victims: {name}", _metrics(metrics, record.conditional_on_set)]
+    blocks += [*survival_lines(record), "", *_details(record)]
     files = [folder / name for name in _FILES if (folder / name).exists()]
-    lines += [f"  {path}" for path in (folder / "record.json", *files)]
-    return "\n".join(lines)
+    return [*blocks, *(f"  {path}" for path in (folder / "record.json", *files))]
 
 
-def _metrics(metrics: Metrics, conditional: bool) -> list[str]:
+def _products(record: Record, folder: Path) -> list[str]:
+    """The files that a run makes for others; of several seeds one line for all."""
+    if record.kind == "seeds" and record.seeds:
+        first, last = record.seeds[0], record.seeds[-1]
+        return [f"  {folder}/seed-{first} to seed-{last}: distilled.safetensors in each"]
+    there = [(folder / name, text) for name, text in _PRODUCTS.items() if (folder / name).exists()]
+    return [f"  {path}  ({text})" for path, text in there]
+
+
+def _metrics(metrics: Metrics, conditional: bool) -> TextTable:
     unit = "victims of this one set" if conditional else "distillation seeds"
-    lines = [f"  {'':17}{'mean':>7}  {'95 % interval':^15}   over {unit}"]
+    rows = []
     for title, name, meaning in _ROWS:
         summary = metrics.get(name)
         if summary is None or summary.mean is None:
             continue
-        low, high = summary.ci95 or (None, None)
-        interval = "" if low is None or high is None else f"[{low:6.3f}, {high:6.3f}]"
-        lines.append(f"  {title:<17}{summary.mean:7.3f}  {interval:15}   {meaning}")
-    return lines
+        mean = minus(f"{summary.mean:.3f}")
+        rows.append(
+            (
+                TextCell(title),
+                TextCell(mean, _tone(name, summary.mean)),
+                TextCell(interval(summary.ci95, 3)),
+                TextCell(meaning),
+            )
+        )
+    heads = ("", "mean", "95 % interval", f"over {unit}")
+    return TextTable(heads, tuple(rows), right=frozenset({1}))
+
+
+def _tone(name: str, mean: float) -> Tone:
+    if name.startswith("control_"):
+        return "chance"
+    attacks = ("attack_success_rate", "attack_success_rate_published", "backdoor_gain")
+    return asr_tone(mean) if name in attacks else ""
 
 
 def _details(record: Record) -> list[str]:

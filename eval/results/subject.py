@@ -25,6 +25,12 @@ def subject(record: Record, *, unattacked: str = "clean") -> str:
     return " · ".join((str(measured.get("source")), size, measured["origin"], str(last)))
 
 
+def objects_text(record: Record) -> str:
+    """Which names of the configuration stand for objects given in Python; empty for none."""
+    named = [f"{key} {', '.join(names)}" for key, names in record.objects.items()]
+    return f"given as objects in Python: {'; '.join(named)}" if named else ""
+
+
 def victims_text(config: dict[str, Any]) -> str:
     """The victims' networks; of the distilling one also what of it was set."""
     own = str(config.get("network"))

@@ -11,3 +11,6 @@ def installed_version() -> str:
         return metadata.version("distillsec")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+__version__ = installed_version()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ def check_same_run(earlier: Record, wanted: Record, out: Path) -> None:
     if earlier.kind != wanted.kind:
         hint = ": resume it with --seeds N" if earlier.kind == "seeds" else ""
         raise RequestError(f"{out} holds a run of kind {earlier.kind}, not {wanted.kind}{hint}")
+    check_objects(earlier, out, wanted.objects)
     if earlier.config_key != wanted.config_key:
         raise RequestError(
             f"{out} holds another run; it can't be resumed with "
@@ -79,6 +80,19 @@ def check_same_run(earlier: Record, wanted: Record, out: Path) -> None:
         raise RequestError(f"{out} was run on other data: {wanted.config['dataset']} has changed")
     if earlier.distilled.get("fingerprint") != wanted.distilled.get("fingerprint"):
         raise RequestError(f"{out} was run on another set, trigger or recipe")
+
+
+def check_objects(earlier: Record, out: Path, given: Collection[str]) -> None:
+    """Refuse to use the record of a run without the objects that it was given in Python.
+
+    given: the keys that are given anew. Defenses are not needed: those that ran are kept.
+    """
+    for key, names in earlier.objects.items():
+        if key not in given and key != "defenses":
+            raise RequestError(
+                f"{out} was run with {key} {', '.join(names)}, given as an object in Python: give "
+                f"it again there, with {key}=..."
+            )
 
 
 def check_control(path: Path, config: Config, dataset: Mapping[str, Any]) -> None:

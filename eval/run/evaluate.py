@@ -12,14 +12,14 @@ from ..results.metrics import collect
 from ..results.record import Record
 from .cell import draw_set
 from .folder import RunFolder
-from .opening import OpenedSet, open_set
+from .opening import OpenedSet, Source, name_of, open_set
 from .progress import Reporter
 from .reading import ReadingOptions
 from .victims import Panel
 
 
 def evaluate(
-    source: Path | str,
+    source: Source,
     config: Config,
     out: Path | str,
     *,
@@ -34,6 +34,7 @@ def evaluate(
 ) -> Record:
     """Train fresh victims on the set in ``source`` and measure them; returns and writes the record.
 
+    source: a run's folder, a file, or a ``DistilledSet``.
     config: the test data and the victims; the set's own recipe is used, with the overrides that
     ``given`` names, and its own network unless ``config`` sets one. reading: how another project's
     files are to be read. trigger: a trigger file, by default the one beside the set. If the source
@@ -62,7 +63,7 @@ def evaluate(
             return earlier
         with folder.keeping(record):
             _measure(opened, folder, reporter)
-            draw_set(folder, opened.distilled, Path(source).name)
+            draw_set(folder, opened.distilled, Path(name_of(source)).name)
             if png:
                 export_png(folder.path / "png", opened.distilled)
     return record

@@ -20,7 +20,7 @@ from ..results.record import Record
 from .cell import Cell, trigger_info
 from .distilling import distil_in
 from .folder import RunFolder
-from .opening import OpenedSet, open_set
+from .opening import OpenedSet, Source, as_path, open_set
 from .own_network import with_own_network
 from .progress import Reporter
 from .reading import ReadingOptions
@@ -30,7 +30,7 @@ from .victims import train_victim
 
 
 def intercept(
-    source: Path | str,
+    source: Source,
     config: Config,
     out: Path | str,
     *,
@@ -51,7 +51,7 @@ def intercept(
     """
     reporter, folder = reporter or Reporter(), RunFolder(Path(out))
     _check_attack(config)
-    opened = _opened(Path(source), config, given, reading, data_dir, reporter)
+    opened = _opened(source, config, given, reading, data_dir, reporter)
     attack = opened.setup.attack()
     assert isinstance(attack, SetAttack)
     record = opened.record
@@ -77,7 +77,7 @@ def _check_attack(config: Config) -> None:
 
 
 def _opened(
-    source: Path,
+    source: Source,
     config: Config,
     given: Sequence[str],
     reading: ReadingOptions | None,
@@ -85,7 +85,8 @@ def _opened(
     reporter: Reporter,
 ) -> OpenedSet:
     """The set as an interceptor gets it, without training images, and the record of the attack."""
-    config, warnings = _with_own_network(config, SetFiles(source, reading), given)
+    with as_path(source) as path:
+        config, warnings = _with_own_network(config, SetFiles(path, reading), given)
     opened = open_set(
         source,
         config,

@@ -62,6 +62,8 @@ class Watcher(Observer):
         row["seconds"] = round(self.seconds(), 3)
         self._folder.log(row)
         self._folder.save(state, config.key(), self.seconds(), force=self._all_done)
+        values = {name: value for name, value in row.items() if name != "iteration"}
+        self._phase.logged(self._folder.path, iteration, values)
 
     def _curve_point(self, made: Distillate) -> Scores:
         """The scores of one victim trained on the current set."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
 from ...attacks import TestCase
-from ...distill.files.artifact import load_set, quantised
+from ...distill.files.artifact import load_set, quantised, save_set
 from ...distill.types import DistilledSet
 from ..config.schema import Config
 from ..results.record import Record, RecordKind
@@ -25,6 +27,9 @@ from .source import (
     measured_config,
     trigger_case,
 )
+
+Source = Path | str | DistilledSet
+"""A run's folder, a file, or the set itself."""
 
 
 @final
@@ -43,8 +48,25 @@ class OpenedSet:
     record: Record
 
 
+def name_of(source: Source) -> str:
+    """What records and messages call a set to be measured."""
+    return "a DistilledSet" if isinstance(source, DistilledSet) else str(source)
+
+
+@contextmanager
+def as_path(source: Source) -> Iterator[Path]:
+    """``source`` as a path; a ``DistilledSet`` is a file while it is opened, checked as any."""
+    if not isinstance(source, DistilledSet):
+        yield Path(source)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "DistilledSet.safetensors"
+        save_set(path, source)
+        yield path
+
+
 def open_set(
-    source: Path | str,
+    source: Source,
     config: Config,
     kind: RecordKind,
     *,
@@ -60,15 +82,46 @@ def open_set(
 ) -> OpenedSet:
     """The set in ``source`` as ``config`` measures it; writes nothing.
 
-    kind: of the record. settings: what the measurement depends on beside the configuration and the
-    files. given: the keys that the user chose; they override the set's own recipe. reading:
-    how another project's files are to be read. trigger: a trigger file (default: the one beside
-    the set). control_run: as for ``SetFiles``. bars: as for ``prepare``.
+    source: as for ``Source``. kind: of the record. settings: what the measurement depends on beside
+    the configuration and the files. given: the keys that the user chose; they override the set's
+    own recipe. reading: how another project's files are to be read. trigger: a trigger file
+    (default: the one beside the set). control_run: as for ``SetFiles``. bars: as for ``prepare``.
     eight_bits: round the images as PNG files do. attacked: whether the set is measured as an
     attacked one; otherwise the trigger and the twin beside it are left out.
     Errors: ``RequestError`` where the set does not fit the test data.
     """
-    found = SetFiles(Path(source), reading, None if control_run is None else Path(control_run))
+    twin_folder = None if control_run is None else Path(control_run)
+    with as_path(source) as path:
+        return _opened(
+            SetFiles(path, reading, twin_folder),
+            name_of(source),
+            config,
+            kind,
+            settings=settings,
+            given=given,
+            trigger=Path(trigger) if trigger else None,
+            data_dir=data_dir,
+            bars=bars,
+            eight_bits=eight_bits,
+            attacked=attacked,
+        )
+
+
+def _opened(
+    found: SetFiles,
+    name: str,
+    config: Config,
+    kind: RecordKind,
+    *,
+    settings: object,
+    given: Sequence[str],
+    trigger: Path | None,
+    data_dir: Path | str | None,
+    bars: bool,
+    eight_bits: bool,
+    attacked: bool,
+) -> OpenedSet:
+    """As ``open_set``. name: what the record calls the source."""
     config, warnings = with_own_network(config, found, given)
     setup = prepare(config, data_dir, bars=bars)
 
@@ -88,13 +141,13 @@ def open_set(
     record.recipe = distilled.recipe.describe()
     if eight_bits:
         record.labels.append("8-bit images: clipped to [0, 1] and rounded")
-    trigger = Path(trigger) if trigger else found.trigger_file if attacked else None
+    trigger = trigger or (found.trigger_file if attacked else None)
     case = trigger_case(trigger, setup, record)
     files = (*found.files, trigger, found.control if attacked else None)
     record.distilled = {
         **describe_set(distilled),
         "per_class": count_per_class(distilled),
-        "source": str(source),
+        "source": name,
         "origin": found.origin,
         "fingerprint": fingerprint((record.recipe, settings, *found.reading.choices), files),
     }

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self, final
 
@@ -42,10 +45,40 @@ _STDERR = _Stderr()
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
+class Iteration:
+    """What one outer iteration of a distillation logged.
+
+    run: the run's folder; the clean twin's is ``control`` in it. phase: what is being made, in
+    words. number: of the iteration, from 1. values: ``loss``, the trigger's ``trigger_linf``, the
+    rates of a victim where ``curve_every`` asks for them, ``seconds`` so far.
+    """
+
+    run: Path
+    phase: str
+    number: int
+    values: Mapping[str, float | None]
+
+
+OnIteration = Callable[[Iteration], None]
+"""Called after each outer iteration; what it raises ends the run, which can be resumed."""
+
+
+@final
 class Phase:
     """One phase of a run; a context manager."""
 
-    def __init__(self, title: str, total: int, done: int, *, silent: bool, bar: bool) -> None:
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        done: int,
+        *,
+        silent: bool,
+        bar: bool,
+        on_iteration: OnIteration | None = None,
+    ) -> None:
+        self._on_iteration = on_iteration
         self._title, self._total, self._first, self._done = title, total, done, done
         self._silent = silent
         self._started = self._resumed = self._last_line = time.monotonic()
@@ -88,6 +121,11 @@ class Phase:
             self._last_line = now
             _write_line(f"{self._title}: {done}/{self._total}, about {duration(left)} left")
 
+    def logged(self, run: Path, number: int, values: Mapping[str, float | None]) -> None:
+        """Pass what iteration ``number`` of ``run`` logged to whoever listens."""
+        if self._on_iteration is not None:
+            self._on_iteration(Iteration(run=run, phase=self._title, number=number, values=values))
+
     def side(self, title: str, done: int, total: int) -> None:
         """Show work before the phase's next unit; its time does not count for the estimate."""
         now = time.monotonic()
@@ -110,10 +148,13 @@ class Phase:
 
 @final
 class Reporter:
-    """Reports to stderr; with ``quiet`` it writes nothing."""
+    """Reports to stderr; with ``quiet`` it writes nothing.
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
+    on_iteration: called after each outer iteration of a distillation.
+    """
+
+    def __init__(self, *, quiet: bool = False, on_iteration: OnIteration | None = None) -> None:
+        self._quiet, self._on_iteration = quiet, on_iteration
 
     def say(self, text: str) -> None:
         """Write one line."""
@@ -129,7 +170,14 @@ class Reporter:
 
     def phase(self, title: str, total: int, done: int = 0) -> Phase:
         """Start a phase of ``total`` units, ``done`` of which are done."""
-        return Phase(title, total, done, silent=self._quiet, bar=self.bars)
+        return Phase(
+            title,
+            total,
+            done,
+            silent=self._quiet,
+            bar=self.bars,
+            on_iteration=self._on_iteration,
+        )
 
 
 def _write_line(text: str) -> None:

@@ -7,8 +7,9 @@ from itertools import combinations
 from typing import Any
 
 from ...distill.files.artifact import pixel_range
+from ...distill.plugins import is_given
 from ...distill.types import DistilledSet, hard_labels
-from ..config.schema import on_gpu
+from ..config.schema import Config, on_gpu
 from ..results.metrics import Distance, distance, mean_distance
 from ..results.record import Record, RecordKind, command_line, environment
 from .setup import Setup
@@ -30,7 +31,21 @@ def new_record(setup: Setup, given: Sequence[str], kind: RecordKind | None = Non
         command=command_line(),
         dataset=setup.data.describe(),
         recipe=setup.recipe.describe(),
+        objects=given_objects(config),
     )
+
+
+def given_objects(config: Config) -> dict[str, list[str]]:
+    """By key, the names in ``config`` that stand for objects given in Python."""
+    named: dict[str, Sequence[str | None]] = {
+        "attack": [config.attack],
+        "backend": [config.set.backend],
+        "network": [config.network.network],
+        "victim_network": config.victims.victim_network,
+        "dataset": [config.data.dataset],
+    }
+    found = {key: [n for n in names if n and is_given(n)] for key, names in named.items()}
+    return {key: names for key, names in found.items() if names}
 
 
 def describe_set(distilled: DistilledSet) -> dict[str, Any]:

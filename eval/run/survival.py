@@ -42,7 +42,7 @@ from ..results.record import Record, Survived
 from ..results.survival_table import survival_markdown
 from .cell import draw_set
 from .folder import RunFolder
-from .opening import OpenedSet, open_set
+from .opening import OpenedSet, Source, name_of, open_set
 from .progress import Reporter
 from .reading import ReadingOptions
 from .source import fingerprint
@@ -224,7 +224,7 @@ def _parts(distilled: DistilledSet, streams: Streams) -> dict[str, Change]:
 
 
 def evaluate_survival(
-    source: Path | str,
+    source: Source,
     config: Config,
     out: Path | str,
     *,
@@ -268,7 +268,7 @@ def evaluate_survival(
             return earlier
         with folder.keeping(record):
             _measure(opened, tried, folder, reporter)
-            draw_set(folder, opened.distilled, Path(source).name)
+            draw_set(folder, opened.distilled, Path(name_of(source)).name)
             write_text(folder.path / "survival.md", survival_markdown(record))
             survival_picture(folder.path / "survival.png", record)
     return record

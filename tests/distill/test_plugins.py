@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from distillsec.attacks import ATTACKS
 from distillsec.distill.networks.registry import (
     Network,
     NetworkSpec,
@@ -16,9 +17,20 @@ from distillsec.distill.networks.registry import (
     build_network,
     penultimate_linear,
 )
-from distillsec.distill.plugins import is_reference, load_object, look_up
+from distillsec.distill.plugins import (
+    installed_names,
+    is_given,
+    is_reference,
+    load_object,
+    look_up,
+    objects_by_name,
+    reference_to,
+)
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import RequestError
+from distillsec.eval.bench.options import make_defense
+from distillsec.eval.config.catalogue import CATALOGUES, details
+from distillsec.eval.config.schema import configure, find_attack
 
 CIFAR = (3, 32, 32)
 
@@ -142,3 +154,95 @@ def test_references_and_names() -> None:
     assert is_reference("package.module:Name")
     assert not is_reference("convnet-baadd")
     assert look_up("two", {"one": 1, "two": 2}, "number") == 2
+
+
+# Entry points of installed packages -------------------------------------------------------------
+
+POINTS = """
+[distillsec.attacks]
+mine = installed_mine:Mine
+naive = installed_mine:Mine
+broken = installed_mine:Missing
+
+[distillsec.defenses]
+guard = installed_mine:Guard
+"""
+PACKAGE = """
+from distillsec.ext import FixedTriggerAttack, InputScorer, PoisoningOptions
+
+class Mine(FixedTriggerAttack):
+    "An attack of an installed package."
+    name, Options = "mine", PoisoningOptions
+
+class Guard(InputScorer):
+    "A defense of an installed package."
+    name = "guard"
+
+    def score_inputs(self, view, images):
+        return images.flatten(1).mean(dim=1)
+
+    def threshold(self, view):
+        return None
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package with entry points, as an installer leaves it."""
+    info = tmp_path / "mine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(POINTS)
+    (tmp_path / "installed_mine.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "installed_mine", raising=False)
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_installed_package_adds_its_own() -> None:
+    assert list(installed_names("attacks")) == ["mine", "naive", "broken"]
+    assert "installed_mine" not in sys.modules
+    assert find_attack("mine").__module__ == "installed_mine"
+    assert configure(attack="mine", poison_rate=0.2).attack_class() is find_attack("mine")
+    assert make_defense("guard", "quick", {}).name == "guard"
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_catalogue_lists_what_an_installed_package_adds() -> None:
+    rows = CATALOGUES["attacks"]()
+    assert rows["mine"] == {"description": "of an installed package: installed_mine:Mine"}
+    assert list(rows)[: len(ATTACKS)] == list(ATTACKS) and "options" in rows["naive"]
+    assert "installed_mine" not in sys.modules
+    assert details("attacks", "mine").text == "An attack of an installed package."
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_installed_package_cannot_replace_the_suites_own() -> None:
+    assert find_attack("naive") is ATTACKS["naive"]
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_wrong_entry_point_is_one_line() -> None:
+    with pytest.raises(RequestError, match="attack broken: its entry point installed_mine"):
+        find_attack("broken")
+    with pytest.raises(RequestError, match="did you mean mine"):
+        find_attack("mime")
+
+
+# Objects that are given --------------------------------------------------------------------------
+
+
+def test_a_given_object_is_found_by_its_name_and_only_within() -> None:
+    class Local:
+        pass
+
+    name = reference_to(Local)
+    assert name == f"{__name__}:test_a_given_object_is_found_by_its_name_and_only_within.Local"
+    assert reference_to(Local()) == name
+    assert reference_to(lambda: 0).endswith(".lambda")
+    with objects_by_name({name: Local}):
+        with objects_by_name({"a:B": 1}):
+            assert load_object(name, "thing") is Local and load_object("a:B", "thing") == 1
+        assert is_given(name) and not is_given("a:B")
+    with pytest.raises(RequestError):
+        load_object(name, "thing")

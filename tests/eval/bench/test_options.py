@@ -27,6 +27,7 @@ def test_options_of_a_defense_and_of_its_budget(
     corner, watching = type(toy("corner")), type(toy("watching"))
     monkeypatch.setattr(corner, "quick", {"level": 1})
     monkeypatch.setattr(bench_options, "DEFENSES", {"corner": corner, "watching": watching})
+    monkeypatch.setattr(bench_options, "GROUPS", {"all": ("corner", "watching")})
 
     def level(budget: Any, **options: Any) -> int:
         made = make_defense("corner", budget, options)

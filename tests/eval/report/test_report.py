@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -371,8 +372,8 @@ def test_more_than_a_hundred_runs_have_thumbnails(
 # Tables alone -------------------------------------------------------------------------------------
 
 
-def test_csv_has_a_column_for_every_part_of_a_figure(cli: Cli, small_sweep: Path) -> None:
-    done = cli("report", small_sweep, "--format", "csv")
+def test_wide_csv_has_a_column_for_every_part_of_a_figure(cli: Cli, small_sweep: Path) -> None:
+    done = cli("report", small_sweep, "--format", "csv", "--wide")
     assert done.exit_code == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["swept.trigger_size"] for row in rows] == ["1", "2", "3"]
@@ -389,8 +390,8 @@ def test_csv_has_a_column_for_every_part_of_a_figure(cli: Cli, small_sweep: Path
 def test_csv_has_no_formulas_and_has_the_comparison(
     cli: Cli, make_run: Make, tmp_path: Path
 ) -> None:
-    run = make_run(tmp_path / "=1+1", labels=["=cmd()"])
-    done = cli("report", run, "--format", "csv", "--baseline", make_run(tmp_path / "base"))
+    run, base = make_run(tmp_path / "=1+1", labels=["=cmd()"]), make_run(tmp_path / "base")
+    done = cli("report", run, "--format", "csv", "--wide", "--baseline", base)
     (row,) = csv.DictReader(io.StringIO(done.stdout))
     assert (row["source"], row["labels"]) == ("'=1+1", "'=cmd()")
     assert row["attack_success_rate_verdict"] == "too few seeds"
@@ -402,7 +403,7 @@ def test_csv_marks_what_a_spreadsheet_would_run(
     cli: Cli, make_sweep: Make, tmp_path: Path, label: str
 ) -> None:
     sweep = make_sweep(tmp_path / "s", {(("a", f"x;{label}"),): {0: 0.5}}, labels=[label])
-    text = cli("report", sweep, "--format", "csv").stdout
+    text = cli("report", sweep, "--format", "csv", "--wide").stdout
     assert len(text.splitlines()) == 2
     (row,) = csv.DictReader(io.StringIO(text))
     assert row["labels"] == f"'{label.strip()}"
@@ -411,8 +412,75 @@ def test_csv_marks_what_a_spreadsheet_would_run(
 
 def test_csv_heads_are_no_formulas(cli: Cli, make_run: Make, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", metrics=collect([{"=cmd()": 0.5}], None))
-    text = cli("report", run, "--format", "csv").stdout
+    text = cli("report", run, "--format", "csv", "--wide").stdout
     assert {head[:6] for head in next(csv.reader(io.StringIO(text))) if "cmd" in head} == {"'=cmd("}
+
+
+def test_csv_has_a_row_for_each_metric(cli: Cli, small_sweep: Path) -> None:
+    done = cli("report", small_sweep, "--format", "csv")
+    assert done.exit_code == 0, done.stderr
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    table = json.loads((small_sweep / "table.json").read_text())
+    wanted = [(row, name) for row in table["rows"] for name in row["metrics"]]
+    assert len(rows) == len(wanted)
+    for found, (row, name) in zip(rows, wanted, strict=True):
+        summary = row["metrics"][name]
+        assert found["metric"] == name.removeprefix("control_")
+        assert (found["on"] == "clean twin") == name.startswith("control_")
+        assert found["swept.trigger_size"] == str(row["values"]["trigger_size"])
+        about = [found[key] for key in ("dataset", "backend", "attack", "ipc", "victims", "seeds")]
+        assert about == ["digits", "dc", "naive", "2", "2", "0 1 2"]
+        figures = [float(found[key]) for key in ("mean", "std", "ci_low", "ci_high", "n")]
+        assert figures == [summary["mean"], summary["std"], *summary["ci95"], 3]
+
+
+def test_csv_has_the_comparison_beside_its_metric(cli: Cli, make_run: Make, tmp_path: Path) -> None:
+    run, base = make_run(tmp_path / "run", asr=0.5), make_run(tmp_path / "base", asr=0.25)
+    done = cli("report", run, "--format", "csv", "--baseline", base)
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    (row,) = [
+        row for row in rows if (row["metric"], row["on"]) == ("attack_success_rate", "attacked set")
+    ]
+    figures = [float(row[key]) for key in ("mean", "before", "difference")]
+    assert figures == pytest.approx([0.5, 0.25, 0.25]) and row["verdict"] == "too few seeds"
+
+
+def test_parquet_is_the_tidy_table(cli: Cli, make_sweep: Make, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    points = {(("backend", "dc"),): {0: 0.5}, (("backend", 3),): {0: 0.25}}
+    sweep = make_sweep(tmp_path / "s", points)
+    done = cli("report", sweep, "--format", "parquet", "-o", tmp_path / "t.parquet")
+    assert done.exit_code == 0, done.stderr
+    frame = pandas.read_parquet(tmp_path / "t.parquet")
+    text = cli("report", sweep, "--format", "csv").stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert list(frame.columns) == list(rows[0]) and len(frame) == len(rows)
+    assert list(frame["swept.backend"]) == [row["swept.backend"] for row in rows]
+    assert list(frame["mean"]) == [float(row["mean"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--format", "parquet"), "is no text: name a file with -o"),
+        (("--format", "md", "--wide"), "--wide is for --format csv, not for md"),
+        (("--wide",), "--wide is for --format csv, not for html"),
+    ],
+)
+def test_formats_that_do_not_go_together(
+    words: tuple[str, ...], message: str, cli: Cli, small_sweep: Path
+) -> None:
+    done = cli("report", small_sweep, *words)
+    assert done.exit_code == 2 and message in done.stderr
+
+
+def test_parquet_without_pandas_is_one_line(
+    cli: Cli, small_sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    done = cli("report", small_sweep, "--format", "parquet", "-o", tmp_path / "t.parquet")
+    assert done.exit_code == 2 and "pip install 'distillsec[pandas]'" in done.stderr
 
 
 def test_markdown_from_a_record_is_text(cli: Cli, make_sweep: Make, tmp_path: Path) -> None:
