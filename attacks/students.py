@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from pydantic import Field
@@ -15,6 +16,8 @@ from ..distill import weights as flat
 from ..distill.augment import Augmentation, parse_strategy
 from ..distill.backends.unroll import GradientName, StudentStep, unroll
 from ..distill.core.hooks import Moment
+from ..distill.networks.registry import batch_norm_layers
+from ..distill.networks.variants import VariantName
 from ..distill.types import Batch, Recipe, hard_labels
 from .base import Attack, AttackOptions, DataInfo, PatchOptions
 from .triggers import PatchTrigger
@@ -22,6 +25,8 @@ from .triggers import PatchTrigger
 
 class StudentOptions(PatchOptions, AttackOptions):
     """Options of attacks through the training of students."""
+
+    newer: ClassVar[tuple[str, ...]] = (*AttackOptions.newer, "student_networks", "weight_by")
 
     clean_weight: float = Field(
         1.0, ge=0, description="weight of clean images within the attacker's loss"
@@ -39,6 +44,12 @@ class StudentOptions(PatchOptions, AttackOptions):
         None, ge=1, description="synthetic images of a step (default: the recipe's)"
     )
     students: int = Field(1, ge=1, description="students, each from fresh weights, per update")
+    student_networks: tuple[VariantName, ...] = Field(
+        ("own",),
+        min_length=1,
+        description="architectures of the students, in turn: own, batch-norm, wide (twice as "
+        "wide), mlp",
+    )
     images_per_update: int = Field(
         256, ge=2, description="real images on which a student is tested: with and without trigger"
     )
@@ -215,17 +226,28 @@ class StudentAttack(Attack, ABC):
         """The mean loss of an update's students; the patch takes its step."""
         self._updates += 1
         pattern = self._pattern.clone().requires_grad_()
-        losses = [self._loss(moment, synthetic, pattern) for _ in range(self._students.students)]
+        losses = [
+            self._loss(moment, synthetic, pattern, network) for network in self._networks(moment)
+        ]
         loss = torch.stack(losses).mean()
         if self._students.trigger == "optimised":
             self._improve_pattern(loss, pattern)
         return loss
 
-    def _loss(self, moment: Moment, synthetic: Batch, pattern: Tensor) -> Tensor:
+    def _networks(self, moment: Moment) -> Iterator[nn.Module]:
+        """The untrained students of an update, their architectures in turn over all updates."""
+        names, count = self._students.student_networks, self._students.students
+        for number in range((self._updates - 1) * count, self._updates * count):
+            name = names[number % len(names)]
+            yield moment.fresh_network() if name == "own" else moment.fresh_network(name)
+
+    def _loss(
+        self, moment: Moment, synthetic: Batch, pattern: Tensor, network: nn.Module
+    ) -> Tensor:
         """The attacker's loss of one fresh student, attached to the images and the pattern."""
-        network = moment.fresh_network()
         weights = self._trained(network, synthetic, moment)
-        return self._attackers_loss(network, weights, moment, pattern)
+        tested = as_tested(network, weights, synthetic.images)
+        return self._attackers_loss(tested, weights, moment, pattern)
 
     def _trained(self, network: nn.Module, synthetic: Batch, moment: Moment) -> Tensor:
         """A student's weights after training on the set, attached to the images it may change."""
@@ -289,6 +311,22 @@ def first_weights(network: nn.Module, recipe: Recipe) -> Tensor:
     own = flat.laid_out(network)
     given = recipe.initial
     return own if given is None or given.shape != own.shape else given.to(own.device)
+
+
+@torch.no_grad()
+def as_tested(network: nn.Module, weights: Tensor, images: Tensor) -> nn.Module:
+    """``network`` as it is tested after its training on ``images`` has led to ``weights`` ``(P,)``.
+
+    Batch norm then keeps the statistics of ``images`` at these weights; those of victims, running
+    means over their training, come close to them. A network without it is returned as it is.
+    """
+    if not batch_norm_layers(network):
+        return network
+    tested = copy.deepcopy(network)  # the backward pass still trains the other one
+    for layer in batch_norm_layers(tested):
+        layer.momentum = 1.0  # type: ignore[assignment]
+    flat.logits(tested, weights, images)
+    return tested.eval()
 
 
 def opposite_of(images: Tensor) -> Tensor:

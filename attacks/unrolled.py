@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self, final
+from typing import Any, Literal, Self, final
 
 import torch
 from pydantic import Field, model_validator
@@ -27,6 +27,11 @@ class UnrolledOptions(StudentOptions, PoisoningOptions):
 
     weight: float = Field(
         100.0, gt=0, description="weight of the attacker's loss beside the backend's own"
+    )
+    weight_by: Literal["loss", "gradient"] = Field(
+        "loss",
+        description="loss: the weight multiplies the attacker's loss; gradient: it is the RMS of "
+        "the attacker's gradient on the images that it changes, beside the backend's own there",
     )
     update_every: int = Field(1, ge=1, description="one of so many synthetic steps is an update")
     warm_start: float = Field(
@@ -102,7 +107,10 @@ class Unrolled(StudentAttack, PoisoningAttack):
             self._start = synthetic.images.detach().clone()
         if moment.step % options.update_every:
             return None
-        return options.weight * self._update(moment, synthetic)
+        loss = self._update(moment, synthetic)
+        if options.weight_by == "loss":
+            return options.weight * loss
+        return with_gradient(loss, synthetic.images, options.weight)
 
     def counters(self) -> Mapping[str, Any]:
         return {**PoisoningAttack.counters(self), **StudentAttack.counters(self)}
@@ -119,3 +127,17 @@ class Unrolled(StudentAttack, PoisoningAttack):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
         self._sum, self._summed = state["sum"].to(self.data.device), int(state["summed"])
+
+
+def with_gradient(loss: Tensor, images: Tensor, ratio: float) -> Tensor:
+    """The value of ``loss``, its gradient at ``images`` scaled to ``ratio`` × the backend's own.
+
+    images: ``(N, C, H, W)``, a leaf whose ``grad`` is that of the backend's loss. Both norms are
+    over the images that ``loss`` depends on. Where the backend has no gradient, none is scaled.
+    """
+    (slope,) = torch.autograd.grad(loss, images)
+    reached = slope.flatten(1).abs().sum(1) > 0
+    given = None if images.grad is None else images.grad[reached].norm()
+    if given is not None and given > 0:
+        slope = slope * (ratio * given / slope.norm())
+    return loss.detach() + ((images - images.detach()) * slope).sum()
