@@ -15,7 +15,9 @@ from ..distill.randomness import Streams
 from ..distill.types import Batch, Distillate, Recipe, RequestError, hard_labels
 from .archetypes import ArchetypePlan, rebuild_archetypes, trained_networks
 from .base import AttackOptions, DataInfo, SetAttack
-from .students import StudentAttack, StudentOptions, StudentPlan, as_tested, first_weights
+from .student_options import StudentOptions
+from .student_training import StudentPlan, as_tested, first_weights
+from .students import StudentAttack
 
 _EPS = 1e-12  # a student that has converged does not move
 
@@ -92,7 +94,7 @@ class PoisonedSet(StudentAttack, SetAttack):
     students (as in ``unrolled``), the form of the trajectory's term, the optimised patch, and every
     default. Rows that it may not change keep their bits. Students train by plain SGD,
     victims by the set's whole recipe. Archetypes need a network with
-    ``embed``. Networks with batch norm are tested on the statistics of the test batch.
+    ``embed``. Students with batch norm are tested on the statistics of the set.
     """
 
     name = "poisoned-set"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, final
+from typing import Any, ClassVar, Literal, Self, final
 
 import torch
 from pydantic import Field, model_validator
@@ -12,11 +12,14 @@ from torch import Tensor
 from ..distill.core.hooks import Moment
 from ..distill.types import Batch
 from .base import AttackOptions, DataInfo, PoisoningAttack, PoisoningOptions, ThreatModel
-from .students import StudentAttack, StudentOptions
+from .student_options import StudentOptions
+from .students import StudentAttack
 
 
 class UnrolledOptions(StudentOptions, PoisoningOptions):
     """Options of ``unrolled``."""
+
+    newer: ClassVar[tuple[str, ...]] = (*StudentOptions.newer, "weight_by")
 
     poison_rate: float = Field(
         0.0,
@@ -69,8 +72,10 @@ class Unrolled(StudentAttack, PoisoningAttack):
 
     Students train as the set's recipe says: with its augmentation, and by its steps and rates where
     it has any (``dd``). Deviations from what victims do: plain SGD at the recipe's rate divided by
-    1 − momentum, no weight decay, and shorter trainings. Networks with batch norm are tested on
-    the statistics of the test batch. ``linf`` and ``l2`` bound the images against those at the
+    1 − momentum, no weight decay, and shorter trainings. Students with batch norm are tested on
+    the statistics of the set, which victims' running means come close to. ``student_networks``
+    gives them other architectures in turn; ``weight_by`` ``gradient`` is for gradients of different
+    sizes, of backends or of students. ``linf`` and ``l2`` bound the images against those at the
     attack's start (``warm_start``); what the backend changes from then on counts too.
     """
 

@@ -91,7 +91,10 @@ class Hook:
         return clean
 
     def on_loss(self, moment: Moment, synthetic: Batch) -> Tensor | None:
-        """An extra scalar loss, attached to the synthetic images; ``None`` for none."""
+        """An extra scalar loss, attached to the synthetic images; ``None`` for none.
+
+        ``synthetic.images.grad`` is the gradient of the backend's own loss at this step.
+        """
         return None
 
     def on_network(self, moment: Moment) -> None:

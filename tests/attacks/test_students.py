@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from distillsec.attacks import DataInfo, Unrolled
-from distillsec.attacks.students import as_tested
+from distillsec.attacks.student_training import as_tested
 from distillsec.attacks.unrolled import UnrolledOptions, with_gradient
 from distillsec.distill import weights as flat
 from distillsec.distill.core.hooks import Moment
