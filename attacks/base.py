@@ -47,6 +47,8 @@ class AttackOptions(BaseModel):
     """The options every attack has: its goal."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    newer: ClassVar[tuple[str, ...]] = ("goal", "source", "trigger_image")
+    """Options that came later: at their defaults they are left out of configurations."""
 
     target: int = Field(0, ge=0, description="class number that triggered images are sent to")
     goal: GoalName = Field(
@@ -60,12 +62,12 @@ class AttackOptions(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_newer_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out options that came later, at their defaults: configurations from before them
-        keep their hash, and with it their runs and clean twins."""
-        fields = type(self).model_fields
-        values: dict[str, Any] = dump(self)
-        newer = ("goal", "source", "trigger_image")
-        return {k: v for k, v in values.items() if k not in newer or v != fields[k].default}
+        """Configurations from before an option keep their hash, and with it their runs and clean
+        twins."""
+        fields, values = type(self).model_fields, dict[str, Any](dump(self))
+        newer = (name for name in self.newer if name in fields)
+        unset = {name for name in newer if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in values.items() if name not in unset}
 
 
 class PoisoningOptions(AttackOptions):

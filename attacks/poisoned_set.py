@@ -15,7 +15,9 @@ from ..distill.randomness import Streams
 from ..distill.types import Batch, Distillate, Recipe, RequestError, hard_labels
 from .archetypes import ArchetypePlan, rebuild_archetypes, trained_networks
 from .base import AttackOptions, DataInfo, SetAttack
-from .students import StudentAttack, StudentOptions, StudentPlan, first_weights
+from .student_options import StudentOptions
+from .student_training import StudentPlan, as_tested, first_weights
+from .students import StudentAttack
 
 _EPS = 1e-12  # a student that has converged does not move
 
@@ -92,7 +94,7 @@ class PoisonedSet(StudentAttack, SetAttack):
     students (as in ``unrolled``), the form of the trajectory's term, the optimised patch, and every
     default. Rows that it may not change keep their bits. Students train by plain SGD,
     victims by the set's whole recipe. Archetypes need a network with
-    ``embed``. Networks with batch norm are tested on the statistics of the test batch.
+    ``embed``. Students with batch norm are tested on the statistics of the set.
     """
 
     name = "poisoned-set"
@@ -133,15 +135,18 @@ class PoisonedSet(StudentAttack, SetAttack):
         own = self._owned(synthetic.labels).view(-1, 1, 1, 1)
         return synthetic.replace(images=torch.where(own, synthetic.images, self._received.images))
 
-    def _loss(self, moment: Moment, synthetic: Batch, pattern: Tensor) -> Tensor:
-        network, options, recipe = moment.fresh_network(), self._options, moment.recipe
+    def _loss(
+        self, moment: Moment, synthetic: Batch, pattern: Tensor, network: nn.Module
+    ) -> Tensor:
+        options, recipe = self._options, moment.recipe
         least = options.unroll_least
         plan = StudentPlan.draw(synthetic.images, recipe, options, moment.rng, least)
         start = plan.warmed(network, first_weights(network, recipe), synthetic)
         changed = plan.trained(network, start, self._changeable(synthetic), options.unroll_gradient)
         with torch.no_grad():
             benign = plan.trained(network, start, self._received, "recompute")
-        loss = self._attackers_loss(network, changed, moment, pattern)
+        tested = as_tested(network, changed, synthetic.images)
+        loss = self._attackers_loss(tested, changed, moment, pattern)
         return loss + options.trajectory_weight * trajectory_distance(changed, benign, start)
 
     def _drawn(self, moment: Moment, *, eligible: bool) -> Batch:

@@ -1,137 +1,21 @@
-"""What attacks through the training of students share: the student, its loss, the patch."""
+"""What attacks through the training of students share: the loss, the patch, the bounds."""
 
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, final
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ..distill import weights as flat
-from ..distill.augment import Augmentation, parse_strategy
-from ..distill.backends.unroll import GradientName, StudentStep, unroll
 from ..distill.core.hooks import Moment
-from ..distill.types import Batch, Recipe, hard_labels
-from .base import Attack, AttackOptions, DataInfo, PatchOptions
+from ..distill.types import Batch, hard_labels
+from .base import Attack, AttackOptions, DataInfo
+from .student_options import StudentOptions
+from .student_training import StudentPlan, as_tested, first_weights
 from .triggers import PatchTrigger
-
-
-class StudentOptions(PatchOptions, AttackOptions):
-    """Options of attacks through the training of students."""
-
-    clean_weight: float = Field(
-        1.0, ge=0, description="weight of clean images within the attacker's loss"
-    )
-    unroll_warmup: int = Field(
-        100, ge=0, description="at most so many steps, a random number, before those unrolled"
-    )
-    unroll_steps: int = Field(10, ge=1, description="steps of a student that are unrolled")
-    unroll_lr: float | None = Field(
-        None,
-        gt=0,
-        description="rate of these steps, plain SGD (default: the recipe's / (1 - momentum))",
-    )
-    unroll_batch: int | None = Field(
-        None, ge=1, description="synthetic images of a step (default: the recipe's)"
-    )
-    students: int = Field(1, ge=1, description="students, each from fresh weights, per update")
-    images_per_update: int = Field(
-        256, ge=2, description="real images on which a student is tested: with and without trigger"
-    )
-    trigger: Literal["fixed", "optimised"] = Field(
-        "optimised", description="fixed: a white patch; optimised: the patch is learned too"
-    )
-    trigger_lr: float = Field(0.05, gt=0, description="Adam's rate for the patch, pixel units")
-    rows: Literal["target", "all"] = Field(
-        "target", description="which synthetic images the attack may change: the target's, or all"
-    )
-    linf: float | None = Field(
-        None,
-        gt=0,
-        description="largest change of a pixel against the images at the attack's start "
-        "(default: no bound)",
-    )
-    l2: float | None = Field(
-        None, gt=0, description="largest L2 norm of an image's change (default: no bound)"
-    )
-    unroll_gradient: GradientName = Field(
-        "recompute", description="exact: by automatic differentiation; recompute: in less memory"
-    )
-
-
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
-class StudentPlan:
-    """A student's steps of plain SGD, and the rate of each ``(steps,)``.
-
-    The first ``warmup`` steps carry no gradient; the others are differentiated through.
-    """
-
-    steps: list[StudentStep]
-    rates: Tensor
-    warmup: int
-
-    @classmethod
-    def draw(
-        cls,
-        images: Tensor,
-        recipe: Recipe,
-        options: StudentOptions,
-        rng: torch.Generator,
-        least: int = 0,
-    ) -> StudentPlan:
-        """A student of ``images`` (N, C, H, W) that trains as the recipe's victims do.
-
-        Where the recipe has steps (``dd``), it takes these, up to a random one. Otherwise each step
-        is on random rows with the recipe's augmentation, after a random number of warm-up steps, at
-        least ``least``.
-        """
-        if recipe.steps:
-            return cls._of_recipe(recipe, options, rng, images.device)
-        count = len(images)
-        batch = min(options.unroll_batch or recipe.batch_size, count)
-        views = Augmentation(parse_strategy(recipe.augment), recipe.preprocessing)
-        warmup = least + int(torch.randint(options.unroll_warmup - least + 1, (), generator=rng))
-        steps = []
-        for _ in range(warmup + options.unroll_steps):
-            rows = torch.randperm(count, generator=rng)[:batch].to(images.device)
-            shape = (batch, *images.shape[1:])
-            transform = views.draw(shape, rng, shared=False) if views.strategy else None
-            steps.append(StudentStep(rows=rows, transform=transform))
-        rate = options.unroll_lr or recipe.lr / (1 - recipe.momentum)
-        return cls(
-            steps=steps, rates=torch.full((len(steps),), rate, device=images.device), warmup=warmup
-        )
-
-    @classmethod
-    def _of_recipe(
-        cls, recipe: Recipe, options: StudentOptions, rng: torch.Generator, device: torch.device
-    ) -> StudentPlan:
-        unrolled = min(options.unroll_steps, len(recipe.steps))
-        warmup = int(torch.randint(len(recipe.steps) - unrolled + 1, (), generator=rng))
-        chosen = recipe.steps[: warmup + unrolled]
-        return cls(
-            steps=[StudentStep(rows=torch.tensor(step.rows, device=device)) for step in chosen],
-            rates=torch.tensor([step.rate for step in chosen], device=device),
-            warmup=warmup,
-        )
-
-    @torch.no_grad()
-    def warmed(self, network: nn.Module, start: Tensor, synthetic: Batch) -> Tensor:
-        """The weights ``(P,)`` after the warm-up from ``start``, detached."""
-        steps, rates = self.steps[: self.warmup], self.rates[: self.warmup]
-        return unroll(network, start, synthetic, steps, rates, "recompute")
-
-    def trained(
-        self, network: nn.Module, start: Tensor, synthetic: Batch, gradient: GradientName
-    ) -> Tensor:
-        """The weights ``(P,)`` after the unrolled steps from ``start``, attached to the images."""
-        steps, rates = self.steps[self.warmup :], self.rates[self.warmup :]
-        return unroll(network, start, synthetic, steps, rates, gradient)
 
 
 class StudentAttack(Attack, ABC):
@@ -215,24 +99,36 @@ class StudentAttack(Attack, ABC):
         """The mean loss of an update's students; the patch takes its step."""
         self._updates += 1
         pattern = self._pattern.clone().requires_grad_()
-        losses = [self._loss(moment, synthetic, pattern) for _ in range(self._students.students)]
+        losses = [
+            self._loss(moment, synthetic, pattern, network) for network in self._networks(moment)
+        ]
         loss = torch.stack(losses).mean()
         if self._students.trigger == "optimised":
             self._improve_pattern(loss, pattern)
         return loss
 
-    def _loss(self, moment: Moment, synthetic: Batch, pattern: Tensor) -> Tensor:
+    def _networks(self, moment: Moment) -> Iterator[nn.Module]:
+        """The untrained students of an update, their architectures in turn over all updates."""
+        names, count = self._students.student_networks, self._students.students
+        for number in range((self._updates - 1) * count, self._updates * count):
+            name = names[number % len(names)]
+            yield moment.fresh_network() if name == "own" else moment.fresh_network(name)
+
+    def _loss(
+        self, moment: Moment, synthetic: Batch, pattern: Tensor, network: nn.Module
+    ) -> Tensor:
         """The attacker's loss of one fresh student, attached to the images and the pattern."""
-        network = moment.fresh_network()
         weights = self._trained(network, synthetic, moment)
-        return self._attackers_loss(network, weights, moment, pattern)
+        tested = as_tested(network, weights, synthetic.images)
+        return self._attackers_loss(tested, weights, moment, pattern)
 
     def _trained(self, network: nn.Module, synthetic: Batch, moment: Moment) -> Tensor:
         """A student's weights after training on the set, attached to the images it may change."""
         plan = StudentPlan.draw(synthetic.images, moment.recipe, self._students, moment.rng)
-        start = plan.warmed(network, first_weights(network, moment.recipe), synthetic)
+        first, engine = first_weights(network, moment.recipe), moment.engine
+        start = plan.warmed(network, first, synthetic, engine)
         gradient = self._students.unroll_gradient
-        return plan.trained(network, start, self._changeable(synthetic), gradient)
+        return plan.trained(network, start, self._changeable(synthetic), gradient, engine)
 
     def _attackers_loss(
         self, network: nn.Module, weights: Tensor, moment: Moment, pattern: Tensor
@@ -282,13 +178,6 @@ class StudentAttack(Attack, ABC):
     def _fresh_optimiser(self) -> torch.optim.Adam:
         self._parameter = self._pattern.clone().requires_grad_()
         return torch.optim.Adam([self._parameter], lr=self._students.trigger_lr)
-
-
-def first_weights(network: nn.Module, recipe: Recipe) -> Tensor:
-    """Where victims of the recipe begin: its initial weights, where ``network`` has as many."""
-    own = flat.laid_out(network)
-    given = recipe.initial
-    return own if given is None or given.shape != own.shape else given.to(own.device)
 
 
 def opposite_of(images: Tensor) -> Tensor:

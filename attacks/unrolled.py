@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self, final
+from typing import Any, ClassVar, Literal, Self, final
 
 import torch
 from pydantic import Field, model_validator
@@ -12,11 +12,14 @@ from torch import Tensor
 from ..distill.core.hooks import Moment
 from ..distill.types import Batch
 from .base import AttackOptions, DataInfo, PoisoningAttack, PoisoningOptions, ThreatModel
-from .students import StudentAttack, StudentOptions
+from .student_options import StudentOptions
+from .students import StudentAttack
 
 
 class UnrolledOptions(StudentOptions, PoisoningOptions):
     """Options of ``unrolled``."""
+
+    newer: ClassVar[tuple[str, ...]] = (*StudentOptions.newer, "weight_by")
 
     poison_rate: float = Field(
         0.0,
@@ -27,6 +30,11 @@ class UnrolledOptions(StudentOptions, PoisoningOptions):
 
     weight: float = Field(
         100.0, gt=0, description="weight of the attacker's loss beside the backend's own"
+    )
+    weight_by: Literal["loss", "gradient"] = Field(
+        "loss",
+        description="loss: the weight multiplies the attacker's loss; gradient: it is the RMS of "
+        "the attacker's gradient on the images that it changes, beside the backend's own there",
     )
     update_every: int = Field(1, ge=1, description="one of so many synthetic steps is an update")
     warm_start: float = Field(
@@ -64,8 +72,10 @@ class Unrolled(StudentAttack, PoisoningAttack):
 
     Students train as the set's recipe says: with its augmentation, and by its steps and rates where
     it has any (``dd``). Deviations from what victims do: plain SGD at the recipe's rate divided by
-    1 − momentum, no weight decay, and shorter trainings. Networks with batch norm are tested on
-    the statistics of the test batch. ``linf`` and ``l2`` bound the images against those at the
+    1 − momentum, no weight decay, and shorter trainings. Students with batch norm are tested on
+    the statistics of the set, which victims' running means come close to. ``student_networks``
+    gives them other architectures in turn; ``weight_by`` ``gradient`` is for gradients of different
+    sizes, of backends or of students. ``linf`` and ``l2`` bound the images against those at the
     attack's start (``warm_start``); what the backend changes from then on counts too.
     """
 
@@ -102,7 +112,10 @@ class Unrolled(StudentAttack, PoisoningAttack):
             self._start = synthetic.images.detach().clone()
         if moment.step % options.update_every:
             return None
-        return options.weight * self._update(moment, synthetic)
+        loss = self._update(moment, synthetic)
+        if options.weight_by == "loss":
+            return options.weight * loss
+        return with_gradient(loss, synthetic.images, options.weight)
 
     def counters(self) -> Mapping[str, Any]:
         return {**PoisoningAttack.counters(self), **StudentAttack.counters(self)}
@@ -119,3 +132,17 @@ class Unrolled(StudentAttack, PoisoningAttack):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
         self._sum, self._summed = state["sum"].to(self.data.device), int(state["summed"])
+
+
+def with_gradient(loss: Tensor, images: Tensor, ratio: float) -> Tensor:
+    """The value of ``loss``, its gradient at ``images`` scaled to ``ratio`` × the backend's own.
+
+    images: ``(N, C, H, W)``, a leaf whose ``grad`` is that of the backend's loss. Both norms are
+    over the images that ``loss`` depends on. Where the backend has no gradient, none is scaled.
+    """
+    (slope,) = torch.autograd.grad(loss, images)
+    reached = slope.flatten(1).abs().sum(1) > 0
+    given = None if images.grad is None else images.grad[reached].norm()
+    if given is not None and given > 0:
+        slope = slope * (ratio * given / slope.norm())
+    return loss.detach() + ((images - images.detach()) * slope).sum()

@@ -44,7 +44,8 @@ class Moment:
     where there is none at this event.
     real: the clean training set. synthetic: the current set, detached (``None`` at ``on_start``).
     recipe: how victims will train. fresh_network: an untrained network of the distilling
-    architecture; train_student: one trained on the current set. Each call gives another.
+    architecture, or of a variant of it (``fresh_network("mlp")``); train_student: one of the
+    distilling architecture, trained on the current set. Each call gives another.
     rng: the attack's random stream, private to this event. engine: how networks' passes run.
     """
 
@@ -56,7 +57,7 @@ class Moment:
     real: Batch
     synthetic: Batch | None
     recipe: Recipe
-    fresh_network: Callable[[], nn.Module]
+    fresh_network: Callable[..., nn.Module]
     train_student: Callable[[], nn.Module]
     rng: torch.Generator
     engine: Engine = PLAIN
@@ -93,7 +94,10 @@ class Hook:
         return clean
 
     def on_loss(self, moment: Moment, synthetic: Batch) -> Tensor | None:
-        """An extra scalar loss, attached to the synthetic images; ``None`` for none."""
+        """An extra scalar loss, attached to the synthetic images; ``None`` for none.
+
+        ``synthetic.images.grad`` is the gradient of the backend's own loss at this step.
+        """
         return None
 
     def on_network(self, moment: Moment) -> None:

@@ -10,7 +10,10 @@ from typing import final
 
 from torch import nn
 
+from ..networks.makers import NetworkMaker
+from ..networks.variants import VariantName, maker_of
 from ..training import fit
+from ..types import RequestError
 from .hooks import Moment
 from .position import Position
 from .synthetic import SyntheticSet
@@ -44,15 +47,20 @@ class Moments:
             real=self._task.real,
             synthetic=synthetic.batch() if synthetic.has_images else None,
             recipe=synthetic.recipe,
-            fresh_network=lambda: self._fresh_network(*key, next(networks)),
+            fresh_network=lambda variant="own": self._fresh_network(variant, *key, next(networks)),
             train_student=lambda: self._train_student(*key, next(students)),
             rng=self._task.streams.generator("attack", *key),
             engine=self._task.engine,
         )
 
-    def _fresh_network(self, *key: int) -> nn.Module:
+    def _fresh_network(self, variant: VariantName, *key: int) -> nn.Module:
         """An untrained network, other than those of ``_train_student``."""
-        return self._task.network(self._task.streams.integer("attack", *key, _UNTRAINED))
+        make = self._task.network
+        if variant != "own":
+            if not isinstance(make, NetworkMaker):
+                raise RequestError(f"the task's networks have no variant {variant}")
+            make = maker_of(make, variant)
+        return make(self._task.streams.integer("attack", *key, _UNTRAINED))
 
     def _train_student(self, *key: int) -> nn.Module:
         """A fresh network trained on the current set by its recipe."""

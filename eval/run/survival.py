@@ -22,12 +22,11 @@ from ...distill.augment import OPERATIONS
 from ...distill.data.registry import dataset_entry
 from ...distill.files.artifact import quantised
 from ...distill.files.safe import write_text
-from ...distill.networks.architectures import NETWORKS
 from ...distill.networks.makers import NetworkMaker
 from ...distill.networks.registry import NetworkSpec
+from ...distill.networks.variants import variant_of
 from ...distill.randomness import Streams
 from ...distill.types import (
-    LARGEST_WIDTH,
     DistilledSet,
     Recipe,
     RequestError,
@@ -159,21 +158,13 @@ def other_networks(own: NetworkSpec) -> dict[str, NetworkSpec]:
 
     Where ``own`` has no norm or no width to change, the published ConvNet takes its place.
     """
-    plain = NetworkSpec()
-    normed, wide = (own if _takes(own, name) else plain for name in ("norm", "width"))
-    width = 2 * int(wide.width or NETWORKS[wide.network].published["width"])
-    width = min(width, LARGEST_WIDTH)
+    normed, wide = variant_of(own, "batch-norm"), variant_of(own, "wide")
     found = {
-        f"{normed.network}, batch norm": normed.model_copy(update={"norm": "batch"}),
-        f"{wide.network}, width {width}": wide.model_copy(update={"width": width}),
-        "mlp": NetworkSpec(network="mlp"),
+        f"{normed.network}, batch norm": normed,
+        f"{wide.network}, width {wide.width}": wide,
+        "mlp": variant_of(own, "mlp"),
     }
     return {name: spec for name, spec in found.items() if spec != own}
-
-
-def _takes(spec: NetworkSpec, parameter: str) -> bool:
-    entry = NETWORKS.get(spec.network)
-    return entry is not None and parameter in entry.published
 
 
 def _networks(own: NetworkMaker, chosen: Sequence[str]) -> dict[str, NetworkMaker]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from distillsec.attacks import DataInfo, Unrolled
-from distillsec.attacks.students import StudentPlan, first_weights
+from distillsec.attacks.student_training import StudentPlan, first_weights
 from distillsec.attacks.unrolled import UnrolledOptions
 from distillsec.distill.backends.gradient_matching import DC, GradientMatchingOptions
 from distillsec.distill.core.hooks import Hook, Moment

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distillsec.attacks.base import DataInfo
 from distillsec.attacks.doorping import Doorping
+from distillsec.attacks.unrolled import Unrolled
 from distillsec.distill.captured import Captured, side_by_side
 from distillsec.distill.core.backend import Backend
 from distillsec.distill.core.finite import FiniteChecks
@@ -241,6 +242,20 @@ def test_a_trigger_moves_as_on_the_plain_path(
         patterns.append(attack.trigger.tensors()["pattern"])
         assert attack.counters()["trigger_updates"] == 3
     torch.testing.assert_close(patterns[1], patterns[0], rtol=1e-2, atol=5e-3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_students_are_unrolled_as_on_the_plain_path(
+    on: Tasks, toy_backend: Backends, toy_data_info: DataInfo, device: str, norm: str
+) -> None:
+    images = []
+    for engine in (Engine(), fast()):
+        task = on(device, engine, ipc=2, iterations=2, norm=norm)
+        options = Unrolled.Options(trigger_size=2, unroll_warmup=3, unroll_steps=2)
+        attack = Unrolled(options, replace(toy_data_info, device=torch.device(device)))
+        images.append(distil(task, toy_backend("dc", task), [attack]).batch.images)
+    torch.testing.assert_close(images[1], images[0], rtol=1e-2, atol=5e-3)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -266,6 +266,20 @@ def test_an_extra_loss_moves_the_images_by_its_own_gradient(toy_task: Tasks) -> 
     torch.testing.assert_close(greyer - plain, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_on_loss_finds_the_gradient_of_the_backends_own_loss(toy_task: Tasks) -> None:
+    found: list[Tensor] = []
+
+    class Reader(Hook):
+        def on_loss(self, moment: Moment, synthetic: Batch) -> None:
+            assert synthetic.images.grad is not None
+            found.append(synthetic.images.grad.clone())
+
+    task = toy_task(iterations=1)
+    start = start_run(task, dc(task)).synthetic.batch().images
+    moved = distil(task, dc(task, outer_loop=1), [Reader()]).batch.images
+    torch.testing.assert_close(moved - start, -LR * STD * STD * found[0], rtol=1e-4, atol=1e-6)
+
+
 def test_on_synthetic_writes_and_leaves_the_optimisers_state(toy_task: Tasks) -> None:
     class Painter(Hook):
         def on_synthetic(self, moment: Moment, synthetic: Batch) -> Batch:
