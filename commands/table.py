@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any, Final
 
 TABLE: Final = Path(__file__).with_name("table.json")
-KINDS: Final = ("presets", "datasets", "backends", "networks", "attacks", "defenses")
+KINDS: Final = (
+    "presets",
+    "datasets",
+    "backends",
+    "networks",
+    "attacks",
+    "defenses",
+    "formats",
+    "spaces",
+)
 """The names of the catalogues."""
 
 Entry = Mapping[str, str]

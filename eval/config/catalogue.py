@@ -141,6 +141,11 @@ def _network_details(name: str) -> Details:
     return Details(name=name, text=entry.description, facts=facts, options=tuple(options))
 
 
+def _plain_details(name: str, registry: Mapping[str, Any], what: str) -> Details:
+    """Of an entry that has a description and no options."""
+    return Details(name=name, text=look_up(name, registry, what).description)
+
+
 def _class_details(found: Any, name: str, facts: Mapping[str, str]) -> Details:
     options: type[BaseModel] = found.Options
     return Details(
@@ -180,6 +185,8 @@ _DETAILS: Mapping[str, Callable[[str], Details]] = {
     "networks": _network_details,
     "attacks": _attack_details,
     "defenses": _defense_details,
+    "formats": lambda name: _plain_details(name, FORMATS, "format"),
+    "spaces": lambda name: _plain_details(name, SPACES, "space"),
 }
 
 

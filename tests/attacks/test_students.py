@@ -120,7 +120,8 @@ def test_batch_norm_is_tested_on_the_statistics_of_the_set(convnets: NetworkMake
     entering: list[Tensor] = []
     layer.register_forward_hook(lambda _, given, __: entering.append(given[0]))
     flat.logits(tested, weights, images)
-    assert torch.allclose(layer.running_mean, entering[0].mean((0, 2, 3)), atol=1e-5)
+    kept = layer.get_buffer("running_mean")
+    assert torch.allclose(kept, entering[0].mean((0, 2, 3)), atol=1e-5)
 
 
 def test_networks_without_batch_norm_are_tested_as_they_are(convnets: NetworkMaker) -> None:
