@@ -59,8 +59,12 @@ class Engine:
         ``None`` where passes run plainly: at plain speed, for a user's own network, and while the
         stand-in is reserved for another one.
         """
+        if self.speed == "plain":
+            return None
         kind = getattr(network, "kind", None)
-        if self.speed == "plain" or kind is None:
+        if kind is None:
+            own = type(getattr(network, "body", network)).__name__
+            warn(f"network {own} runs plainly: the fast path is for those of `list networks`")
             return None
         device = next(network.parameters()).device
         if (kind, device) not in self._static:
@@ -99,10 +103,10 @@ class StaticNetwork:
         self._precision = precision
         self._mode: tuple[bool, ...] = ()
         compiles = compiles and _can_compile(self.device)
-        self._forward = _compiled(self.module) if compiles else self.module
-        self._along = _compiled(self._derivative) if compiles else self._derivative
+        self._forward = _Compiled(self.module) if compiles else self.module
+        self._along = _Compiled(self._derivative) if compiles else self._derivative
         embed: Any = getattr(self.module, "embed", None)
-        self._embed = _compiled(embed) if compiles and embed else embed
+        self._embed = _Compiled(embed) if compiles and embed else embed
 
     @property
     def sees_batches(self) -> bool:
@@ -192,11 +196,32 @@ class StaticNetwork:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    # One entry for each shape of a batch and each mode; 8 are allowed otherwise.
-    torch._dynamo.config.recompile_limit = _MOST_SHAPES
-    compiled: Callable[..., Tensor] = torch.compile(function, dynamic=False)
-    return compiled
+class _Compiled:
+    """``function``, compiled; itself where that fails, which a warning says."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        # One entry for each shape of a batch and each mode; 8 are allowed otherwise.
+        torch._dynamo.config.recompile_limit = _MOST_SHAPES
+        self._plain = function
+        self._chosen: Callable[..., Tensor] = torch.compile(function, dynamic=False)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        try:
+            return self._chosen(*inputs)
+        except RuntimeError as error:
+            if not _is_of_compiling(error):
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            warn(f"passes run without being compiled: {type(error).__name__}: {reason:.200}")
+            self._chosen = self._plain
+            return self._plain(*inputs)
+
+
+def _is_of_compiling(error: RuntimeError) -> bool:
+    """Whether compiling failed: no headers of Python, a full disk."""
+    from torch._dynamo.exc import TorchDynamoException  # a second to import, so only here
+
+    return isinstance(error, TorchDynamoException)
 
 
 @cache
@@ -209,8 +234,8 @@ def _load_forward_derivatives() -> None:
 
 
 def _can_compile(device: torch.device) -> bool:
-    """Whether this machine can compile passes; a warning says why where it can't."""
+    """Whether passes on ``device`` can be compiled; a warning says if a compiler is missing."""
     if device.type == "cpu" and not any(map(shutil.which, _COMPILERS)):
-        warn("there is no C++ compiler here: fast passes run without being compiled")
+        warn("there is no C++ compiler here: passes run without being compiled")
         return False
     return device.type in ("cpu", "cuda")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from distillsec.attacks.base import DataInfo
 from distillsec.attacks.doorping import Doorping
@@ -19,14 +20,17 @@ from distillsec.distill.core.backend import Backend
 from distillsec.distill.core.finite import FiniteChecks
 from distillsec.distill.core.hooks import Hook, Moment
 from distillsec.distill.core.loop import distil
+from distillsec.distill.core.resume import LoopState
+from distillsec.distill.core.run import Observer
 from distillsec.distill.core.task import Task
 from distillsec.distill.engine import Engine, Precision
 from distillsec.distill.fast_layers import InstanceNorm, PoolByReshape, with_fast_layers
 from distillsec.distill.networks.registry import NetworkSpec, build_network
+from distillsec.distill.notices import warn
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.trainer import training
 from distillsec.distill.training import fit, in_full_pieces, predict, sgd, train_epoch
-from distillsec.distill.types import Batch, RunError
+from distillsec.distill.types import Batch, Distillate, RunError
 
 Tasks = Callable[..., Task]
 Backends = Callable[..., Backend]
@@ -206,8 +210,12 @@ def test_two_trainings_at_once_do_not_mix(on: Tasks) -> None:
     assert all(map(torch.equal, before, other.parameters()))
 
 
-def test_a_users_network_runs_plainly() -> None:
-    assert fast().static(nn.Linear(2, 2)) is None
+def test_a_users_network_runs_plainly_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    class Mine(nn.Linear):
+        """Of no kind that is known."""
+
+    assert fast().static(Mine(2, 2)) is None
+    assert "network Mine runs plainly" in caplog.text
 
 
 # Distillation ------------------------------------------------------------------------------------
@@ -226,6 +234,24 @@ def test_a_fast_distillation_ends_where_the_plain_one_does(
         task = replace(task, scratch=scratch)
         images.append(distil(task, toy_backend(name, task)).batch.images)
     torch.testing.assert_close(images[1], images[0], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["dc", "dm", "mtt"])
+def test_a_resumed_fast_run_has_the_same_bits(on: Tasks, toy_backend: Backends, name: str) -> None:
+    class Keeper(Observer):
+        kept: LoopState | None = None
+
+        def on_iteration(
+            self, iteration: int, loss: float, made: Distillate, state: Callable[[], LoopState]
+        ) -> None:
+            if iteration == 2:
+                self.kept = state()
+
+    keeper, task = Keeper(), on("cpu", fast(), ipc=2, iterations=4)
+    whole = distil(task, toy_backend(name, task), observer=keeper)
+    again = replace(task, engine=fast())
+    resumed = distil(again, toy_backend(name, again), state=keeper.kept)
+    assert torch.equal(whole.batch.images, resumed.batch.images)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -305,6 +331,24 @@ def test_the_synthetic_gradient_is_as_precise_as_is_said(
     start = distil(task, toy_backend("dc", task, outer_loop=1, inner_loop=0, lr_img=1e-30))
     wanted = ends[0] - start.batch.images.cpu()
     assert (ends[1] - ends[0]).norm() < share * wanted.norm()
+
+
+def test_passes_run_where_nothing_can_be_compiled(
+    on: Tasks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(function: Any, **_: Any) -> Any:
+        def fail(*_: Any) -> Any:
+            raise TorchDynamoException("no header Python.h\nmore lines")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    warn.cache_clear()
+    task = on("cpu", fast(compiles=True))
+    network = task.network(0)
+    found = predict(network, task.real.images, task.engine)
+    assert torch.equal(found, predict(network, task.real.images))
+    assert "run without being compiled: TorchDynamoException: no header Python.h" in caplog.text
 
 
 @pytest.mark.slow
