@@ -187,7 +187,7 @@ def _second(
     """The gradient's product with ``adjoint``, and its own gradients at images and weights."""
     flat.write(static.module, now)
     seen = images.detach().requires_grad_()
-    if static.sees_batches:
+    if static.sees_batches or seen.is_cuda:  # along a direction was measured on CPUs only
         loss = functional.cross_entropy(static.module(seen), labels)
         slopes = torch.autograd.grad(loss, static.weights, create_graph=True)
         value = _laid_out(slopes) @ adjoint
