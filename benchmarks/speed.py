@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py OUT.json                     # all that suits this machine's device
     python benchmarks/speed.py OUT.json --case dc --case victim --rounds 3
-    python benchmarks/speed.py OUT.json --quick             # small sizes; fails if a path is slow
+    python benchmarks/speed.py OUT.json --quick             # guarded cases, small; fails if slow
 
 On a GPU seconds are wall time with the device synchronised; on a CPU they are CPU seconds of one
 thread. Images are random: only times matter. Each figure is the median of the rounds after the
@@ -435,7 +435,8 @@ def main() -> None:
         },
         "floor": floor(bench),
     }
-    chosen = given.case or list(CASES)
+    guarded = [case for case in CASES if case in {guard[0] for guard in GUARDS}]
+    chosen = given.case or (guarded if given.quick else list(CASES))
     if "dc" in chosen:
         Engine("plain", "tf32" if device == "cuda" else "float32").apply()
         with reported(found, given.out, "dc", "published") as row:
