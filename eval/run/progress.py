@@ -43,9 +43,19 @@ _STDERR = _Stderr()
 
 @final
 class Phase:
-    """One phase of a run; a context manager."""
+    """One phase of a run; a context manager. resumable: whether a stopped run can continue."""
 
-    def __init__(self, title: str, total: int, done: int, *, silent: bool, bar: bool) -> None:
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        done: int,
+        *,
+        silent: bool,
+        bar: bool,
+        resumable: bool = True,
+    ) -> None:
+        self._resumable = resumable
         self._title, self._total, self._first, self._done = title, total, done, done
         self._silent = silent
         self._started = self._resumed = self._last_line = time.monotonic()
@@ -78,9 +88,9 @@ class Phase:
         if not self._estimated:
             self._estimated = True
             if left > _LONG:
+                how = "Ctrl-C stops the run" + ", --resume continues it" * self._resumable
                 self._note(
-                    f"{self._title}: about {duration(left)} at the first step's speed; "
-                    "Ctrl-C stops the run, --resume continues it"
+                    f"{self._title}: about {duration(left)} at the first step's speed; {how}"
                 )
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
@@ -127,9 +137,12 @@ class Reporter:
             return not self._quiet and sys.stderr.isatty()
         return False
 
-    def phase(self, title: str, total: int, done: int = 0) -> Phase:
-        """Start a phase of ``total`` units, ``done`` of which are done."""
-        return Phase(title, total, done, silent=self._quiet, bar=self.bars)
+    def phase(self, title: str, total: int, done: int = 0, *, resumable: bool = True) -> Phase:
+        """Start a phase of ``total`` units, ``done`` of which are done.
+
+        resumable: whether the run can be continued after a stop, which a long one's user is told.
+        """
+        return Phase(title, total, done, silent=self._quiet, bar=self.bars, resumable=resumable)
 
 
 def _write_line(text: str) -> None:
