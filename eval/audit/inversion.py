@@ -34,8 +34,9 @@ _AVERAGED = 0.25
 class JointPatches:
     """A patch for each class: ``(1 − mask) · image + mask · pattern``.
 
-    masks ``(K, 1, H, W)`` and patterns ``(K, C, H, W)`` in [0, 1], as the search left them.
-    sizes ``(K,)``: the masks' sums, averaged over the last quarter of the steps.
+    masks ``(K, 1, H, W)`` and patterns ``(K, C, H, W)`` in [0, 1]: the last ones that fooled all
+    networks, or where none did, those that the search ended with. sizes ``(K,)``: the masks' sums,
+    averaged over the last quarter of the steps.
     """
 
     masks: Tensor
@@ -69,6 +70,8 @@ def joint_patches(
     optimiser = torch.optim.Adam([masks, patterns], lr=_RATE)
     weights = torch.full((classes,), _FIRST_WEIGHT, device=device)
     sizes, averaged = torch.zeros(classes, device=device), max(1, round(_AVERAGED * steps))
+    kept = masks.detach().sigmoid(), patterns.detach().sigmoid()
+    never = torch.ones(classes, dtype=torch.bool, device=device)
     for step in range(steps):
         images = carriers.images[_other_rows(own, classes, generator)]
         mask, pattern = masks.sigmoid(), patterns.sigmoid()
@@ -78,12 +81,17 @@ def joint_patches(
         optimiser.zero_grad()
         (loss + weights * size).sum().backward()
         optimiser.step()
-        weights = torch.where(fooled >= _FOOLED, weights * _RISE, weights / _FALL)
+        success = fooled >= _FOOLED
+        weights = torch.where(success, weights * _RISE, weights / _FALL)
+        never &= ~success
+        chosen = (success | never).view(-1, 1, 1, 1)
+        kept = (
+            torch.where(chosen, mask.detach(), kept[0]),
+            torch.where(chosen, pattern.detach(), kept[1]),
+        )
         if step >= steps - averaged:
             sizes += size.detach() / averaged
-    return JointPatches(
-        masks=masks.detach().sigmoid(), patterns=patterns.detach().sigmoid(), sizes=sizes
-    )
+    return JointPatches(masks=kept[0], patterns=kept[1], sizes=sizes)
 
 
 def _other_rows(own: Tensor, classes: int, generator: torch.Generator) -> Tensor:

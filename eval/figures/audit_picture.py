@@ -44,8 +44,8 @@ def audit_picture(
     Errors: ``RequestError`` where the picture can't be written.
     """
     canvas, name = Canvas(), classes[shown.label]
-    hits = int((shown.answers == shown.label).sum())
-    notes = [f"with the patch of {name}, a victim gives {hits} of {len(shown.answers)} images to it"]
+    hits, count = int((shown.answers == shown.label).sum()), len(shown.answers)
+    notes = [f"with the patch of {name}, a victim gives {hits} of {count} images to it"]
     if len(classes) > _MOST_CLASSES:
         notes.append(f"first {_MOST_CLASSES} of {len(classes)} classes")
     height, width = tile_size(patches, 112)
