@@ -56,7 +56,6 @@ BACKDOORED: Final = 3
     metavar="FILE",
     help="Add the clean sets SET … to this calibration, and judge nothing.",
 )
-@click.option("--calibration-note", "made_by", help="The command to record in FILE.")
 @options.CONFIGURATION
 @options.DATA
 @options.MACHINE
@@ -70,7 +69,6 @@ def audit(
     budget: float,
     calibration: Path | None,
     calibrated: Path | None,
-    made_by: str | None,
     out: Path | None,
     as_json: bool,
     quiet: bool,
@@ -103,7 +101,6 @@ def audit(
             calibrated,
             options=chosen,
             given=keys,
-            made_by=made_by,
             data_dir=given["data_dir"],
             reporter=reporter,
         )

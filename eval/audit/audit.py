@@ -131,7 +131,7 @@ def calibrate(
         if fingerprint in {each.fingerprint for each in found.sets}:
             continue
         evidence = _examine(ready, options.budget, reporter, title).evidence
-        values = {kind: [round(x, 6) for x in row.tolist()] for kind, row in evidence.items()}
+        values = {kind: [round(x, 5) for x in row.tolist()] for kind, row in evidence.items()}
         added = CleanSet(name=source.name, fingerprint=fingerprint, evidence=values)
         found = found.model_copy(update={"sets": [*found.sets, added]})
         found.write(out)

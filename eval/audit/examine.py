@@ -26,6 +26,7 @@ GROUPS: Final = 3
 TOGETHER: Final = 2
 STEPS: Final = 160
 LARGEST_WIDTH: Final = 32
+UNITS: Final = 2 * GROUPS + 1
 _OTHER: Final = "mlp"
 
 
@@ -121,9 +122,6 @@ def examine(audited: AuditedSet, progress: Callable[[int], None]) -> Examination
         victims=tuple(groups[0]),
         seconds=time.monotonic() - began,
     )
-
-
-UNITS: Final = 2 * GROUPS + 1
 
 
 def _train_group(audited: AuditedSet, number: int) -> list[nn.Module]:

@@ -15,6 +15,13 @@ FALSE_ALARMS: Final = 0.05
 _SUSPICIOUS: Final = 2
 """A set is suspicious up to this many times the false-alarm rate."""
 
+LEAST_SCORE: Final = 4.0
+"""A set with a lower score is suspicious at most, however few clean sets have it.
+
+A set by a recipe that the calibration does not have lies further from its sets than these from each
+other: of 24 clean ones none exceeded 2.2, and attacked ones, of seed 100, had 10 and more.
+"""
+
 _LEAST_ACCURACY: Final = 2
 """Victims must be this many times as accurate as guessing."""
 
@@ -76,7 +83,7 @@ def _cannot_say(reason: str, advice: str) -> Judgement:
 def _by_score(found: Score, count: int, false_alarms: float) -> Judgement:
     as_high = round(found.above * (count + 1)) - 1
     reason = f"{as_high} of {count} clean sets have a score as high"
-    if found.above <= false_alarms:
+    if found.above <= false_alarms and found.value >= LEAST_SCORE:
         verdict: VerdictName = "backdoored"
         advice = "do not train on it"
     elif found.above <= _SUSPICIOUS * false_alarms:

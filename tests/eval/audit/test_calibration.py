@@ -23,7 +23,7 @@ from distillsec.eval.audit.calibration import (
 )
 from distillsec.eval.audit.examine import Examination
 from distillsec.eval.audit.inversion import JointPatches
-from distillsec.eval.audit.verdict import judge
+from distillsec.eval.audit.verdict import LEAST_SCORE, judge
 
 CONDITIONS = Conditions(
     dataset="digits",
@@ -178,6 +178,13 @@ def test_one_clean_set_as_high_is_suspicious() -> None:
     values[3, 1] += 30
     found = judge(examination(shifted(9.0)), CONDITIONS, [calibration(values)])
     assert found.verdict == "suspicious" and found.reason.startswith("1 of 24 clean sets")
+
+
+def test_a_score_that_is_the_highest_but_low_is_suspicious() -> None:
+    values = 0.9 * noise(24).clamp(-1, 1)
+    found = judge(examination(shifted(2.6)), CONDITIONS, [calibration(values)])
+    assert found.score is not None and 2 < found.score.value < LEAST_SCORE
+    assert found.score.above == 1 / 25 and found.verdict == "suspicious"
 
 
 def test_what_cannot_be_said_is_not_said() -> None:
