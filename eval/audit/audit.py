@@ -189,7 +189,12 @@ def _clean_images(opened: OpenedSet, count: int) -> Batch:
         raise RequestError(f"--holdout {count}, but {name} has {len(test)} test images")
     generator = opened.setup.streams.generator("defense", "audit", "held-out images")
     rows = torch.randperm(len(test), generator=generator)[:count]
-    return test.rows(rows.to(test.labels.device))
+    chosen = test.rows(rows.to(test.labels.device))
+    if count and len(chosen.labels.unique()) < 2:
+        raise RequestError(
+            f"--holdout {count} are images of one class: two are needed, or 0 images"
+        )
+    return chosen
 
 
 def _examine(ready: _Opened, minutes: float, reporter: Reporter, title: str) -> Examination:

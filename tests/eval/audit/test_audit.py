@@ -166,6 +166,8 @@ def test_refusals(made: tuple[list[Path], Path], tmp_path: Path, digits: Config)
     source = made[0][0]
     with pytest.raises(RequestError, match=r"has \d+ test images"):
         audit(source, digits, tmp_path / "a", options=AuditOptions(clean=10**6), reporter=QUIET)
+    with pytest.raises(RequestError, match="--holdout 1 are images of one class"):
+        audit(source, digits, tmp_path / "a", options=AuditOptions(clean=1), reporter=QUIET)
     with pytest.raises(RequestError, match="more than --budget"):
         audit(source, digits, tmp_path / "a", options=AuditOptions(budget=1e-6), reporter=QUIET)
     assert not (tmp_path / "a").exists()
