@@ -93,6 +93,7 @@ for _command in (
         "convert:convert",
         "Convert a set between the formats of this and other projects.",
     ),
+    _Deferred("audit", "audit:audit", "Should I train on this set that I was sent?"),
     _Deferred("defend", "defend:defend", "Measure defenses on a finished set."),
     _Deferred("shadows", "defend:shadows", "Train the shadow networks that MNTD needs."),
     _Deferred("benchmark", "grid:benchmark", "Run the suite in FILE: attacks, defenses, seeds."),

@@ -37,8 +37,9 @@ SUBFOLDERS: dict[str, dict[str, set[str]]] = {
         "figures": {"results", "config"},
         "run": {"figures", "results", "config"},
         "bench": {"run", "figures", "results", "config"},
+        "audit": {"bench", "run", "figures", "results", "config"},
         "grid": {"bench", "run", "figures", "results", "config"},
-        "report": {"grid", "bench", "run", "figures", "results", "config"},
+        "report": {"audit", "grid", "bench", "run", "figures", "results", "config"},
         "notebook": {"grid", "bench", "run", "figures", "results", "config"},
     },
     "distill": {

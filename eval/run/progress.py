@@ -66,7 +66,7 @@ OnIteration = Callable[[Iteration], None]
 
 @final
 class Phase:
-    """One phase of a run; a context manager."""
+    """One phase of a run; a context manager. resumable: whether a stopped run can continue."""
 
     def __init__(
         self,
@@ -76,9 +76,10 @@ class Phase:
         *,
         silent: bool,
         bar: bool,
+        resumable: bool = True,
         on_iteration: OnIteration | None = None,
     ) -> None:
-        self._on_iteration = on_iteration
+        self._resumable, self._on_iteration = resumable, on_iteration
         self._title, self._total, self._first, self._done = title, total, done, done
         self._silent = silent
         self._started = self._resumed = self._last_line = time.monotonic()
@@ -111,9 +112,9 @@ class Phase:
         if not self._estimated:
             self._estimated = True
             if left > _LONG:
+                how = "Ctrl-C stops the run" + ", --resume continues it" * self._resumable
                 self._note(
-                    f"{self._title}: about {duration(left)} at the first step's speed; "
-                    "Ctrl-C stops the run, --resume continues it"
+                    f"{self._title}: about {duration(left)} at the first step's speed; {how}"
                 )
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
@@ -168,14 +169,18 @@ class Reporter:
             return not self._quiet and sys.stderr.isatty()
         return False
 
-    def phase(self, title: str, total: int, done: int = 0) -> Phase:
-        """Start a phase of ``total`` units, ``done`` of which are done."""
+    def phase(self, title: str, total: int, done: int = 0, *, resumable: bool = True) -> Phase:
+        """Start a phase of ``total`` units, ``done`` of which are done.
+
+        resumable: whether the run can be continued after a stop, which a long one's user is told.
+        """
         return Phase(
             title,
             total,
             done,
             silent=self._quiet,
             bar=self.bars,
+            resumable=resumable,
             on_iteration=self._on_iteration,
         )
 

@@ -1,0 +1,1 @@
+"""The audit of a received set: evidence, calibration, verdict."""
