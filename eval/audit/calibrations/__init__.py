@@ -1,0 +1,1 @@
+"""Calibrations of the audit, each a JSON file."""
