@@ -55,7 +55,7 @@ class NetworkKind:
     def __call__(self, image_shape: Shape, classes: int) -> nn.Module:
         """A network from normalised images ``(N, C, H, W)`` to logits ``(N, classes)``.
 
-        Its weights are drawn from torch's generator: whoever calls seeds it, or not.
+        Its weights are drawn from torch's generator: the caller seeds it where that matters.
         """
         return plain_network(self.spec, image_shape, classes)
 

@@ -82,7 +82,7 @@ def as_parquet(experiments: Sequence[Experiment], comparisons: Sequence[Comparis
     Errors: ``RequestError`` where pandas or pyarrow is not installed.
     """
     try:
-        import pyarrow  # noqa: F401 (pandas needs it to write, and would say so less clearly)
+        import pyarrow  # noqa: F401 (pandas needs it to write; its own message is less clear)
         from pandas import DataFrame
     except ImportError as error:
         raise RequestError(

@@ -123,7 +123,7 @@ class Phase:
             _write_line(f"{self._title}: {done}/{self._total}, about {duration(left)} left")
 
     def logged(self, run: Path, number: int, values: Mapping[str, float | None]) -> None:
-        """Pass what iteration ``number`` of ``run`` logged to whoever listens."""
+        """Pass what iteration ``number`` of ``run`` logged to the callback."""
         if self._on_iteration is not None:
             self._on_iteration(Iteration(run=run, phase=self._title, number=number, values=values))
 
