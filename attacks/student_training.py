@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..distill import weights as flat
 from ..distill.augment import Augmentation, parse_strategy
 from ..distill.backends.unroll import GradientName, StudentStep, unroll
+from ..distill.batch_norm import batch_norm_layers
 from ..distill.engine import PLAIN, Engine
-from ..distill.networks.registry import batch_norm_layers
 from ..distill.types import Batch, Recipe
 from .student_options import StudentOptions
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn import functional
 
+from .batch_norm import batch_norm_layers
 from .captured import Captured, Function
 from .fast_layers import with_fast_layers
 from .notices import warn
@@ -111,8 +112,7 @@ class StaticNetwork:
     @property
     def sees_batches(self) -> bool:
         """Whether an image's answer depends on the others of its batch."""
-        norms = torch.nn.modules.batchnorm._BatchNorm
-        return any(isinstance(layer, norms) for layer in self.module.modules())
+        return bool(batch_norm_layers(self.module))
 
     @property
     def device(self) -> torch.device:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -14,6 +16,11 @@ from .types import Batch
 def laid_out(network: nn.Module) -> Tensor:
     """A copy of the network's parameters, end to end: ``(P,)``, detached."""
     return parameters_to_vector(network.parameters()).detach().clone()
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """``tensors`` end to end, ``(P,)``, attached to them."""
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def count(network: nn.Module) -> int:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...distill.networks.registry import batch_norm_layers
+from ...distill.batch_norm import batch_norm_layers
 from ...distill.training import in_pieces
 from ..base import DefenderView, DefenseOptions, InputScorer
 from ..common.held_out import images_needed

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from ...distill.networks.registry import batch_norm_layers
+from ...distill.batch_norm import batch_norm_layers
 from ...distill.training import augmenter, drop_epoch, sgd
 from ..base import DefenderView, DefenseOptions, Trainer
 

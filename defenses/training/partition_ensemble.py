@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...distill.batch_norm import batch_norm_layers
 from ...distill.networks.makers import NetworkMaker
-from ...distill.networks.registry import batch_norm_layers
 from ...distill.preprocessing import Preprocessing
 from ...distill.training import augmenter
 from ...distill.types import Batch, RunError

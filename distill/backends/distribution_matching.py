@@ -11,16 +11,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..augment import Augmentation, Transform, parse_strategy
+from ..batch_norm import batch_norm_layers
 from ..core.backend import Backend, BackendOptions
 from ..core.run import Run
 from ..core.task import Start
 from ..engine import StaticNetwork
 from ..networks.makers import embed
-from ..networks.registry import batch_norm_layers
 from ..slopes import micro_batch
 from ..training import in_full_pieces
 from ..types import Batch, Recipe
-from .matching import mean_distance
+from .matching import attached, mean_distance
 
 
 class DistributionMatchingOptions(BackendOptions):
@@ -120,8 +120,7 @@ def _at_once(static: StaticNetwork, pairs: list[tuple[Tensor, Tensor]]) -> Tenso
     sizes = tuple((len(real), len(fake)) for real, fake in pairs)
     matched = static.captured(("means", sizes), partial(_match_means, static, sizes))
     value, slope = matched(real, fake)
-    # The value is the distance, the gradient at the images is its slope.
-    return value + ((fake - fake.detach()) * slope).sum()
+    return attached(value, fake, slope)
 
 
 def _match_means(

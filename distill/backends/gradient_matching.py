@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..augment import Augmentation, parse_strategy
+from ..batch_norm import batch_norm_layers
 from ..captured import side_by_side
 from ..core.backend import Backend, BackendOptions
 from ..core.run import Run
 from ..core.task import Start
 from ..engine import StaticNetwork
-from ..networks.registry import batch_norm_layers
 from ..slopes import even_pieces, mean_slopes, micro_batch
 from ..trainer import training
 from ..training import train_epoch
 from ..types import Batch, Recipe
-from .matching import DISTANCES, Gradients
+from .matching import DISTANCES, Gradients, attached
 
 Distance = Callable[[Gradients, Gradients], Tensor]
 
@@ -192,11 +192,11 @@ def _together(
     """
     sides = [_joined([pair[side] for pair in pairs]) for side in (0, 1)]
     sizes = tuple((len(real), len(fake)) for real, fake in pairs)
-    matched = static.captured(("match", sizes), partial(_match, static, sizes, distance))
+    name = ("match", sizes, distance)
+    matched = static.captured(name, partial(_match, static, sizes, distance))
     (real, truth), (fake, labels) = sides
     value, slope = matched(real, truth, fake, labels)
-    # The value is the distance, the gradient at the images is its slope.
-    return value + ((fake - fake.detach()) * slope).sum()
+    return attached(value, fake, slope)
 
 
 def _joined(batches: list[Batch]) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..weights import joined
+
 # Keeps the cosine of an all-zero gradient row finite; the published value.
 _EPSILON = 1e-6
 
@@ -40,7 +42,7 @@ def squared_error(synthetic: Gradients, real: Gradients) -> Tensor:
 
 def global_cosine(synthetic: Gradients, real: Gradients) -> Tensor:
     """1 − cosine of all gradients laid end to end. Returns a scalar."""
-    return 1 - _cosine(_laid_out(synthetic), _laid_out(real))
+    return 1 - _cosine(joined(synthetic), joined(real))
 
 
 def mean_distance(synthetic: Tensor, real: Tensor) -> Tensor:
@@ -67,8 +69,12 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return cosine
 
 
-def _laid_out(gradients: Gradients) -> Tensor:
-    return torch.cat([gradient.flatten() for gradient in gradients])
+def attached(value: Tensor, at: Tensor, slope: Tensor) -> Tensor:
+    """A scalar that is ``value``, and whose gradient at ``at`` is ``slope``, of the same shape.
+
+    For a function that was differentiated already: no graph of it has to be kept.
+    """
+    return value + ((at - at.detach()) * slope).sum()
 
 
 DISTANCES: Mapping[str, Callable[[Gradients, Gradients], Tensor]] = {

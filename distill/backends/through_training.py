@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import weights as flat
+from ..batch_norm import batch_norm_layers
 from ..core.backend import Backend, BackendOptions
 from ..core.run import Run
 from ..core.task import Task
 from ..engine import Engine
-from ..networks.registry import batch_norm_layers
 from ..slopes import micro_batch
 from ..types import Batch, Recipe, RequestError, Step
+from .matching import attached
 from .unroll import StudentStep, unroll, value_and_slope
 
 _BETAS = (0.5, 0.999)
@@ -165,5 +166,4 @@ def _loss(network: nn.Module, weights: Tensor, real: Batch, engine: Engine) -> T
         batch, share = Batch(images=images, labels=labels), len(labels) / len(real)
         piece, found = value_and_slope(network, static, now, batch)
         total, slope = total + share * piece.detach(), slope + share * found
-    # The value is the loss, the gradient at the weights is its slope: no graph is kept for it.
-    return total + (weights - weights.detach()) @ slope
+    return attached(total, weights, slope)

@@ -174,11 +174,7 @@ def _first(
     flat.write(static.module, now)
     loss = functional.cross_entropy(static.first_order(images), labels)
     slopes = torch.autograd.grad(loss, static.weights)
-    return loss.detach(), _laid_out(slopes)
-
-
-def _laid_out(gradients: Sequence[Tensor]) -> Tensor:
-    return torch.cat([gradient.reshape(-1) for gradient in gradients])
+    return loss.detach(), flat.joined(slopes)
 
 
 def _second(
@@ -190,13 +186,13 @@ def _second(
     if static.sees_batches or seen.is_cuda:  # along a direction was measured on CPUs only
         loss = functional.cross_entropy(static.module(seen), labels)
         slopes = torch.autograd.grad(loss, static.weights, create_graph=True)
-        value = _laid_out(slopes) @ adjoint
+        value = flat.joined(slopes) @ adjoint
     else:
         pieces = adjoint.split([weight.numel() for weight in static.weights])
         shaped = [piece.view_as(w) for piece, w in zip(pieces, static.weights, strict=True)]
         value = static.along(seen, labels, shaped)
     to_images, *to_weights = torch.autograd.grad(value, (seen, *static.weights))
-    return value.detach(), to_images, _laid_out(to_weights)
+    return value.detach(), to_images, flat.joined(to_weights)
 
 
 class _Recomputed(torch.autograd.Function):

@@ -214,10 +214,3 @@ def penultimate_linear(network: nn.Module) -> nn.Linear | None:
     # Stack.linear ends a trunk so: the layer, then its activation.
     layer = network.trunk[-2] if len(network.trunk) > 1 else None
     return layer if isinstance(layer, nn.Linear) else None
-
-
-def batch_norm_layers(network: nn.Module) -> list[nn.Module]:
-    """The layers of ``network`` that keep running statistics of batches, in forward order."""
-    return [
-        layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    ]

@@ -15,11 +15,12 @@ from distillsec.attacks import DataInfo, Unrolled
 from distillsec.attacks.student_training import as_tested
 from distillsec.attacks.unrolled import UnrolledOptions, with_gradient
 from distillsec.distill import weights as flat
+from distillsec.distill.batch_norm import batch_norm_layers
 from distillsec.distill.core.hooks import Moment
 from distillsec.distill.core.run import Run
 from distillsec.distill.core.task import Task
 from distillsec.distill.networks.makers import NetworkMaker
-from distillsec.distill.networks.registry import NetworkSpec, batch_norm_layers
+from distillsec.distill.networks.registry import NetworkSpec
 from distillsec.distill.networks.variants import maker_of, variant_of
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import Batch, RequestError

@@ -26,8 +26,9 @@ from distillsec.defenses.inputs.sentinet import saliency, salient, upper_parabol
 from distillsec.defenses.inputs.shrinkpad import places, shrink_and_pad, shrinkage
 from distillsec.defenses.inputs.strip import StripOptions, entropy, mean_entropy
 from distillsec.defenses.inputs.teco import onset
+from distillsec.distill.batch_norm import batch_norm_layers
 from distillsec.distill.networks.makers import NetworkMaker
-from distillsec.distill.networks.registry import Network, NetworkSpec, batch_norm_layers
+from distillsec.distill.networks.registry import Network, NetworkSpec
 from distillsec.distill.preprocessing import Preprocessing
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from distillsec.distill.augment import Augmentation, Transform
 from distillsec.distill.backends.distribution_matching import DM, DistributionMatchingOptions
+from distillsec.distill.batch_norm import batch_norm_layers
 from distillsec.distill.core.backend import Backend
 from distillsec.distill.core.hooks import Hook, Moment
 from distillsec.distill.core.loop import distil
 from distillsec.distill.core.start import start_run
 from distillsec.distill.core.task import Task
-from distillsec.distill.networks.registry import batch_norm_layers
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.types import Batch
 

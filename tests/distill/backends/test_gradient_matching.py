@@ -20,6 +20,7 @@ from distillsec.distill.backends.gradient_matching import (
     SiameseOptions,
     published_loops,
 )
+from distillsec.distill.batch_norm import batch_norm_layers
 from distillsec.distill.core.backend import Backend
 from distillsec.distill.core.loop import distil
 from distillsec.distill.core.real import RealData
@@ -27,7 +28,7 @@ from distillsec.distill.core.run import Observer
 from distillsec.distill.core.start import start_run
 from distillsec.distill.core.task import Task
 from distillsec.distill.data.registry import load_dataset
-from distillsec.distill.networks.registry import NetworkSpec, batch_norm_layers, build_network
+from distillsec.distill.networks.registry import NetworkSpec, build_network
 from distillsec.distill.preprocessing import Preprocessing
 from distillsec.distill.randomness import Streams
 from distillsec.distill.slopes import mean_slopes

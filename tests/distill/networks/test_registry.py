@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from distillsec.distill.batch_norm import batch_norm_layers
 from distillsec.distill.networks.architectures import NETWORKS
 from distillsec.distill.networks.registry import (
     Network,
     NetworkSpec,
     Norm,
     UserNetwork,
-    batch_norm_layers,
     build_network,
     penultimate_linear,
 )
